@@ -1,0 +1,219 @@
+"""Keeps processes running: started in order, restarted when they crash, stopped in reverse order, none left behind."""
+
+import os
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from penstock.embedded.child import Child, Log, is_alive, kill_session, session_members
+from penstock.embedded.errors import EmbeddedError
+from penstock.embedded.service import Report, Service, failure, silent
+from penstock.embedded.state_folder import StateFolder
+
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.2, 30.0  # seconds before a restart; doubled at each crash in a row
+STEADY_SECONDS = 60.0  # a process that ran so long has not crashed "in a row"
+REPORT_SECONDS = 3.0  # between two lines of progress about one service that is not ready yet
+LEFTOVER_SECONDS = 15.0  # what an earlier supervisor's children get to end before they are killed
+
+
+class StopRequested(Exception):
+    """The supervisor was asked to stop while it was still starting."""
+
+
+@dataclass
+class _Supervised:
+    """One service and the process that runs it now. Only the supervisor, under its lock, writes here."""
+
+    service: Service
+    log: Log
+    child: Child | None = None
+    ready: bool = False
+    crashes: int = 0
+    started_at: float = 0.0
+    restart_at: float = field(default=0.0)
+
+
+class Supervisor:
+    """Runs services on one state folder whose lock the caller holds."""
+
+    def __init__(self, folder: StateFolder, report: Report = silent) -> None:
+        self.folder, self._report = folder, report
+        self.addresses: dict[str, str] = {}
+        self._supervised: dict[str, _Supervised] = {}
+        self._lock = threading.RLock()
+        self._stop_requested = threading.Event()
+        self._stopped = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+
+    # Starting
+
+    def start(self, *services: Service) -> None:
+        """Start these together and wait, without a time limit, until all are ready.
+
+        Raises ServiceFailed (or NoDiskSpace) when one of them ends first, StopRequested when `request_stop` was called.
+        """
+        for service in services:
+            self.launch(service)
+        for service in services:
+            self.await_ready(service)
+
+    def launch(self, service: Service) -> None:
+        """Start the process of a service, without waiting for it."""
+        self._raise_if_stopping()
+        supervised = _Supervised(service, Log(self.folder.logs / f"{service.name}.log"))
+        with self._lock:
+            self._spawn(supervised)
+            self._supervised[service.name] = supervised
+        if not self._watcher.is_alive():
+            self._watcher.start()
+
+    def _spawn(self, supervised: _Supervised) -> None:
+        with self.folder.full_disk_named():
+            supervised.service.prepare(self._report)
+        supervised.child = Child(supervised.service.command(), supervised.log)
+        supervised.ready = False
+        supervised.started_at = time.monotonic()
+        self._remember_children(supervised)
+
+    def await_ready(self, service: Service) -> None:
+        """Wait until a launched service serves, telling what it logs meanwhile."""
+        supervised = self._supervised[service.name]
+        report_at = time.monotonic() + REPORT_SECONDS
+        while not service.is_ready():
+            self._raise_if_stopping()
+            assert supervised.child is not None
+            if supervised.child.ended_within(0.03):
+                raise failure(self.folder, service.name, supervised.child.end, supervised.log)
+            if time.monotonic() > report_at:
+                self._report(service.name, " ".join(supervised.log.last_lines(1)) or "starting")
+                report_at += REPORT_SECONDS
+        supervised.ready = True
+        self._report(service.name, "ready")
+
+    def _raise_if_stopping(self) -> None:
+        if self._stop_requested.is_set():
+            raise StopRequested
+
+    # Watching
+
+    def _watch(self) -> None:
+        """Until everything is stopped. This thread outlives every child that it starts (see Child)."""
+        while not self._stopped.wait(0.2):
+            with self._lock:
+                if self._stop_requested.is_set():
+                    continue
+                for supervised in self._supervised.values():
+                    self._attend(supervised)
+
+    def _attend(self, supervised: _Supervised) -> None:
+        """One look at one service that has been ready before: restart it if it is dead and its time has come."""
+        now, name = time.monotonic(), supervised.service.name
+        if supervised.child is None:
+            if now >= supervised.restart_at:
+                self._try_spawn(supervised)
+        elif supervised.child.exit_code is not None:
+            if supervised.ready or supervised.crashes:
+                self._note_crash(supervised, supervised.child.end)
+        elif not supervised.ready and supervised.crashes and supervised.service.is_ready():
+            supervised.ready = True
+            self._report(name, "ready again")
+
+    def _note_crash(self, supervised: _Supervised, how: str) -> None:
+        if supervised.ready and time.monotonic() - supervised.started_at > STEADY_SECONDS:
+            supervised.crashes = 0
+        backoff = min(FIRST_BACKOFF * 2**supervised.crashes, LONGEST_BACKOFF)
+        supervised.crashes += 1
+        supervised.restart_at = time.monotonic() + backoff
+        supervised.ready = False
+        if supervised.child is not None:
+            supervised.child.clean_up()
+            supervised.child = None
+        self._report(supervised.service.name, f"{how}; starting it again in {backoff:.1f} s")
+
+    def _try_spawn(self, supervised: _Supervised) -> None:
+        try:
+            self._spawn(supervised)
+        except (EmbeddedError, OSError) as error:
+            self._note_crash(supervised, str(error))
+
+    # Stopping
+
+    def request_stop(self) -> None:
+        """End waiting and restarting. Safe to call from a signal handler."""
+        self._stop_requested.set()
+
+    def stop(self) -> None:
+        """Stop every process, the last started first, and whatever they left behind."""
+        self.request_stop()
+        with self._lock:
+            for supervised in reversed(self._supervised.values()):
+                if supervised.child is not None:
+                    self._stop_child(supervised.service, supervised.child)
+            self._supervised.clear()
+        self._stopped.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        self.folder.forget_running()
+
+    def _stop_child(self, service: Service, child: Child) -> None:
+        child.send(child.command.stop_signal)
+        if not child.ended_within(service.stop_seconds):
+            self._report(service.name, f"did not end within {service.stop_seconds:.0f} s: killed")
+        child.clean_up()
+        self._report(service.name, "stopped")
+
+    # What a later supervisor needs to know, should this one be killed
+
+    def _remember_children(self, newest: _Supervised) -> None:
+        supervised = {**self._supervised, newest.service.name: newest}
+        self.remember(
+            children=[
+                {"name": name, "pid": one.child.pid, "created": psutil.Process(one.child.pid).create_time()}
+                for name, one in supervised.items()
+                if one.child is not None and is_alive(one.child.pid)
+            ]
+        )
+
+    def remember(self, **facts: Any) -> None:
+        """Add to what `running.json` says about us."""
+        known = self.folder.read_running()
+        self.folder.write_private("running.json", known | {"pid": os.getpid()} | facts)
+
+
+def end_leftovers(folder: StateFolder, report: Report) -> None:
+    """End the children of a supervisor that was killed on this folder, and their descendants.
+
+    On Linux they have been told to end by the kernel already. PostgreSQL is left to its own `prepare`, which never kills it.
+    """
+    children = [child for child in folder.read_running().get("children", []) if child["name"] != "postgres"]
+    children = [child for child in children if child["created"] >= psutil.boot_time()]
+    for child in children:
+        if _is_same_process(child):
+            report(child["name"], f"ending process {child['pid']} of an earlier run")
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(child["pid"]).terminate()
+    deadline = time.monotonic() + LEFTOVER_SECONDS
+    for child in children:
+        while _session_of(child) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if _session_of(child):
+            kill_session(child["pid"])
+    folder.forget_running()
+
+
+def _is_same_process(child: dict[str, Any]) -> bool:
+    try:
+        return bool(psutil.Process(child["pid"]).create_time() == child["created"])
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _session_of(child: dict[str, Any]) -> list[int]:
+    """The living processes of the session that `child` led, unless its id has been given to another process since."""
+    if psutil.pid_exists(child["pid"]) and not _is_same_process(child):
+        return []
+    return [pid for pid in session_members(child["pid"]) if is_alive(pid)]
