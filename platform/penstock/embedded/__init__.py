@@ -1,5 +1,5 @@
-"""The platform's services without Docker and without root: PostgreSQL, Redis and MLflow from pip, under one supervisor."""
+"""PostgreSQL, Redis and MLflow from pip packages, and the platform's own processes, under one supervisor."""
 
-from penstock.embedded.services import EmbeddedServices
+from penstock.embedded.services import EmbeddedServices, External, Ports
 
-__all__ = ["EmbeddedServices"]
+__all__ = ["EmbeddedServices", "External", "Ports"]

@@ -1,7 +1,8 @@
 """Which user a service runs as, and what that user can reach.
 
-PostgreSQL refuses to run as root, and Redis has no business to. When Penstock runs as root its database services run as an
-account that exists on every Unix; none is ever created, and nothing outside the state folder changes its mode.
+PostgreSQL refuses to run as root, and Redis has no business to. When Penstock runs as root its database
+services run as an account that exists on every Unix; none is ever created, and nothing outside the state
+folder changes its mode.
 """
 
 import os
@@ -26,7 +27,7 @@ class Account:
     gid: int
 
     def can(self, test: str, path: Path) -> bool:
-        """Whether this user passes `test -x`, `-r`, ... on `path`: asked of the kernel, so that ACLs count too."""
+        """Whether this user passes `test -x`, `-r`, ... on `path`; the kernel answers, so ACLs count."""
         probe = subprocess.run(
             ["/bin/sh", "-c", 'test "$1" "$2"', "sh", test, str(path)],
             cwd="/",
@@ -41,8 +42,8 @@ class Account:
 def service_account(data_folder: Path) -> Account | None:
     """The user for the services: None (ourselves) unless we are root.
 
-    A data folder that exists stays with its owner, so that a new account on the machine cannot lock us out of it.
-    Raises StateFolderUnusable when the folder is another user's, or no unprivileged account exists.
+    A data folder that exists stays with its owner, so that a new account on the machine cannot lock us out of
+    it. Raises StateFolderUnusable when the folder is another user's, or no unprivileged account exists.
     """
     owner = data_folder.stat().st_uid if data_folder.exists() else None
     if os.geteuid() != 0:
@@ -86,15 +87,15 @@ def require_passage(folder: Path, account: Account | None) -> None:
         if not account.can("-x", parent):
             raise StateFolderUnusable(
                 folder,
-                f"its parent {parent} is closed to the user {account.name}, which the database runs as because we "
-                "are root. Choose a folder elsewhere (for example /var/lib/penstock) with --state-dir or "
-                "PENSTOCK_STATE_DIR, or run Penstock as an ordinary user",
+                f"its parent {parent} is closed to the user {account.name}, whom the database runs as "
+                "since we are root. Choose a folder elsewhere (for example /var/lib/penstock) with "
+                "--state-dir or PENSTOCK_STATE_DIR, or run Penstock as an ordinary user",
             )
     folder.chmod(folder.stat().st_mode | 0o011)
 
 
 def reachable(program: Path, package_root: Path, copy_root: Path, account: Account | None) -> Path:
-    """`program` itself, or its twin in a copy of `package_root` when the account cannot reach it where it is installed.
+    """`program`, or its twin in a copy of `package_root` when the account cannot reach the installed one.
 
     The copy is of hard links where the disk allows (no space), else of files (24 MB for PostgreSQL).
     """
@@ -112,7 +113,7 @@ def reachable(program: Path, package_root: Path, copy_root: Path, account: Accou
 
 
 def _link_or_copy(source: str, target: str) -> str:
-    """A hard link shares its mode with the file outside the state folder, so a file closed to others is copied."""
+    """A hard link shares its mode with the file outside our folder, so a file closed to others is copied."""
     mode = Path(source).stat().st_mode
     if mode & 0o004:
         try:

@@ -1,4 +1,4 @@
-"""One process of the platform: started tied to us, its output kept, stopped together with all its descendants."""
+"""One process of the platform: tied to us, its output kept, stopped with all its descendants."""
 
 import os
 import signal
@@ -29,6 +29,7 @@ class Command:
     arguments: tuple[str, ...]
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    inherits_environment: bool = False  # our own programs do: their settings may stand there
     stdin: bytes = field(default=b"", repr=False)
     account: Account | None = None
     stop_signal: signal.Signals = signal.SIGTERM
@@ -74,8 +75,8 @@ class Log:
 class Child:
     """A running process in a session of its own.
 
-    Must be made by a thread that lives as long as the process should: Linux sends the death signal when the thread that
-    started a process ends.
+    Must be made by a thread that lives as long as the process should: Linux sends the death signal when the
+    thread that started a process ends.
     """
 
     def __init__(self, command: Command, log: Log) -> None:
@@ -83,7 +84,7 @@ class Child:
         self._process = subprocess.Popen(
             command.launched_by(os.getpid()),
             cwd=command.folder,
-            env=dict(command.environment),
+            env={**(os.environ if command.inherits_environment else {}), **command.environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -143,7 +144,7 @@ def run_to_end(command: Command, log: Log) -> int:
 
 
 def session_members(session: int) -> list[int]:
-    """The processes whose session is `session`; by setsid they may have left it (PostgreSQL's do, and end by themselves)."""
+    """The processes of the session. PostgreSQL's have left it, but end when their server does."""
     members = []
     for pid in psutil.pids():
         with suppress(ProcessLookupError, PermissionError):

@@ -80,8 +80,8 @@ class ServiceMissing(EmbeddedError):
     def __init__(self, service: str, package: str, setting: str) -> None:
         self.service, self.package = service, package
         super().__init__(
-            f"{service} needs the package {package}, which is not installed: `pip install 'penstock[embedded]'`, "
-            f"or point {setting} at a server of your own."
+            f"{service} needs the package {package}, which is not installed: "
+            f"`pip install 'penstock[embedded]'`, or point {setting} at a server of your own."
         )
 
 

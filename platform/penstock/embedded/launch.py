@@ -2,8 +2,8 @@
 
 `python -I -S launch.py SUPERVISOR_PID DEATH_SIGNAL UID GID PROGRAM ARGUMENT...`
 
-Standard library alone, because it starts in 10 ms and runs before every service. The order matters: the kernel forgets
-the death signal when a process changes its user, so the user is changed first.
+Standard library alone, because it starts in 10 ms and runs before every service. The order matters: the
+kernel forgets the death signal when a process changes its user, so the user is changed first.
 """
 
 import ctypes

@@ -8,7 +8,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on the port now. SO_REUSEADDR, as servers set it: a closed connection's rest does not count."""
+    """Whether a server could listen on the port now; what is left of closed connections does not count."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -19,7 +19,10 @@ def is_free(port: int) -> bool:
 
 
 def choose(chosen: int | None, remembered: int | None, setting: str) -> int:
-    """The chosen port (raises PortInUse, naming its setting), else last time's where it is free, else any free one."""
+    """The chosen port, else last time's where it is free, else any free one.
+
+    Raises PortInUse, naming the setting, when the chosen one is taken.
+    """
     if chosen:
         if not is_free(chosen):
             raise PortInUse(chosen, setting)

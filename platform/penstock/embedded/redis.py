@@ -13,7 +13,7 @@ from penstock.embedded.state_folder import Secrets, StateFolder
 
 
 class Redis:
-    """The embedded Redis server. `durable=False` leaves writing to the disk to the system: for tests alone."""
+    """The embedded Redis server. `durable=False`, for tests alone, leaves writing to the system."""
 
     name = "redis"
     stop_seconds = 30.0
@@ -28,12 +28,13 @@ class Redis:
         return f"redis://:{self._secrets.redis_password}@{LOOPBACK}:{self.port}/0"
 
     def prepare(self, report: Report) -> None:
-        """Make its folder."""
+        """Make its folder. After a crash the server itself drops what is incomplete in its file."""
+        report(self.name, "starting")
         with self._folder.full_disk_named():
             own_folder(self._folder.redis, self._folder.account)
 
     def command(self) -> Command:
-        """`redis-server` in the foreground. The configuration goes in by stdin: the password is in no file or argument."""
+        """`redis-server` in the foreground, configured by stdin: the password is in no file or argument."""
         return Command(
             program=self._program(),
             arguments=("-",),

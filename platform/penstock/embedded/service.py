@@ -20,7 +20,7 @@ def silent(_service: str, _line: str) -> None:
 
 
 class Service(Protocol):
-    """A process to keep running. The supervisor calls `prepare`, `command`, then `is_ready` until it is true."""
+    """A process to keep running: the supervisor calls `prepare`, `command`, then `is_ready` until true."""
 
     @property
     def name(self) -> str:
@@ -53,7 +53,8 @@ def program_of_package(
 ) -> Path:
     """A program that a pip package ships, at a place where the service's user can run it.
 
-    `program` is relative to the package. Raises ServiceMissing naming the package and the setting that would do without it.
+    `program` is relative to the package. Raises ServiceMissing naming the package and the setting that would
+    do without it.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

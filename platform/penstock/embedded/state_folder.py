@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from penstock.embedded import ports
 from penstock.embedded.accounts import Account, require_passage, service_account
 from penstock.embedded.errors import NoDiskSpace, StateFolderBusy, StateFolderUnusable
 
@@ -26,7 +27,7 @@ MINIMUM_FREE_BYTES = 256 * 2**20  # a new database takes 60 MiB, its write-ahead
 
 
 def default_state_dir() -> Path:
-    """`~/.penstock`; for root `/var/lib/penstock`, since the database's user cannot pass through root's home."""
+    """`~/.penstock`; for root `/var/lib/penstock`, since no other user can pass through root's home."""
     return Path("/var/lib/penstock") if os.geteuid() == 0 else Path.home() / ".penstock"
 
 
@@ -46,6 +47,7 @@ class Secrets:
     penstock_password: str = field(default_factory=_password, repr=False)
     mlflow_password: str = field(default_factory=_password, repr=False)
     redis_password: str = field(default_factory=_password, repr=False)
+    mlflow_passphrase: str = field(default_factory=_password, repr=False)
     webhook_encryption_key: str = field(default_factory=_fernet_key, repr=False)
     session_key: str = field(default_factory=_password, repr=False)
 
@@ -120,16 +122,12 @@ class StateFolder:
             os.close(descriptor)
 
     def secrets(self) -> Secrets:
-        """The secrets, made if this is the first start. Raises StateFolderUnusable when the data outlived them."""
-        path = self.root / "secrets.json"
-        if path.exists():
-            kept: dict[str, str] = json.loads(path.read_text())
-        elif (self.postgres / "data").exists():
+        """The secrets, made at the first start. Raises StateFolderUnusable when the data outlived them."""
+        kept = self._read("secrets.json")
+        if not kept and (self.postgres / "data").exists():
             raise StateFolderUnusable(
                 self.root, "has a database but no secrets.json with its passwords; restore that file"
             )
-        else:
-            kept = {}
         found = Secrets(**{name: kept[name] for name in (f.name for f in fields(Secrets)) if name in kept})
         if asdict(found) != kept:
             self.write_private("secrets.json", asdict(found))
@@ -137,18 +135,29 @@ class StateFolder:
 
     def read_running(self) -> dict[str, Any]:
         """What the running (or the last killed) supervisor wrote about itself; empty when there is none."""
-        try:
-            running: dict[str, Any] = json.loads((self.root / "running.json").read_text())
-        except FileNotFoundError:
-            return {}
-        return running
+        return self._read("running.json")
 
     def forget_running(self) -> None:
         """Say that nothing runs here any more."""
         (self.root / "running.json").unlink(missing_ok=True)
 
+    def port(self, service: str, chosen: int | None, setting: str) -> int:
+        """A service's port: the chosen one, else last time's if free, else any. Raises PortInUse."""
+        known = self._read("ports.json")
+        port = ports.choose(chosen, known.get(service), setting)
+        if known.get(service) != port:
+            self.write_private("ports.json", known | {service: port})
+        return port
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads((self.root / name).read_text())
+        except FileNotFoundError:
+            return {}
+        return content
+
     def write_private(self, name: str, content: dict[str, Any]) -> None:
-        """Replace the file `name` (mode 0600) in one step, so that a crash leaves the old one or the new one."""
+        """Replace the file `name` (mode 0600) in one step: a crash leaves the old one or the new one."""
         partial = self.root / f"{name}.partial"
         with self.full_disk_named():
             descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

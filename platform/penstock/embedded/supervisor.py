@@ -1,4 +1,4 @@
-"""Keeps processes running: started in order, restarted when they crash, stopped in reverse order, none left behind."""
+"""Keeps processes running: started in order, restarted after crashes, stopped in reverse, none left."""
 
 import os
 import threading
@@ -54,7 +54,8 @@ class Supervisor:
     def start(self, *services: Service) -> None:
         """Start these together and wait, without a time limit, until all are ready.
 
-        Raises ServiceFailed (or NoDiskSpace) when one of them ends first, StopRequested when `request_stop` was called.
+        Raises ServiceFailed (or NoDiskSpace) when one of them ends first, StopRequested when `request_stop`
+        was called.
         """
         for service in services:
             self.launch(service)
@@ -110,7 +111,7 @@ class Supervisor:
                     self._attend(supervised)
 
     def _attend(self, supervised: _Supervised) -> None:
-        """One look at one service that has been ready before: restart it if it is dead and its time has come."""
+        """One look at one service: restart it if it has crashed and its time has come."""
         now, name = time.monotonic(), supervised.service.name
         if supervised.child is None:
             if now >= supervised.restart_at:
@@ -187,7 +188,8 @@ class Supervisor:
 def end_leftovers(folder: StateFolder, report: Report) -> None:
     """End the children of a supervisor that was killed on this folder, and their descendants.
 
-    On Linux they have been told to end by the kernel already. PostgreSQL is left to its own `prepare`, which never kills it.
+    On Linux they have been told to end by the kernel already. PostgreSQL is left to its own `prepare`, which
+    never kills it.
     """
     children = [child for child in folder.read_running().get("children", []) if child["name"] != "postgres"]
     children = [child for child in children if child["created"] >= psutil.boot_time()]
@@ -213,7 +215,7 @@ def _is_same_process(child: dict[str, Any]) -> bool:
 
 
 def _session_of(child: dict[str, Any]) -> list[int]:
-    """The living processes of the session that `child` led, unless its id has been given to another process since."""
+    """The living processes of the session that `child` led, unless another process has its id by now."""
     if psutil.pid_exists(child["pid"]) and not _is_same_process(child):
         return []
     return [pid for pid in session_members(child["pid"]) if is_alive(pid)]
