@@ -1,0 +1,1 @@
+"""Worked examples: small real models with exactly measurable answers."""
