@@ -1,0 +1,14 @@
+"""Gated activations of the feed-forward block."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """SwiGLU's gate: `silu(gate) * up` [tokens, width] from `gate_up` [tokens, 2 * width], gate first.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", 2020.
+    """
+    gate, up = torch.chunk(gate_up, 2, dim=-1)
+    return F.silu(gate).mul_(up)

@@ -1,0 +1,72 @@
+"""The engine: token ids in, token ids out. It knows no text, job, database or network.
+
+    from penstock_engine import Engine, EngineConfig, Request, SamplingParams
+
+    engine = Engine.from_folder("path/to/model", EngineConfig(max_running=64))
+    engine.submit(Request("r1", prompt_ids=[1, 2, 3], sampling=SamplingParams(temperature=0, max_tokens=16)))
+    while engine.has_work:
+        for delta in engine.step().deltas:
+            print(delta.token_id)
+
+Reading order, from the data to the device:
+
+    request         what is asked, what is answered, where each generation stands in between
+    batch           one step's state
+    scheduler       who runs in each step; with page_allocator and radix_cache, the whole policy, free of torch
+    engine          submit, abort, step: the parts put together
+    tables          what the forward pass must know of each running generation, as arrays
+    forward_batch   a step as tensors
+    runner          the only part that touches the device
+    kv_pool         the memory behind the pages
+    models/         the architectures, from layers/ (attention, linear, norm, rotary; prepack is applied from outside)
+    sampler         logits to tokens, with philox's noise
+    model_config, loading, sizing, admission, stats, config, errors     what each says
+"""
+
+from penstock_engine.config import EngineConfig
+from penstock_engine.engine import Engine
+from penstock_engine.errors import (
+    AlreadyFinished,
+    EngineError,
+    InvalidConfig,
+    InvalidRequest,
+    InvalidSampling,
+    ModelCorrupt,
+    ModelLoadError,
+    ModelNotFound,
+    ModelUnsupported,
+    PromptTooLong,
+    QueueFull,
+    RequestRefused,
+    RequestTooLarge,
+    StepFailed,
+)
+from penstock_engine.request import FinishReason, Request, RequestFailure, SamplingParams, TokenDelta
+from penstock_engine.stats import EngineStats, StepCounts, StepOutput
+
+__all__ = [
+    "AlreadyFinished",
+    "Engine",
+    "EngineConfig",
+    "EngineError",
+    "EngineStats",
+    "FinishReason",
+    "InvalidConfig",
+    "InvalidRequest",
+    "InvalidSampling",
+    "ModelCorrupt",
+    "ModelLoadError",
+    "ModelNotFound",
+    "ModelUnsupported",
+    "PromptTooLong",
+    "QueueFull",
+    "Request",
+    "RequestFailure",
+    "RequestRefused",
+    "RequestTooLarge",
+    "SamplingParams",
+    "StepCounts",
+    "StepFailed",
+    "StepOutput",
+    "TokenDelta",
+]

@@ -1,0 +1,94 @@
+"""What submit() refuses, and what a request becomes when it does not."""
+
+from dataclasses import dataclass, fields
+from math import isfinite
+
+from penstock_engine.errors import AlreadyFinished, InvalidRequest, InvalidSampling, PromptTooLong, RequestTooLarge
+from penstock_engine.request import CLASS_RANK, Generation, Request, SamplingParams
+
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What this engine can hold; all in tokens but `eos_ids`."""
+
+    vocab_size: int
+    max_model_len: int
+    pool_tokens: int
+    eos_ids: tuple[int, ...]
+
+
+def generation_of(request: Request, limits: Limits, *, arrival: int, drawn_seed: int) -> Generation:
+    """The checked request, ready to wait. Raises RequestRefused."""
+    _check_ids(request, limits)
+    _check_sampling(request.sampling, limits.vocab_size)
+    output = list(request.output_ids[0]) if request.output_ids else []
+    sampling = request.sampling
+    generation = Generation(
+        request=request,
+        choice=0,
+        arrival=arrival,
+        tokens=[*request.prompt_ids, *output],
+        prompt_len=len(request.prompt_ids),
+        limit=_limit(request, limits),
+        stop_ids=frozenset(
+            sampling.stop_token_ids if sampling.ignore_eos else (*sampling.stop_token_ids, *limits.eos_ids)
+        ),
+        seed=drawn_seed if sampling.seed is None else sampling.seed,
+    )
+    if output and (reason := generation.finish_reason_after(output[-1])) is not None:
+        raise AlreadyFinished(request.id, reason)
+    return generation
+
+
+def _limit(request: Request, limits: Limits) -> int:
+    """The length at which the generation ends: what was asked for, cut to the model's context."""
+    prompt, wanted = len(request.prompt_ids), request.sampling.max_tokens
+    if prompt >= limits.max_model_len:
+        raise PromptTooLong(prompt, limits.max_model_len)
+    if wanted is None:
+        limit = min(limits.max_model_len, max(limits.pool_tokens, prompt + 1))
+    else:
+        limit = min(limits.max_model_len, prompt + wanted)
+    # The last token is never run through the model, so it needs no slot.
+    if limit - 1 > limits.pool_tokens:
+        raise RequestTooLarge(limit - 1, limits.pool_tokens)
+    return limit
+
+
+def _check_ids(request: Request, limits: Limits) -> None:
+    if not request.id:
+        raise InvalidRequest("id", "must not be empty")
+    if request.request_class not in CLASS_RANK:
+        raise InvalidRequest("request_class", f"must be one of {', '.join(CLASS_RANK)}")
+    if not request.prompt_ids:
+        raise InvalidRequest("prompt_ids", "must hold at least one token")
+    if len(request.output_ids) > 1:
+        raise InvalidRequest("output_ids", "must hold at most one list: a request has one choice")
+    for field, ids in (("prompt_ids", request.prompt_ids), *(("output_ids", ids) for ids in request.output_ids)):
+        if ids and not 0 <= min(ids) <= max(ids) < limits.vocab_size:
+            raise InvalidRequest(field, f"every token must be from 0 to {limits.vocab_size - 1}")
+
+
+def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
+    for field in fields(sampling):
+        value = getattr(sampling, field.name)
+        if isinstance(value, float) and not isfinite(value):
+            raise InvalidSampling(field.name, "must be a finite number")
+    temperature, seed = sampling.temperature, sampling.seed
+    most, least, logprobs = sampling.max_tokens, sampling.min_tokens, sampling.logprobs
+    stops_known = all(0 <= each < vocab_size for each in sampling.stop_token_ids)
+    rules = (
+        ("temperature", temperature == 0 or 0.001 <= temperature <= 100, "must be 0 (greedy) or 0.001 to 100"),
+        ("top_k", sampling.top_k >= 0, "must be 0 (keep all) or the number of tokens to keep"),
+        ("top_p", 0 < sampling.top_p <= 1, "must be above 0 and at most 1"),
+        ("seed", seed is None or 0 <= seed < 2**64, "must be from 0 to 2**64 - 1, or None"),
+        ("max_tokens", most is None or most >= 1, "must be at least 1, or None"),
+        ("min_tokens", least >= 0 and (most is None or least <= most), "must be from 0 to max_tokens"),
+        ("stop_token_ids", stops_known, f"must be from 0 to {vocab_size - 1}"),
+        ("logprobs", logprobs is None or 0 <= logprobs <= MAX_LOGPROBS, f"must be 0 to {MAX_LOGPROBS}, or None"),
+    )
+    for name, holds, remedy in rules:
+        if not holds:
+            raise InvalidSampling(name, remedy)

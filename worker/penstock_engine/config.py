@@ -1,0 +1,60 @@
+"""How an engine is set up."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from penstock_engine.errors import InvalidConfig
+
+DType = Literal["bfloat16", "float16", "float32", "auto"]
+Policy = Literal["continuous", "static", "request"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits, memory and placement of one engine.
+
+    `token_budget` is the most tokens that one step runs through the model: decoding requests take one each, prefill
+    chunks share the rest. `kv_pages` sets the KV pool in pages of `page_size` tokens; without it `kv_bytes` does;
+    without both a share of free memory, at most what `max_running` full contexts need. `max_model_len` None is the
+    model's own. `threads` None leaves torch's setting. `seed` seeds the seeds drawn for requests that bring none.
+
+    `policy` is when waiting requests are let in: `continuous` at every step, `static` only when a whole batch has
+    ended, `request` one at a time. The last two are there to be measured against.
+    """
+
+    max_running: int = 64
+    max_waiting: int = 4096
+    token_budget: int = 512
+    page_size: int = 16
+    kv_pages: int | None = None
+    kv_bytes: int | None = None
+    max_model_len: int | None = None
+    device: str = "cpu"
+    dtype: DType = "auto"
+    threads: int | None = None
+    prefix_cache: bool = True
+    policy: Policy = "continuous"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("max_running", "max_waiting", "token_budget", "page_size"):
+            _require(getattr(self, field) >= 1, field, "must be at least 1")
+        for field in ("kv_pages", "kv_bytes", "max_model_len", "threads"):
+            value = getattr(self, field)
+            _require(value is None or value >= 1, field, "must be at least 1, or None")
+        _require(
+            self.token_budget >= self.max_running,
+            "token_budget",
+            f"must be at least max_running ({self.max_running}): each running request takes a token per step",
+        )
+        _require(
+            self.dtype in ("bfloat16", "float16", "float32", "auto"),
+            "dtype",
+            "must be bfloat16, float16, float32 or auto",
+        )
+        _require(self.policy in ("continuous", "static", "request"), "policy", "must be continuous, static or request")
+
+
+def _require(holds: bool, field: str, remedy: str) -> None:
+    if not holds:
+        raise InvalidConfig(field, remedy)

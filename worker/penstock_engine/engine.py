@@ -1,0 +1,151 @@
+"""The engine: requests of token ids in, tokens out, one step at a time.
+
+One thread owns an engine. Between steps it may submit and abort; `step` schedules, runs the model and commits.
+"""
+
+import random
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from penstock_engine.admission import Limits, generation_of
+from penstock_engine.batch import ScheduleBatch, StepSamples
+from penstock_engine.config import EngineConfig
+from penstock_engine.errors import InvalidRequest, QueueFull, StepFailed
+from penstock_engine.loading import Progress, load_model, resolve_dtype
+from penstock_engine.model_config import read_model_config
+from penstock_engine.models import CausalLM
+from penstock_engine.page_allocator import PageAllocator
+from penstock_engine.radix_cache import NoCache, PrefixCache, RadixCache
+from penstock_engine.request import Request
+from penstock_engine.runner import ModelRunner
+from penstock_engine.scheduler import Scheduler
+from penstock_engine.sizing import KVShape, make_pool, pool_pages
+from penstock_engine.stats import EngineStats, StepCounts, StepOutput
+from penstock_engine.tables import RowTables
+
+
+class Engine:
+    """Iteration-level continuous batching of one model on one device."""
+
+    def __init__(self, model: CausalLM, config: EngineConfig, *, dtype: torch.dtype, max_model_len: int) -> None:
+        device = torch.device(config.device)
+        shape = KVShape.of(model.config, config.page_size, dtype)
+        pages = pool_pages(config, shape, max_model_len, device)
+        self.config = config
+        self.max_model_len = max_model_len
+        self._limits = Limits(
+            vocab_size=model.config.vocab_size,
+            max_model_len=max_model_len,
+            pool_tokens=pages * config.page_size,
+            eos_ids=model.config.eos_ids,
+        )
+        tables = RowTables(config.max_running, -(-max_model_len // config.page_size), config.page_size)
+        cache: PrefixCache = RadixCache(config.page_size) if config.prefix_cache else NoCache()
+        self._allocator = PageAllocator(pages)
+        self._cache = cache
+        self._scheduler = Scheduler(
+            max_running=config.max_running,
+            token_budget=config.token_budget,
+            policy=config.policy,
+            allocator=self._allocator,
+            cache=cache,
+            tables=tables,
+        )
+        self._runner = ModelRunner(model, make_pool(shape, pages, device), tables, device, dtype)
+        self._seeds = random.Random(config.seed)
+        self._live: set[str] = set()
+        self._arrivals = 0
+        self._steps = 0
+        self._generated = 0
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, config: EngineConfig | None = None, progress: Progress | None = None
+    ) -> Self:
+        """Load a Hugging Face folder (config.json, safetensors). Raises ModelLoadError, InvalidConfig.
+
+        `progress` is called with (stage, done, total) while weights load.
+        """
+        folder, config = Path(folder), config or EngineConfig()
+        model_config = read_model_config(folder)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        dtype = resolve_dtype(config.dtype, model_config, folder)
+        length = min(config.max_model_len or model_config.max_positions, model_config.max_positions)
+        device = torch.device(config.device)
+        model = load_model(folder, model_config, positions=length, dtype=dtype, device=device, progress=progress)
+        return cls(model, config, dtype=dtype, max_model_len=length)
+
+    def submit(self, request: Request) -> None:
+        """Let `request` wait its turn. Raises RequestRefused, keeping nothing of it."""
+        if request.id in self._live:
+            raise InvalidRequest("id", f"{request.id!r} is in flight already; ids are unique among live requests")
+        if len(self._scheduler.waiting) >= self.config.max_waiting:
+            raise QueueFull(self.config.max_waiting)
+        seed = self._seeds.getrandbits(64)
+        generation = generation_of(request, self._limits, arrival=self._arrivals, drawn_seed=seed)
+        self._arrivals += 1
+        self._live.add(request.id)
+        self._scheduler.submit(generation)
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request at once and free its pages; nothing more is said of it. False if it is not in flight."""
+        self._live.discard(request_id)
+        return self._scheduler.abort(request_id)
+
+    def step(self) -> StepOutput:
+        """Run one step. Raises StepFailed, having committed nothing of it."""
+        batch = self._scheduler.schedule()
+        if batch.generations:
+            self._steps += 1
+            samples = self._run(batch)
+            self._scheduler.commit(batch, samples)
+            self._runner.scrub(batch.dirty_pages)
+        return self._report(batch)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._live)
+
+    @property
+    def free_slots(self) -> int:
+        """How many more requests could start now; claiming more than that would leave them waiting here."""
+        return self._scheduler.free_slots
+
+    def stats(self) -> EngineStats:
+        scheduler, free, cached = self._scheduler, self._allocator.free_count, self._cache.evictable_count
+        return EngineStats(
+            steps=self._steps,
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            pages_total=self._allocator.total,
+            pages_free=free,
+            pages_cached=cached,
+            pages_in_use=self._allocator.total - free - cached,
+            tokens_generated=self._generated,
+            tokens_computed=scheduler.computed_tokens,
+            tokens_cached=scheduler.cached_tokens,
+            preemptions=scheduler.preemptions,
+        )
+
+    def _run(self, batch: ScheduleBatch) -> StepSamples:
+        try:
+            return self._runner.run(batch)
+        except Exception as cause:
+            raise StepFailed(self._steps, batch.request_ids, cause) from cause
+
+    def _report(self, batch: ScheduleBatch) -> StepOutput:
+        self._generated += len(batch.deltas)
+        self._live.difference_update(delta.request_id for delta in batch.deltas if delta.finish_reason)
+        self._live.difference_update(failure.request_id for failure in batch.failures)
+        counts = StepCounts(
+            requests=len(batch.generations),
+            tokens=sum(batch.extend_lens),
+            decoding=batch.extend_lens.count(1),
+            preempted=batch.preempted,
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+        )
+        return StepOutput(self._steps, batch.deltas, batch.failures, counts)

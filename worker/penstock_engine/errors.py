@@ -1,0 +1,165 @@
+"""What can go wrong in the engine, as types.
+
+    EngineError
+    ├── InvalidConfig                   an EngineConfig field cannot be
+    ├── ModelLoadError                  the folder cannot be served
+    │   ├── ModelNotFound               a file or the folder is missing
+    │   ├── ModelCorrupt                a file is there but is not what it should be
+    │   └── ModelUnsupported            well formed, but this engine does not run it
+    ├── RequestRefused                  submit() said no; nothing was kept
+    │   ├── InvalidRequest              a field other than sampling is wrong
+    │   ├── InvalidSampling             a sampling parameter is out of range
+    │   ├── PromptTooLong               the prompt leaves no position to generate
+    │   ├── RequestTooLarge             prompt and answer could never fit the KV pool, even alone
+    │   ├── QueueFull                   try again later, or elsewhere
+    │   └── AlreadyFinished             the tokens to resume from already end the generation
+    ├── StepFailed                      the forward pass raised; names the requests that were in the batch
+    └── OutOfPages                      more pages were taken than are free: a broken invariant, never load
+
+Each class has a stable `code`; each message names what is at fault and what would be right.
+"""
+
+from pathlib import Path
+from typing import ClassVar
+
+
+class EngineError(Exception):
+    """Root of the tree."""
+
+    code: ClassVar[str] = "engine_error"
+
+
+class InvalidConfig(EngineError):
+    """An engine setting is out of range."""
+
+    code = "invalid_engine_config"
+
+    def __init__(self, field: str, remedy: str) -> None:
+        self.field = field
+        super().__init__(f"engine setting {field!r}: {remedy}")
+
+
+class ModelLoadError(EngineError):
+    """A model folder cannot be served; `path` is the file or folder at fault."""
+
+    code = "model_load_error"
+
+    def __init__(self, path: Path, problem: str, remedy: str) -> None:
+        self.path, self.problem, self.remedy = path, problem, remedy
+        super().__init__(f"{path}: {problem}; {remedy}")
+
+
+class ModelNotFound(ModelLoadError):
+    """The folder, or a file that it must hold, is missing."""
+
+    code = "model_not_found"
+
+
+class ModelCorrupt(ModelLoadError):
+    """A file is unreadable, cut short, or disagrees with config.json."""
+
+    code = "model_corrupt"
+
+
+class ModelUnsupported(ModelLoadError):
+    """The folder is well formed, but asks for something that this engine does not run."""
+
+    code = "model_unsupported"
+
+
+class RequestRefused(EngineError):
+    """submit() refused the request and kept nothing of it."""
+
+    code = "request_refused"
+
+
+class InvalidRequest(RequestRefused):
+    """A field of the request other than its sampling parameters is wrong."""
+
+    code = "invalid_request"
+
+    def __init__(self, field: str, remedy: str) -> None:
+        self.field = field
+        super().__init__(f"request field {field!r}: {remedy}")
+
+
+class InvalidSampling(RequestRefused):
+    """A sampling parameter is out of range."""
+
+    code = "invalid_sampling"
+
+    def __init__(self, field: str, remedy: str) -> None:
+        self.field = field
+        super().__init__(f"sampling parameter {field!r}: {remedy}")
+
+
+class PromptTooLong(RequestRefused):
+    """The prompt fills, or overfills, the model's context."""
+
+    code = "prompt_too_long"
+
+    def __init__(self, prompt_tokens: int, max_model_len: int) -> None:
+        self.prompt_tokens, self.max_model_len = prompt_tokens, max_model_len
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens; this engine's context is {max_model_len} tokens, "
+            f"so a prompt may have at most {max_model_len - 1}"
+        )
+
+
+class RequestTooLarge(RequestRefused):
+    """Prompt and answer together need more KV pages than the whole pool has."""
+
+    code = "request_too_large"
+
+    def __init__(self, needed_tokens: int, pool_tokens: int) -> None:
+        self.needed_tokens, self.pool_tokens = needed_tokens, pool_tokens
+        super().__init__(
+            f"prompt and max_tokens need {needed_tokens} KV slots; the whole pool has {pool_tokens}: "
+            "ask for fewer max_tokens, or give the engine more kv_bytes"
+        )
+
+
+class QueueFull(RequestRefused):
+    """The waiting queue is at its bound."""
+
+    code = "queue_full"
+
+    def __init__(self, max_waiting: int) -> None:
+        self.max_waiting = max_waiting
+        super().__init__(f"{max_waiting} requests wait already, which is the most this engine keeps; retry later")
+
+
+class AlreadyFinished(RequestRefused):
+    """The tokens given to resume from already end the generation; `finish_reason` says how."""
+
+    code = "already_finished"
+
+    def __init__(self, request_id: str, finish_reason: str) -> None:
+        self.request_id, self.finish_reason = request_id, finish_reason
+        super().__init__(f"request {request_id!r} has nothing left to generate: its output ended by {finish_reason!r}")
+
+
+class StepFailed(EngineError):
+    """The forward pass raised.
+
+    Nothing of the step was committed: every request stands where it stood before it, so the caller may abort
+    suspects and step again. `request_ids` are those that were in the batch.
+    """
+
+    code = "step_failed"
+
+    def __init__(self, step: int, request_ids: tuple[str, ...], cause: Exception) -> None:
+        self.step, self.request_ids, self.cause = step, request_ids, cause
+        super().__init__(
+            f"step {step} failed with {type(cause).__name__}: {cause} (in the batch: {', '.join(request_ids)})"
+        )
+
+
+class OutOfPages(EngineError):
+    """More pages were asked of the allocator than are free: its callers must look before they take."""
+
+    code = "out_of_pages"
+
+    def __init__(self, wanted: int, free: int) -> None:
+        self.wanted, self.free = wanted, free
+        super().__init__(f"{wanted} pages wanted, {free} free")

@@ -1,0 +1,137 @@
+"""Attention over the paged pool, for a batch that mixes prefill chunks and decoding.
+
+K and V are always read back from the pool, in prefill too: a token that was computed, found in the prefix cache or
+resumed after a crash goes through the same numbers.
+
+The batch is ragged in two directions, queries and context. `plan_attention` packs it, once per step, into a few
+rectangles of runs of like size (each padded to less than twice its work); every layer then does one gather and one
+product per rectangle, without a Python loop over requests.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from penstock_engine.kv_pool import KVPool
+from penstock_engine.tables import RowTables
+
+FOLD_AT_MOST = 16  # queries; beyond, a mask per query head of a group would outweigh what folding saves
+
+
+@dataclass(slots=True)
+class Rectangle:
+    """`runs` runs of at most `queries` query tokens against at most `pages.numel() / runs` pages of context."""
+
+    runs: int
+    queries: int
+    tokens: Tensor | None  # [runs * queries], index of each query in the batch, padded by repeating; None: all in order
+    pages: Tensor  # [runs * pages_per_run], padded with the null page
+    mask: Tensor  # [runs, 1, queries, slots], 0 where a query may look and -inf elsewhere
+
+
+@dataclass(slots=True)
+class AttentionPlan:
+    rectangles: list[Rectangle]
+
+
+def plan_attention(
+    rows: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    lens: NDArray[np.int64],
+    tables: RowTables,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> AttentionPlan:
+    """Pack runs (row, first position, length) into rectangles by powers of two of length and of context pages."""
+    offsets = np.cumsum(lens) - lens
+    page_counts = -(-(starts + lens) // tables.page_size)
+    shapes = _power(lens) * 64 + _power(page_counts)
+    rectangles = []
+    for shape in np.unique(shapes):
+        members = np.flatnonzero(shapes == shape)
+        alone = len(members) == len(rows)
+        pages = tables.pages[rows[members], : page_counts[members].max()]
+        rectangles.append(
+            _rectangle(offsets[members], starts[members], lens[members], pages, tables.page_size, alone, device, dtype)
+        )
+    return AttentionPlan(rectangles)
+
+
+def _power(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Exponent of the power of two that is at least `counts`."""
+    return np.ceil(np.log2(counts)).astype(np.int64)
+
+
+def _rectangle(
+    offsets: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    lens: NDArray[np.int64],
+    pages: NDArray[np.int32],
+    page_size: int,
+    alone: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Rectangle:
+    queries = int(lens.max())
+    # A run shorter than its rectangle repeats its last query, whose answer is then written twice, alike.
+    steps = np.minimum(np.arange(queries), lens[:, None] - 1)
+    tokens = offsets[:, None] + steps
+    visible = np.arange(pages.shape[1] * page_size) <= (starts[:, None] + steps)[:, :, None]
+    mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(torch.from_numpy(~visible), -torch.inf)
+    in_order = alone and bool((lens == queries).all())
+    return Rectangle(
+        runs=len(lens),
+        queries=queries,
+        tokens=None if in_order else torch.from_numpy(tokens.ravel()).to(device),
+        pages=torch.from_numpy(pages.ravel()).to(device),
+        mask=mask.unsqueeze(1).to(device),
+    )
+
+
+def paged_attention(q: Tensor, pool: KVPool, layer: int, plan: AttentionPlan, *, kv_heads: int, scale: float) -> Tensor:
+    """Attend `q` [tokens, heads, head_dim] to what the pool holds of each token's past, itself included.
+
+    Returns [tokens, heads * head_dim]. Query heads are grouped: heads / kv_heads of them share a K/V head.
+    """
+    out: Tensor | None = None
+    for rectangle in plan.rectangles:
+        part = _attend(q, pool.pages(layer), rectangle, kv_heads, scale)
+        if rectangle.tokens is None:
+            return part
+        out = torch.empty_like(q).flatten(1) if out is None else out
+        out.index_copy_(0, rectangle.tokens, part)
+    assert out is not None  # a batch has at least one token
+    return out
+
+
+def _attend(q: Tensor, pages: Tensor, rectangle: Rectangle, kv_heads: int, scale: float) -> Tensor:
+    """One rectangle: [runs * queries, heads * head_dim]."""
+    runs, queries, head_dim = rectangle.runs, rectangle.queries, q.shape[-1]
+    kv = pages.index_select(0, rectangle.pages).view(runs, -1, 2 * kv_heads, head_dim).transpose(1, 2)
+    k, v = kv[:, :kv_heads], kv[:, kv_heads:]  # [runs, kv_heads, slots, head_dim]
+    chosen = q if rectangle.tokens is None else q.index_select(0, rectangle.tokens)
+    grouped = chosen.view(runs, queries, kv_heads, -1, head_dim)
+    groups = grouped.shape[3]
+    if queries == 1 or groups == 1:
+        out = _folded(grouped, k, v, rectangle.mask, scale)
+    elif queries <= FOLD_AT_MOST:
+        out = _folded(grouped, k, v, rectangle.mask.repeat_interleave(groups, dim=2), scale)
+    else:
+        each = [_folded(grouped[:, :, :, g : g + 1], k, v, rectangle.mask, scale) for g in range(groups)]
+        out = torch.cat(each, dim=3)
+    return out.reshape(runs * queries, -1)
+
+
+def _folded(grouped: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """The query heads of a group as more queries of their K/V head, so that K and V are read once for all.
+
+    `grouped` and the answer are [runs, queries, kv_heads, groups, head_dim].
+    """
+    runs, queries, kv_heads, groups, head_dim = grouped.shape
+    folded = grouped.transpose(1, 2).reshape(runs, kv_heads, queries * groups, head_dim)
+    out = F.scaled_dot_product_attention(folded, k, v, mask, scale=scale)
+    return out.view(runs, kv_heads, queries, groups, head_dim).transpose(1, 2)

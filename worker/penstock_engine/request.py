@@ -1,0 +1,125 @@
+"""What the engine is asked, what it answers, and where each generation stands in between.
+
+A `Request` is the caller's and never changes. A `Generation` is one choice of it on its way through the engine;
+the scheduler alone moves it. A `TokenDelta` is one token's answer.
+
+    tokens:      [ prompt .................. | output ........ ]
+                 0                           prompt_len        len(tokens)
+    in KV pool:  [ cached_len | computed by this run ... ]
+                 0                                       computed_len
+    pages:       [ shared with the tree, locked by `node` | owned by this generation ]
+                 0                                        shared_pages               len(pages)
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from penstock_engine.radix_cache import TreeNode
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+RequestClass = Literal["interactive", "batch", "shadow"]
+CLASS_RANK: dict[str, int] = {"interactive": 0, "batch": 1, "shadow": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose each next token.
+
+    `temperature` 0 is greedy. `top_k` 0 keeps all. `seed` (64 bits) is drawn by the engine when None. `max_tokens`
+    counts the whole output, resumed tokens included; None is as long as the context allows. `logprobs` None
+    computes none, 0 the chosen token's, k > 0 also the k likeliest alternatives'. Log probabilities are the
+    model's own (natural log), before temperature and filters.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One thing to generate.
+
+    `output_ids` holds one list per choice of tokens that were generated already, by this engine or another:
+    generation goes on at the next position, with the noise that the undisturbed run would have used there.
+    `namespace` separates prefix caches: nothing cached under one is ever seen from another.
+    """
+
+    id: str
+    prompt_ids: list[int]
+    sampling: SamplingParams = SamplingParams()
+    output_ids: tuple[list[int], ...] | list[list[int]] = ()
+    namespace: str = ""
+    priority: int = 0
+    request_class: RequestClass = "batch"
+
+
+class TokenDelta(NamedTuple):
+    """One generated token. `position` counts output tokens from 0; `finish_reason` comes with the last one."""
+
+    request_id: str
+    choice: int
+    position: int
+    token_id: int
+    logprob: float | None
+    finish_reason: FinishReason | None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+class RequestFailure(NamedTuple):
+    """A request that ended without a token of its own to say so; its pages are free again."""
+
+    request_id: str
+    choice: int
+    code: str
+    message: str
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """One choice of one request. Written by the scheduler, except where a comment names another."""
+
+    request: Request
+    choice: int
+    arrival: int  # order of submission, kept through preemption
+    tokens: list[int]  # prompt, then output
+    prompt_len: int
+    limit: int  # `tokens` never grows past this length
+    stop_ids: frozenset[int]
+    seed: int
+    row: int = -1  # index into the batch's per-row tables while running
+    computed_len: int = 0  # tokens whose K and V are in the pool
+    cached_len: int = 0  # of these, found in the prefix cache at the last admission
+    pages: list[int] = field(default_factory=list)
+    shared_pages: int = 0  # leading pages that belong to the tree
+    node: "TreeNode | None" = None  # what this generation has locked
+    copy_from: "TreeNode | None" = None  # locked until its first page's shared part is copied to our first own page
+    published: bool = False  # the full pages of this run's prefill are in the tree
+    preemptions: int = 0
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Who goes first: class, then priority (higher first), then age."""
+        return (CLASS_RANK[self.request.request_class], -self.request.priority, self.arrival)
+
+    @property
+    def remaining_len(self) -> int:
+        """Tokens to run through the model before the next one can be sampled; 1 in steady decoding."""
+        return len(self.tokens) - self.computed_len
+
+    @property
+    def output_len(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    def finish_reason_after(self, token: int) -> FinishReason | None:
+        """Whether `token`, just appended, ends the output."""
+        if token in self.stop_ids and self.output_len > self.request.sampling.min_tokens:
+            return "stop"
+        return "length" if len(self.tokens) >= self.limit else None

@@ -1,0 +1,38 @@
+"""The only part that touches the device: a scheduled batch in, chosen tokens out."""
+
+import torch
+
+from penstock_engine.batch import ScheduleBatch, StepSamples
+from penstock_engine.forward_batch import build_forward_batch
+from penstock_engine.kv_pool import KVPool
+from penstock_engine.models import CausalLM
+from penstock_engine.sampler import sample
+from penstock_engine.tables import RowTables
+
+NOTHING_SAMPLED = StepSamples([], [], [], {})
+
+
+class ModelRunner:
+    """Runs the model over the pool."""
+
+    def __init__(
+        self, model: CausalLM, pool: KVPool, tables: RowTables, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._model = model
+        self._pool = pool
+        self._tables = tables
+        self._device = device
+        self._dtype = dtype
+
+    @torch.inference_mode()
+    def run(self, batch: ScheduleBatch) -> StepSamples:
+        """Run every scheduled token through the model, and choose the next one where a run reaches its end."""
+        self._pool.copy(batch.copies)
+        forward = build_forward_batch(batch, self._tables, self._pool, self._device, self._dtype)
+        logits = self._model(forward)
+        sampled = batch.sampled
+        return sample(logits, sampled, self._tables) if sampled else NOTHING_SAMPLED
+
+    @torch.inference_mode()
+    def scrub(self, pages: list[int]) -> None:
+        self._pool.zero(pages)
