@@ -1,0 +1,88 @@
+"""Tables `deployment` (a model version that workers should host), `hosting` (where it is) and `worker`."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from penstock.db import Base
+
+
+class Deployment(Base):
+    """A registered model version that workers host while it is `active` or `draining`.
+
+    `source` is the folder's absolute path and `manifest` maps each of its files to a SHA-256. `digest` is the
+    manifest's own SHA-256: a model that is deleted in MLflow and registered anew counts its versions from 1 again,
+    and only the digest tells the two apart.
+    """
+
+    __tablename__ = "deployment"
+    __table_args__ = (
+        UniqueConstraint("model_name", "model_version", "digest"),
+        CheckConstraint("state IN ('active', 'draining', 'retired')", name="state"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    model_name: Mapped[str]
+    model_version: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default="active")
+    source: Mapped[str]
+    manifest: Mapped[dict[str, Any]]
+    recipe: Mapped[dict[str, Any]]
+    context_length: Mapped[int]
+    digest: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    first_ready_at: Mapped[datetime | None]
+
+
+class RoutingPolicy(Base):
+    """Which deployment a model's jobs go to.
+
+    `champion_id` is None when the model takes no jobs; `reason` says why, or what is going on. `incoming_id` is the
+    version that MLflow's alias `champion` names while no live worker has it ready yet.
+    """
+
+    __tablename__ = "routing_policy"
+    __table_args__ = (
+        CheckConstraint("(champion_id IS NULL) = (champion_since IS NULL)", name="champion_since_with_champion"),
+    )
+
+    model_name: Mapped[str] = mapped_column(primary_key=True)
+    champion_id: Mapped[str | None] = mapped_column(ForeignKey("deployment.id"))
+    champion_since: Mapped[datetime | None]
+    challenger_id: Mapped[str | None] = mapped_column(ForeignKey("deployment.id"))
+    incoming_id: Mapped[str | None] = mapped_column(ForeignKey("deployment.id"))
+    reason: Mapped[str]
+
+
+class Worker(Base):
+    """A worker process. Its heartbeat counts by the database's clock."""
+
+    __tablename__ = "worker"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    hostname: Mapped[str]
+    pid: Mapped[int]
+    device: Mapped[str]
+    slots: Mapped[int]
+    draining: Mapped[bool] = mapped_column(server_default="false")
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    heartbeat_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_claim_at: Mapped[datetime | None]
+
+
+class Hosting(Base):
+    """One deployment on one worker, and how far it has come."""
+
+    __tablename__ = "hosting"
+    __table_args__ = (CheckConstraint("state IN ('loading', 'ready', 'failed', 'unloading')", name="state"),)
+
+    worker_id: Mapped[str] = mapped_column(ForeignKey("worker.id", ondelete="CASCADE"), primary_key=True)
+    deployment_id: Mapped[str] = mapped_column(ForeignKey("deployment.id", ondelete="CASCADE"), primary_key=True)
+    state: Mapped[str]
+    free_slots: Mapped[int] = mapped_column(server_default="0")
+    progress: Mapped[float] = mapped_column(server_default="0")
+    error: Mapped[str | None]
+    stats: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -1,0 +1,1 @@
+"""Which model version serves a job, and why."""
