@@ -1,0 +1,1 @@
+"""Who asks: tenants, their users, their API keys."""

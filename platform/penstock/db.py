@@ -1,0 +1,78 @@
+"""PostgreSQL: the declarative base, and `Database`, which opens transactions.
+
+Services take a `Session` and never commit; whoever opens the transaction does.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import DateTime, Engine, MetaData, Text, create_engine, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+
+from penstock.settings import Settings
+
+# A frozen process must not keep rows locked: the server ends its transaction.
+_SESSION_OPTIONS = " ".join(
+    f"-c {option}"
+    for option in (
+        "idle_in_transaction_session_timeout=5000",
+        "lock_timeout=5000",
+        "statement_timeout=30000",
+        "timezone=UTC",
+    )
+)
+
+
+class Base(DeclarativeBase):
+    """Every table's base; constraints get predictable names, so that migrations can change them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        str: Text,
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        list[dict[str, Any]]: JSONB,
+        list[str]: ARRAY(Text),
+    }
+
+
+class Database:
+    """A process's door to PostgreSQL."""
+
+    def __init__(self, settings: Settings, *, pool_size: int | None = None) -> None:
+        self.url = settings.database_url.get_secret_value()
+        self.engine: Engine = create_engine(
+            self.url,
+            pool_size=pool_size or settings.database_pool_size,
+            max_overflow=0,
+            pool_timeout=30,
+            pool_pre_ping=True,
+            connect_args={"options": _SESSION_OPTIONS, "connect_timeout": 5, "application_name": "penstock"},
+        )
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session whose work is committed on leaving, or rolled back when an exception leaves it."""
+        with self._sessions.begin() as session:
+            yield session
+
+    def ping(self) -> None:
+        """Raise what the driver raises when PostgreSQL does not answer."""
+        with self.engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self.engine.dispose()

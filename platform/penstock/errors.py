@@ -1,0 +1,192 @@
+"""Every error that Penstock raises on purpose.
+
+PenstockError
+├── SettingsError                 an environment variable is wrong
+├── ServiceUnavailable      503   PostgreSQL, Redis or MLflow does not answer
+├── RequestError                  the caller can mend it
+│   ├── InvalidJson         400   the body is not JSON
+│   ├── ValidationFailed    422   a field is wrong
+│   ├── ContextLengthExceeded 400 prompt and output do not fit the model
+│   ├── Unauthenticated     401   no key, or a wrong one
+│   ├── Forbidden           403   the key lacks a scope
+│   ├── NotFound            404   no such thing for this tenant
+│   │   └── ModelNotFound   404   no such model, version or alias
+│   ├── MethodNotAllowed    405
+│   ├── JobAlreadyFinished  409   a terminal state is final
+│   ├── BodyTooLarge        413
+│   ├── UnsupportedMediaType 415
+│   └── QuotaExceeded       429   the tenant's limit is reached
+├── IllegalTransition             a job state that the table does not allow
+├── LeaseLost                     another holder has the job, or it was finished
+└── ModelFolderInvalid            a model folder is missing, incomplete or altered
+"""
+
+from typing import Any, ClassVar
+
+
+class PenstockError(Exception):
+    """Base of them all.
+
+    `code` is stable and for programs, `status` the HTTP status it leaves with, `field` the place at fault (dotted, as
+    in the request body) and `extra` further members of the problem document.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Something went wrong on our side"
+
+    def __init__(self, message: str, *, field: str | None = None, **extra: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.extra = extra
+
+    def problem(self) -> dict[str, Any]:
+        """The error as an RFC 9457 problem document."""
+        document: dict[str, Any] = {
+            "type": f"https://penstock.dev/errors/{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.message,
+        }
+        if self.field is not None:
+            document["field"] = self.field
+        return document | self.extra
+
+
+class SettingsError(PenstockError):
+    """An environment variable is missing or wrong; the message names it."""
+
+    code = "settings_invalid"
+    title = "The settings are wrong"
+
+
+class ServiceUnavailable(PenstockError):
+    """PostgreSQL, Redis or MLflow does not answer; the message names which."""
+
+    code = "service_unavailable"
+    status = 503
+    title = "A service behind the platform does not answer"
+
+
+class RequestError(PenstockError):
+    """The request can be mended by its sender."""
+
+    code = "invalid_request"
+    status = 400
+    title = "The request is wrong"
+
+
+class InvalidJson(RequestError):
+    """The body is not a JSON object."""
+
+    code = "invalid_json"
+    title = "The body is not JSON"
+
+
+class ValidationFailed(RequestError):
+    """A field is unknown, missing or wrong. `extra["errors"]` lists every one with what would be right."""
+
+    code = "validation_failed"
+    status = 422
+    title = "A field is wrong"
+
+
+class ContextLengthExceeded(RequestError):
+    """Prompt and requested output do not fit the model's context."""
+
+    code = "context_length_exceeded"
+    title = "The prompt does not fit the model"
+
+
+class Unauthenticated(RequestError):
+    """No API key was sent, or none that we know."""
+
+    code = "unauthenticated"
+    status = 401
+    title = "A valid API key is needed"
+
+
+class Forbidden(RequestError):
+    """The key is known but lacks the scope."""
+
+    code = "forbidden"
+    status = 403
+    title = "The key may not do this"
+
+
+class NotFound(RequestError):
+    """Nothing of that id belongs to this tenant."""
+
+    code = "not_found"
+    status = 404
+    title = "Not found"
+
+
+class ModelNotFound(NotFound):
+    """No model of that name, alias or version takes jobs."""
+
+    code = "model_not_found"
+    title = "No such model"
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, but not for this method."""
+
+    code = "method_not_allowed"
+    status = 405
+    title = "Method not allowed"
+
+
+class JobAlreadyFinished(RequestError):
+    """The job's state is final."""
+
+    code = "job_already_finished"
+    status = 409
+    title = "The job has finished"
+
+
+class BodyTooLarge(RequestError):
+    """The body is over the limit."""
+
+    code = "body_too_large"
+    status = 413
+    title = "The body is too large"
+
+
+class UnsupportedMediaType(RequestError):
+    """The body's content type is not one we read."""
+
+    code = "unsupported_media_type"
+    status = 415
+    title = "The content type is not supported"
+
+
+class QuotaExceeded(RequestError):
+    """The tenant's limit is reached."""
+
+    code = "quota_exceeded"
+    status = 429
+    title = "A limit is reached"
+
+
+class IllegalTransition(PenstockError):
+    """A job was asked to move between states in a way that the table does not allow."""
+
+    code = "illegal_transition"
+    title = "The job cannot change to that state"
+
+
+class LeaseLost(PenstockError):
+    """The writer's fence is no longer the job's: another holder has it, or it has finished."""
+
+    code = "lease_lost"
+    title = "The lease on the job was lost"
+
+
+class ModelFolderInvalid(PenstockError):
+    """A model folder is missing, incomplete or not what was registered; the message names the file."""
+
+    code = "model_folder_invalid"
+    title = "The model folder is not usable"

@@ -1,0 +1,13 @@
+"""Identifiers: a prefix that says what it names, then 26 characters that sort by time of creation."""
+
+import os
+import time
+from typing import Final
+
+_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_id(prefix: str) -> str:
+    """A fresh identifier such as `job_01k9...`: 48 bits of Unix milliseconds, then 80 random ones, in base 32."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    return f"{prefix}_{''.join(_ALPHABET[(value >> shift) & 31] for shift in range(125, -1, -5))}"

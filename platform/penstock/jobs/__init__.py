@@ -1,0 +1,1 @@
+"""The job: its states, its lease, its token journal, its views."""

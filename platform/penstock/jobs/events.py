@@ -1,0 +1,90 @@
+"""Recording what happened to a job: its event, the webhook deliveries that the event causes, and the doorbells.
+
+Everything here runs inside the transaction that changed the job.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
+
+from penstock.jobs.models import Event, Job
+from penstock.jobs.presentation import job_document
+from penstock.webhooks.services import queue_delivery
+
+
+class EventType(StrEnum):
+    """The events of a job. Those of final states are what webhooks get unless they name others."""
+
+    QUEUED = "job.queued"
+    RUNNING = "job.running"
+    REQUEUED = "job.requeued"
+    CANCEL_REQUESTED = "job.cancel_requested"
+    REWOUND = "output.rewound"
+    SUCCEEDED = "job.succeeded"
+    FAILED = "job.failed"
+    CANCELLED = "job.cancelled"
+    EXPIRED = "job.expired"
+
+    @property
+    def final(self) -> bool:
+        return self in _FINAL
+
+
+_FINAL = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED, EventType.EXPIRED})
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """What is to be recorded of a job whose row was just changed (its `last_event` already counts this one)."""
+
+    job: Job
+    type: EventType
+    data: dict[str, Any]
+
+
+def record(session: Session, happenings: list[Happening]) -> None:
+    """Write the events, and a delivery for each that the job's webhook asked for."""
+    if not happenings:
+        return
+    session.execute(
+        insert(Event),
+        [
+            {
+                "job_id": happening.job.id,
+                "number": happening.job.last_event,
+                "tenant_id": happening.job.tenant_id,
+                "type": happening.type.value,
+                "data": happening.data,
+            }
+            for happening in happenings
+        ],
+    )
+    for happening in happenings:
+        if _wanted(happening):
+            assert happening.job.webhook is not None
+            queue_delivery(
+                session,
+                tenant_id=happening.job.tenant_id,
+                job_id=happening.job.id,
+                event_number=happening.job.last_event,
+                url=happening.job.webhook["url"],
+                event_type=happening.type.value,
+                document=job_document(happening.job),
+            )
+
+
+def events_after(session: Session, job_id: str, number: int) -> list[Event]:
+    """The job's events with a number above `number`, in order."""
+    return list(
+        session.scalars(select(Event).where(Event.job_id == job_id, Event.number > number).order_by(Event.number))
+    )
+
+
+def _wanted(happening: Happening) -> bool:
+    webhook = happening.job.webhook
+    if webhook is None:
+        return False
+    return happening.type.value in webhook["events"] if webhook.get("events") else happening.type.final

@@ -1,0 +1,124 @@
+"""One thread in every control and worker process: relays the outbox, rings for what waits, takes lost jobs back.
+
+It sleeps on PostgreSQL's notifications, so a committed message leaves at once, and sweeps every `sweep_seconds` for
+what no notification told. Any number of them may run side by side.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+import psycopg
+from celery import Celery
+from redis import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from penstock.db import Database
+from penstock.errors import LeaseLost
+from penstock.jobs.journal import Journal, JournalEntry
+from penstock.jobs.lease import Held
+from penstock.jobs.models import Job
+from penstock.jobs.reaper import database_uptime_seconds, expire_waiting, reap
+from penstock.jobs.states import JobState
+from penstock.logs import get_logger
+from penstock.outbox.relay import Relay
+from penstock.settings import Settings
+from penstock.webhooks.services import due_deliveries
+
+OUTBOX_CHANNEL: Final = "penstock_outbox"
+_MOST_DEPLOYMENTS: Final = 1000
+_MOST_DELIVERIES: Final = 200
+
+log = get_logger(__name__)
+
+
+class Housekeeper:
+    """Relay, sweeper and reaper over one database and one Redis."""
+
+    def __init__(self, database: Database, redis: Redis, celery: Celery, settings: Settings) -> None:
+        self._database = database
+        self._settings = settings
+        self._relay = Relay(database, redis, celery)
+        self._journal = Journal(redis, "housekeeper")
+        self._last_failure = float("-inf")
+
+    def run(self, stop: threading.Event) -> None:
+        """Keep house until `stop` is set; outages of PostgreSQL or Redis are waited out."""
+        while not stop.is_set():
+            try:
+                self._listen_and_sweep(stop)
+            except (psycopg.Error, DBAPIError, RedisError, OSError) as error:
+                self._last_failure = time.monotonic()
+                log.warning("housekeeping.interrupted", error=type(error).__name__, detail=str(error).split("\n")[0])
+                stop.wait(min(self._settings.sweep_seconds, 1.0))
+
+    def sweep(self) -> None:
+        """One round: what is waiting is rung for, what is lost is taken back, what is late ends."""
+        self._relay.drain()
+        self._each_transaction(self._reap)
+        self._each_transaction(self._expire)
+        with self._database.transaction() as session:
+            self._relay.ring(session, _deployments_with_waiting_jobs(session))
+            for delivery_id in due_deliveries(session, _MOST_DELIVERIES):
+                self._relay.ring_webhook(delivery_id)
+
+    def _listen_and_sweep(self, stop: threading.Event) -> None:
+        address = self._database.url.replace("postgresql+psycopg://", "postgresql://", 1)
+        with psycopg.connect(
+            address, autocommit=True, connect_timeout=5, application_name="penstock-listen"
+        ) as listener:
+            listener.execute(f"LISTEN {OUTBOX_CHANNEL}")
+            next_sweep = 0.0
+            while not stop.is_set():
+                if time.monotonic() >= next_sweep:
+                    self.sweep()
+                    next_sweep = time.monotonic() + self._settings.sweep_seconds
+                elif _notified(listener, max(next_sweep - time.monotonic(), 0.0)):
+                    self._relay.drain()
+
+    def _each_transaction(self, work: Callable[[Session], list[str]]) -> None:
+        """Repeat `work` in transactions of its own until it finds nothing; tell live readers of the jobs it moved."""
+        while True:
+            with self._database.transaction() as session:
+                moved = work(session)
+            if not moved:
+                return
+            self._journal.announce(moved)
+
+    def _reap(self, session: Session) -> list[str]:
+        grace = self._settings.lease_seconds
+        if time.monotonic() - self._last_failure < grace or database_uptime_seconds(session) < grace:
+            return []
+        jobs = reap(session, self._shut_out, max_own_crashes=self._settings.max_own_crashes)
+        for job in jobs:
+            log.warning("lease.reaped", job=job.id, state=job.state, fence=job.fence)
+        return [job.id for job in jobs]
+
+    def _expire(self, session: Session) -> list[str]:
+        return [job.id for job in expire_waiting(session)]
+
+    def _shut_out(self, held: Held) -> Sequence[JournalEntry]:
+        """Open the journal with the next fence, so that the silent holder, should it live, can append no more."""
+        with suppress(LeaseLost):
+            opened = self._journal.open(held.job_id, held.fence + 1)
+            self._journal.close(held.job_id, held.fence + 1, self._settings.journal_linger_seconds)
+            return opened.entries
+        return []
+
+
+def _notified(listener: psycopg.Connection, seconds: float) -> bool:
+    """Wait up to `seconds` for a notification, and take every one that has come."""
+    return any(True for _ in listener.notifies(timeout=seconds, stop_after=1))
+
+
+def _deployments_with_waiting_jobs(session: Session) -> list[str]:
+    return list(
+        session.scalars(
+            select(Job.deployment_id).where(Job.state == JobState.QUEUED).distinct().limit(_MOST_DEPLOYMENTS)
+        )
+    )

@@ -1,0 +1,336 @@
+"""The lease on a job: everything that its holder writes, each write fenced.
+
+A holder may write only while `job.fence` is the number it was given at the claim and the job runs; zero rows raise
+`LeaseLost`. Only the database's clock counts. Nothing here commits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Interval, bindparam, case, cast, func, insert, literal, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from penstock.errors import LeaseLost
+from penstock.jobs.events import EventType, Happening, record
+from penstock.jobs.journal import JournalEntry, pack_entries, unpack_entries
+from penstock.jobs.models import Job, JobJournal, JobRun
+from penstock.jobs.output import assemble_output, count_tokens
+from penstock.jobs.states import JobState, RunOutcome
+from penstock.outbox.services import Topic, post
+from penstock.usage.models import UsageEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that is now ours. `checkpoint` is what PostgreSQL has of its journal from earlier runs."""
+
+    job: Job
+    fence: int
+    checkpoint: list[JournalEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease that a holder believes to have."""
+
+    job_id: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What a holder learns when it renews: whether the job is to be stopped, and how."""
+
+    job_id: str
+    cancel_requested: bool
+    deadline_passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A running job's journal so far, for its checkpoint. `first_token_seconds` counts from the claim."""
+
+    held: Held
+    entries: Sequence[JournalEntry]
+    first_token_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How a job ended. `entries` is its whole journal; the output is assembled from it."""
+
+    state: JobState
+    entries: Sequence[JournalEntry]
+    prompt_tokens: int
+    cached_tokens: int = 0
+    first_token_seconds: float | None = None
+    error: dict[str, Any] | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def claim(session: Session, *, worker_id: str, deployment_id: str, lease_seconds: float) -> Claim | None:
+    """Take the next waiting job of the deployment: class, then priority, then age. None when nothing waits."""
+    next_id = (
+        select(Job.id)
+        .where(
+            Job.deployment_id == deployment_id,
+            Job.state == JobState.QUEUED,
+            or_(Job.deadline.is_(None), Job.deadline > func.now()),
+        )
+        .order_by(Job.job_class, Job.priority.desc(), Job.queued_at, Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    job = session.scalars(
+        update(Job)
+        .where(Job.id == next_id)
+        .values(
+            state=JobState.RUNNING,
+            fence=Job.fence + 1,
+            runs=Job.runs + 1,
+            last_event=Job.last_event + 1,
+            lease_holder=worker_id,
+            lease_expires_at=_from_now(lease_seconds),
+            started_at=func.coalesce(Job.started_at, func.clock_timestamp()),
+        )
+        .returning(Job)
+    ).one_or_none()
+    if job is None:
+        return None
+    checkpoint = load_checkpoint(session, job.id)
+    session.execute(
+        insert(JobRun),
+        {
+            "job_id": job.id,
+            "fence": job.fence,
+            "worker_id": worker_id,
+            "resumed_at_position": len(checkpoint),
+        },
+    )
+    record(session, [Happening(job, EventType.RUNNING, {"run": job.runs, "worker": worker_id})])
+    return Claim(job, job.fence, checkpoint)
+
+
+def renew(session: Session, *, worker_id: str, held: Sequence[Held], lease_seconds: float) -> dict[str, Renewal]:
+    """Renew all of a worker's leases in one statement. A lease that is missing from the answer is lost."""
+    if not held:
+        return {}
+    rows = session.execute(
+        update(Job)
+        .where(*_is_held(held), Job.lease_holder == worker_id)
+        .values(lease_expires_at=_from_now(lease_seconds))
+        .returning(
+            Job.id,
+            Job.cancel_requested_at.is_not(None),
+            func.coalesce(Job.deadline <= func.clock_timestamp(), False),
+        )
+    )
+    return {job_id: Renewal(job_id, cancelled, expired) for job_id, cancelled, expired in rows}
+
+
+def checkpoint(session: Session, progress: Sequence[Progress]) -> None:
+    """Copy running jobs' journals to PostgreSQL. What is no longer held is left alone: its new holder knows better."""
+    live = _lock_held(session, [item.held for item in progress])
+    current = [item for item in progress if item.held.job_id in live]
+    if not current:
+        return
+    _store_journals(session, [(item.held, item.entries) for item in current])
+    started = [item for item in current if item.first_token_seconds is not None]
+    if started:
+        session.connection().execute(
+            update(Job.__table__)  # type: ignore[arg-type]  # a core update: one statement for many rows
+            .where(Job.__table__.c.id == bindparam("held_id"), Job.__table__.c.first_token_at.is_(None))
+            .values(
+                first_token_at=_first_token_at(bindparam("held_id"), bindparam("held_fence"), bindparam("seconds"))
+            ),
+            [
+                {
+                    "held_id": item.held.job_id,
+                    "held_fence": item.held.fence,
+                    "seconds": item.first_token_seconds,
+                }
+                for item in started
+            ],
+        )
+
+
+def finish(session: Session, held: Held, result: Finish) -> Job:
+    """End the job, exactly once: state, output, journal, usage, event and webhooks in this one transaction."""
+    output_tokens = count_tokens(result.entries)
+    job = _move(
+        session,
+        held,
+        result.state,
+        output=assemble_output(result.entries),
+        error=result.error,
+        prompt_tokens=result.prompt_tokens,
+        cached_tokens=result.cached_tokens,
+        output_tokens=output_tokens,
+        finished_at=func.clock_timestamp(),
+        first_token_at=func.coalesce(
+            Job.first_token_at,
+            None
+            if result.first_token_seconds is None
+            else _first_token_at(literal(held.job_id), literal(held.fence), literal(result.first_token_seconds)),
+        ),
+    )
+    _store_journals(session, [(held, result.entries)])
+    _end_run(session, held, RunOutcome.FINISHED, None)
+    _account(session, job, result, output_tokens)
+    record(session, [Happening(job, EventType(f"job.{result.state.value}"), _finish_data(job, result))])
+    return job
+
+
+def hand_back(session: Session, held: Held, outcome: RunOutcome, reason: str, *, max_own_crashes: int) -> Job:
+    """Give an unfinished job back to the queue, where it keeps its age.
+
+    A crash while it ran alone counts as the job's own; after `max_own_crashes` of them it fails with the code
+    `engine_crashed`.
+    """
+    if outcome is RunOutcome.CRASHED_ALONE:
+        crashes = session.scalar(select(Job.own_crashes).where(Job.id == held.job_id)) or 0
+        if crashes + 1 >= max_own_crashes:
+            return _give_up(session, held, reason, crashes + 1)
+    job = _move(
+        session,
+        held,
+        JobState.QUEUED,
+        own_crashes=Job.own_crashes + (1 if outcome is RunOutcome.CRASHED_ALONE else 0),
+    )
+    _end_run(session, held, outcome, reason)
+    record(session, [Happening(job, EventType.REQUEUED, {"reason": reason, "outcome": outcome.value})])
+    post(session, Topic.DOORBELL, {"deployment_id": job.deployment_id})
+    return job
+
+
+def note_rewind(session: Session, held: Held, position: int) -> None:
+    """Record that the journal was lost past `position`: readers hear it explicitly, never as a silent repeat."""
+    job = session.scalars(
+        update(Job).where(*_is_held([held])).values(last_event=Job.last_event + 1).returning(Job)
+    ).one_or_none()
+    if job is None:
+        raise _lost(held)
+    record(session, [Happening(job, EventType.REWOUND, {"position": position})])
+
+
+def load_checkpoint(session: Session, job_id: str) -> list[JournalEntry]:
+    """What PostgreSQL has of the job's journal."""
+    data = session.scalar(select(JobJournal.entries).where(JobJournal.job_id == job_id))
+    return unpack_entries(data) if data is not None else []
+
+
+def _give_up(session: Session, held: Held, reason: str, crashes: int) -> Job:
+    error = {
+        "code": "engine_crashed",
+        "message": f"the engine crashed {crashes} times while this job ran alone: {reason}",
+    }
+    kept = load_checkpoint(session, held.job_id)
+    prompt_tokens = session.scalar(select(Job.prompt_tokens).where(Job.id == held.job_id)) or 0
+    job = finish(session, held, Finish(JobState.FAILED, kept, prompt_tokens, error=error))
+    session.execute(update(Job).where(Job.id == job.id).values(own_crashes=crashes))
+    session.execute(
+        update(JobRun)
+        .where(JobRun.job_id == held.job_id, JobRun.fence == held.fence)
+        .values(outcome=RunOutcome.CRASHED_ALONE, reason=reason)
+    )
+    return job
+
+
+def _move(session: Session, held: Held, state: JobState, **values: Any) -> Job:
+    """The fenced state change: zero rows mean that the lease is lost."""
+    job = session.scalars(
+        update(Job)
+        .where(*_is_held([held]))
+        .values(state=state, lease_holder=None, lease_expires_at=None, last_event=Job.last_event + 1, **values)
+        .returning(Job)
+        .execution_options(populate_existing=True)
+    ).one_or_none()
+    if job is None:
+        raise _lost(held)
+    return job
+
+
+def _is_held(held: Sequence[Held]) -> list[Any]:
+    fences = {item.job_id: item.fence for item in held}
+    return [Job.id.in_(fences), Job.state == JobState.RUNNING, Job.fence == case(fences, value=Job.id)]
+
+
+def _lock_held(session: Session, held: Sequence[Held]) -> set[str]:
+    if not held:
+        return set()
+    return set(
+        session.scalars(select(Job.id).where(*_is_held(held)).order_by(Job.id).with_for_update(skip_locked=True))
+    )
+
+
+def _store_journals(session: Session, journals: Sequence[tuple[Held, Sequence[JournalEntry]]]) -> None:
+    statement = upsert(JobJournal)
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[JobJournal.job_id],
+            set_={name: statement.excluded[name] for name in ("fence", "length", "entries", "updated_at")},
+        ),
+        [
+            {
+                "job_id": held.job_id,
+                "fence": held.fence,
+                "length": len(entries),
+                "entries": pack_entries(entries),
+                "updated_at": func.now(),
+            }
+            for held, entries in journals
+        ],
+    )
+
+
+def _end_run(session: Session, held: Held, outcome: RunOutcome, reason: str | None) -> None:
+    session.execute(
+        update(JobRun)
+        .where(JobRun.job_id == held.job_id, JobRun.fence == held.fence, JobRun.ended_at.is_(None))
+        .values(ended_at=func.clock_timestamp(), outcome=outcome, reason=reason)
+    )
+
+
+def _account(session: Session, job: Job, result: Finish, output_tokens: int) -> None:
+    run_milliseconds = select(
+        func.coalesce(func.sum(func.extract("epoch", JobRun.ended_at - JobRun.started_at)), 0) * 1000
+    ).where(JobRun.job_id == job.id)
+    session.execute(
+        insert(UsageEntry).values(
+            job_id=job.id,
+            tenant_id=job.tenant_id,
+            model_name=job.model_name,
+            model_version=job.model_version,
+            prompt_tokens=result.prompt_tokens,
+            cached_tokens=result.cached_tokens,
+            output_tokens=output_tokens,
+            run_milliseconds=cast(run_milliseconds.scalar_subquery(), UsageEntry.run_milliseconds.type),
+        )
+    )
+
+
+def _finish_data(job: Job, result: Finish) -> dict[str, Any]:
+    data = {"output_tokens": job.output_tokens} | result.data
+    return data | {"error": result.error} if result.error is not None else data
+
+
+def _first_token_at(job_id: Any, fence: Any, seconds: Any) -> Any:
+    run_start = select(JobRun.started_at).where(JobRun.job_id == job_id, JobRun.fence == fence).scalar_subquery()
+    return run_start + cast(func.make_interval(0, 0, 0, 0, 0, 0, seconds), Interval)
+
+
+def _from_now(seconds: float) -> Any:
+    return func.clock_timestamp() + timedelta(seconds=seconds)
+
+
+def _lost(held: Held) -> LeaseLost:
+    return LeaseLost(f"{held.job_id} is no longer held with fence {held.fence}")
+
+
+def expiry_of(session: Session, job_id: str) -> datetime | None:
+    """When the job's lease runs out by the database's clock, or None when nobody holds it."""
+    return session.scalar(select(Job.lease_expires_at).where(Job.id == job_id))

@@ -1,0 +1,136 @@
+"""Tables of the job path: `job`, `job_run`, `job_journal`, `event`."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, SmallInteger, func, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from penstock.db import Base
+from penstock.jobs.states import JobClass, JobState, RunOutcome
+
+
+def _one_of(column: str, values: type[JobState] | type[RunOutcome]) -> str:
+    return f"{column} IN ({', '.join(repr(value.value) for value in values)})"
+
+
+class Job(Base):
+    """Durable work. The row is the truth; every message about it is a doorbell."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", JobState), name="state"),
+        CheckConstraint("job_class BETWEEN 0 AND 2", name="job_class"),
+        CheckConstraint("(state = 'running') = (lease_holder IS NOT NULL)", name="lease_only_while_running"),
+        CheckConstraint("(state IN ('queued', 'running')) = (finished_at IS NULL)", name="finished_at_when_final"),
+        # The order in which waiting jobs are claimed.
+        Index(
+            "ix_job_waiting",
+            "deployment_id",
+            "job_class",
+            text("priority DESC"),
+            "queued_at",
+            "id",
+            postgresql_where=text("state = 'queued'"),
+        ),
+        Index("ix_job_leased", "lease_holder", "lease_expires_at", postgresql_where=text("state = 'running'")),
+        Index("ix_job_deadline", "deadline", postgresql_where=text("state = 'queued' AND deadline IS NOT NULL")),
+        Index("ix_job_tenant", "tenant_id", text("id DESC")),
+        Index("ix_job_tenant_waiting", "tenant_id", postgresql_where=text("state = 'queued'")),
+        Index("ix_job_tags", "tags", postgresql_using="gin"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    kind: Mapped[str] = mapped_column(server_default="generate")
+    state: Mapped[str] = mapped_column(server_default=JobState.QUEUED.value)
+
+    # What was asked
+    model: Mapped[str]
+    input: Mapped[dict[str, Any]]
+    params: Mapped[dict[str, Any]]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    tags: Mapped[list[str]] = mapped_column(server_default="{}")
+    user_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", server_default="{}")
+    webhook: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    retry_of: Mapped[str | None] = mapped_column(ForeignKey("job.id", ondelete="SET NULL"))
+
+    # When and before whom
+    job_class: Mapped[int] = mapped_column(SmallInteger, server_default=str(JobClass.INTERACTIVE.value))
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    deadline: Mapped[datetime | None]
+
+    # Which version serves it, and why
+    deployment_id: Mapped[str] = mapped_column(ForeignKey("deployment.id"))
+    model_name: Mapped[str]
+    model_version: Mapped[str]
+    routing: Mapped[dict[str, Any]]
+
+    # The lease: only the holder with the current fence writes
+    fence: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    lease_holder: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    runs: Mapped[int] = mapped_column(server_default="0")
+    own_crashes: Mapped[int] = mapped_column(server_default="0")
+    last_event: Mapped[int] = mapped_column(server_default="0")
+
+    # Times by the database's clock
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    queued_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    first_token_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    # What came of it
+    prompt_tokens: Mapped[int | None]
+    cached_tokens: Mapped[int] = mapped_column(server_default="0")
+    output_tokens: Mapped[int] = mapped_column(server_default="0")
+    output: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    traceparent: Mapped[str | None]
+
+
+class JobRun(Base):
+    """One lease-holding execution of a job."""
+
+    __tablename__ = "job_run"
+    __table_args__ = (
+        CheckConstraint(f"outcome IS NULL OR {_one_of('outcome', RunOutcome)}", name="outcome"),
+        CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended_with_outcome"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    fence: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    worker_id: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    resumed_at_position: Mapped[int] = mapped_column(server_default="0")
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    reason: Mapped[str | None]
+
+
+class JobJournal(Base):
+    """A job's tokens as PostgreSQL keeps them: a checkpoint while it runs, the whole journal once it has finished."""
+
+    __tablename__ = "job_journal"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    fence: Mapped[int] = mapped_column(BigInteger)
+    length: Mapped[int]
+    entries: Mapped[bytes]
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Event(Base):
+    """What happened to a job, in one sequence per job, whichever door it leaves by."""
+
+    __tablename__ = "event"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    type: Mapped[str]
+    data: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

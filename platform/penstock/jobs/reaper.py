@@ -1,0 +1,85 @@
+"""The reaper: takes jobs back from holders that fell silent, and ends jobs whose deadline passed.
+
+Runs in every control and worker process, without a lock: small batches, SKIP LOCKED.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.orm import Session
+
+from penstock.jobs.events import EventType, Happening, record
+from penstock.jobs.journal import JournalEntry
+from penstock.jobs.lease import Finish, Held, finish, hand_back, load_checkpoint
+from penstock.jobs.models import Job
+from penstock.jobs.output import assemble_output, count_tokens
+from penstock.jobs.states import JobState, RunOutcome
+
+_BATCH: Final = 50
+
+ReadJournal = Callable[[Held], Sequence[JournalEntry]]
+"""Shuts the silent holder out of the job's journal and returns what it wrote (empty when Redis has none)."""
+
+
+def database_uptime_seconds(session: Session) -> float:
+    """How long PostgreSQL has run: leases that ran out while it was down say nothing about their holders."""
+    seconds = session.scalar(text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())"))
+    return float(seconds or 0.0)
+
+
+def reap(session: Session, read_journal: ReadJournal, *, max_own_crashes: int) -> list[Job]:
+    """Take back up to 50 jobs whose lease ran out: cancelled if that was asked, expired if late, else queued again."""
+    lost = session.scalars(
+        select(Job)
+        .where(Job.state == JobState.RUNNING, Job.lease_expires_at < func.clock_timestamp())
+        .order_by(Job.lease_expires_at)
+        .limit(_BATCH)
+        .with_for_update(skip_locked=True)
+    ).all()
+    return [_take_back(session, job, read_journal, max_own_crashes) for job in lost]
+
+
+def expire_waiting(session: Session) -> list[Job]:
+    """End up to 50 waiting jobs whose deadline has passed."""
+    late = (
+        select(Job.id)
+        .where(Job.state == JobState.QUEUED, Job.deadline <= func.now())
+        .order_by(Job.deadline)
+        .limit(_BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    expired = []
+    for job_id in session.scalars(late).all():
+        kept = load_checkpoint(session, job_id)
+        expired.append(_expire(session, job_id, kept))
+    record(session, [Happening(job, EventType.EXPIRED, {"output_tokens": job.output_tokens}) for job in expired])
+    return expired
+
+
+def _take_back(session: Session, job: Job, read_journal: ReadJournal, max_own_crashes: int) -> Job:
+    held = Held(job.id, job.fence)
+    late = job.deadline is not None and session.scalar(select(Job.deadline <= func.now()).where(Job.id == job.id))
+    if job.cancel_requested_at is None and not late:
+        reason = f"worker {job.lease_holder} fell silent"
+        return hand_back(session, held, RunOutcome.LEASE_LOST, reason, max_own_crashes=max_own_crashes)
+    entries = max(read_journal(held), load_checkpoint(session, job.id), key=len)
+    state = JobState.CANCELLED if job.cancel_requested_at is not None else JobState.EXPIRED
+    return finish(session, held, Finish(state, entries, job.prompt_tokens or 0, job.cached_tokens))
+
+
+def _expire(session: Session, job_id: str, kept: Sequence[JournalEntry]) -> Job:
+    output: Any = assemble_output(kept) if kept else None
+    return session.scalars(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(
+            state=JobState.EXPIRED,
+            finished_at=func.now(),
+            last_event=Job.last_event + 1,
+            output=output,
+            output_tokens=count_tokens(kept),
+        )
+        .returning(Job)
+        .execution_options(populate_existing=True)
+    ).one()

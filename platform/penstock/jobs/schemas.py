@@ -1,0 +1,123 @@
+"""What a submitted job looks like. Unknown fields are refused; each message says what would be right."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from penstock.jobs.states import JobClass
+
+MAX_SEED = 2**63 - 1
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class Strict(BaseModel):
+    """No unknown field, no silent conversion between types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Message(Strict):
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class JobInput(Strict):
+    """Either a finished `prompt`, or `messages` that the model's own chat template turns into one."""
+
+    prompt: str | None = Field(default=None, min_length=1)
+    messages: list[Message] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give exactly one of prompt and messages")
+        return self
+
+
+class JobParams(Strict):
+    """Sampling. Without `seed` one is drawn at submit and kept: a resumed job samples on with the same noise."""
+
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="Most tokens to generate; the rest of the context without it"
+    )
+    min_tokens: int = Field(default=0, ge=0, description="Tokens before which an end-of-text is not sampled")
+    temperature: float = Field(default=1.0, ge=0.0, le=2.0, description="0 is greedy")
+    top_k: int = Field(default=0, ge=0, description="Sample among the k likeliest tokens; 0 is all")
+    top_p: float = Field(
+        default=1.0, gt=0.0, le=1.0, description="Sample among the likeliest tokens of this total probability"
+    )
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    stop: list[Annotated[str, StringConstraints(min_length=1, max_length=256)]] = Field(
+        default_factory=list, max_length=16
+    )
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=16)
+    ignore_eos: bool = False
+    logprobs: bool = Field(default=False, description="Journal each token's log-probability")
+
+    @model_validator(mode="after")
+    def _minimum_below_maximum(self) -> Self:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError("min_tokens must not be above max_tokens")
+        return self
+
+
+class JobWebhook(Strict):
+    """Where to send the job's events; those of final states when `events` is empty."""
+
+    url: str
+    events: list[
+        Literal[
+            "job.queued", "job.running", "job.requeued", "job.cancel_requested", "output.rewound",
+            "job.succeeded", "job.failed", "job.cancelled", "job.expired",
+        ]
+    ] = Field(default_factory=list)  # fmt: skip
+
+    @field_validator("url")
+    @classmethod
+    def _http_address(cls, url: str) -> str:
+        return str(HttpUrl(url))
+
+
+class JobRequest(Strict):
+    """The body of `POST /v1/jobs`."""
+
+    kind: Literal["generate"] = "generate"
+    model: str = Field(min_length=1, max_length=200, description="name, name@alias or name:version")
+    input: JobInput
+    params: JobParams = Field(default_factory=JobParams)
+    job_class: Literal["interactive", "batch"] = Field(default="interactive", alias="class")
+    priority: int = Field(default=0, ge=-100, le=100, description="Higher goes first within its class")
+    deadline: datetime | None = Field(default=None, strict=False, description="RFC 3339; the job expires at it")
+    webhook: JobWebhook | None = None
+    tags: list[Tag] = Field(default_factory=list, max_length=16)
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
+
+    @field_validator("deadline")
+    @classmethod
+    def _aware(cls, deadline: datetime | None) -> datetime | None:
+        if deadline is not None and deadline.tzinfo is None:
+            raise ValueError("must carry a time zone, as in 2030-01-31T12:00:00Z")
+        return deadline.astimezone(UTC) if deadline is not None else None
+
+    @property
+    def class_rank(self) -> JobClass:
+        return JobClass[self.job_class.upper()]
+
+    def stored_input(self) -> dict[str, Any]:
+        """The input as the job's row keeps it."""
+        return self.input.model_dump(exclude_none=True)
+
+    def stored_params(self) -> dict[str, Any]:
+        """The parameters as the job's row keeps them, without the seed, which has a column of its own."""
+        return self.params.model_dump(exclude={"seed"})

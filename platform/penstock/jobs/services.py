@@ -1,0 +1,293 @@
+"""What the web process does with jobs: submit, read, list, cancel, retry. Takes a session, never commits."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from sqlalchemy import Select, func, insert, or_, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from penstock.errors import (
+    ContextLengthExceeded,
+    JobAlreadyFinished,
+    NotFound,
+    QuotaExceeded,
+    ValidationFailed,
+)
+from penstock.ids import new_id
+from penstock.jobs.events import EventType, Happening, record
+from penstock.jobs.lease import load_checkpoint
+from penstock.jobs.models import Job
+from penstock.jobs.output import assemble_output, count_tokens
+from penstock.jobs.schemas import MAX_SEED, JobRequest
+from penstock.jobs.states import JobState
+from penstock.outbox.services import Topic, post
+from penstock.registry.models import Deployment, Hosting, Worker
+from penstock.routing.services import choose
+
+
+class PromptCounter(Protocol):
+    """Counts the tokens of a job's input as its deployment's tokenizer and chat template make them."""
+
+    def count(self, deployment: Deployment, job_input: dict[str, Any]) -> int:
+        """Tokens of the whole prompt."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one tenant may have."""
+
+    max_queued_jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs a listing shows; None and empty mean all."""
+
+    states: Sequence[JobState] = ()
+    model: str | None = None
+    tag: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why a queued job waits: how many go before it, and what it waits for, in words."""
+
+    ahead: int
+    blocker: str
+
+
+def submit(
+    session: Session,
+    *,
+    tenant_id: str,
+    request: JobRequest,
+    prompts: PromptCounter,
+    limits: Limits,
+    traceparent: str | None = None,
+    retry_of: str | None = None,
+) -> Job:
+    """Queue a job: route it, check that it fits, write its row, its first event and its doorbell."""
+    _refuse_past_deadline(session, request.deadline)
+    _check_quota(session, tenant_id, limits)
+    decision = choose(session, request.model)
+    prompt_tokens = prompts.count(decision.deployment, request.stored_input())
+    _refuse_too_long(request, prompt_tokens, decision.deployment.context_length)
+    job = session.scalars(
+        insert(Job)
+        .values(
+            id=new_id("job"),
+            tenant_id=tenant_id,
+            kind=request.kind,
+            model=request.model,
+            input=request.stored_input(),
+            params=request.stored_params(),
+            seed=secrets.randbelow(MAX_SEED) if request.params.seed is None else request.params.seed,
+            tags=request.tags,
+            user_metadata=request.metadata,
+            webhook=request.webhook.model_dump() if request.webhook else None,
+            retry_of=retry_of,
+            job_class=request.class_rank.value,
+            priority=request.priority,
+            deadline=request.deadline,
+            deployment_id=decision.deployment.id,
+            model_name=decision.deployment.model_name,
+            model_version=decision.deployment.model_version,
+            routing=decision.reason,
+            prompt_tokens=prompt_tokens,
+            last_event=1,
+            traceparent=traceparent,
+        )
+        .returning(Job)
+    ).one()
+    record(session, [Happening(job, EventType.QUEUED, {"model_version": job.model_version})])
+    post(session, Topic.DOORBELL, {"deployment_id": job.deployment_id})
+    return job
+
+
+def get(session: Session, tenant_id: str, job_id: str) -> Job:
+    """The tenant's job. Raises `NotFound`, also for another tenant's."""
+    job = session.scalars(select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)).one_or_none()
+    if job is None:
+        raise NotFound(f"no job {job_id!r}", field="id")
+    return job
+
+
+def list_jobs(
+    session: Session, tenant_id: str, wanted: JobFilter, *, limit: int, before: str | None = None
+) -> tuple[list[Job], str | None]:
+    """A page of the tenant's jobs, newest first, and the cursor of the next page (a job's id) if there is one."""
+    query = _filtered(select(Job).where(Job.tenant_id == tenant_id), wanted)
+    if before is not None:
+        query = query.where(Job.id < before)
+    jobs = list(session.scalars(query.order_by(Job.id.desc()).limit(limit + 1)))
+    return jobs[:limit], jobs[limit - 1].id if len(jobs) > limit else None
+
+
+def cancel(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Cancel: at once while the job waits; while it runs, its holder stops it at the next token, keeping its output.
+
+    Asking again changes nothing. Raises `JobAlreadyFinished` once the state is final.
+    """
+    job = session.scalars(
+        select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id).with_for_update()
+    ).one_or_none()
+    if job is None:
+        raise NotFound(f"no job {job_id!r}", field="id")
+    if JobState(job.state).final:
+        raise JobAlreadyFinished(f"{job_id} is {job.state} already", status_now=job.state)
+    if job.state == JobState.QUEUED:
+        return _cancel_waiting(session, job)
+    return job if job.cancel_requested_at is not None else _request_cancel(session, job)
+
+
+def retry(
+    session: Session,
+    tenant_id: str,
+    job_id: str,
+    *,
+    prompts: PromptCounter,
+    limits: Limits,
+    traceparent: str | None = None,
+) -> Job:
+    """A new job with the old one's request, its seed included, linked by `retry_of`."""
+    job = get(session, tenant_id, job_id)
+    if not JobState(job.state).final:
+        raise ValidationFailed(
+            f"{job_id} is still {job.state}; cancel it or wait for its end before a retry", field="id"
+        )
+    request = JobRequest.model_validate(
+        {
+            "model": job.model,
+            "input": job.input,
+            "params": job.params | {"seed": job.seed},
+            "class": "interactive" if job.job_class == 0 else "batch",
+            "priority": job.priority,
+            "webhook": job.webhook,
+            "tags": job.tags,
+            "metadata": job.user_metadata,
+        }
+    )
+    return submit(
+        session,
+        tenant_id=tenant_id,
+        request=request,
+        prompts=prompts,
+        limits=limits,
+        traceparent=traceparent,
+        retry_of=job.id,
+    )
+
+
+def explain_waiting(session: Session, job: Job) -> Waiting:
+    """How many jobs go before this one on its deployment, and what holds it up."""
+    mine = (job.job_class, -job.priority, job.queued_at, job.id)
+    ahead = session.scalar(
+        select(func.count())
+        .select_from(Job)
+        .where(
+            Job.deployment_id == job.deployment_id,
+            Job.state == JobState.QUEUED,
+            tuple_(Job.job_class, -Job.priority, Job.queued_at, Job.id) < mine,
+        )
+    )
+    return Waiting(ahead or 0, _blocker(session, job, ahead or 0))
+
+
+def _blocker(session: Session, job: Job, ahead: int) -> str:
+    hosts = session.execute(
+        select(Hosting.state, Hosting.progress, Hosting.error)
+        .join(Worker, Worker.id == Hosting.worker_id)
+        .where(
+            Hosting.deployment_id == job.deployment_id,
+            Worker.heartbeat_at > func.now() - func.make_interval(0, 0, 0, 0, 0, 0, 15),
+        )
+    ).all()
+    version = f"version {job.model_version} of {job.model_name}"
+    if any(host.state == "ready" for host in hosts):
+        return f"{ahead} jobs go before it" if ahead else "a worker is about to take it"
+    loading = [host.progress for host in hosts if host.state == "loading"]
+    if loading:
+        return f"{version} is loading ({max(loading):.0%})"
+    failures = [host.error for host in hosts if host.state == "failed"]
+    return f"{version} could not be loaded: {failures[0]}" if failures else f"no worker hosts {version}"
+
+
+def _filtered(query: Select[Job], wanted: JobFilter) -> Select[Job]:
+    if wanted.states:
+        query = query.where(Job.state.in_([state.value for state in wanted.states]))
+    if wanted.model is not None:
+        query = query.where(or_(Job.model_name == wanted.model, Job.model == wanted.model))
+    if wanted.tag is not None:
+        query = query.where(Job.tags.contains([wanted.tag]))
+    if wanted.created_after is not None:
+        query = query.where(Job.created_at > wanted.created_after)
+    if wanted.created_before is not None:
+        query = query.where(Job.created_at < wanted.created_before)
+    return query
+
+
+def _cancel_waiting(session: Session, job: Job) -> Job:
+    kept = load_checkpoint(session, job.id)
+    cancelled = _update(
+        session,
+        job.id,
+        state=JobState.CANCELLED,
+        cancel_requested_at=func.now(),
+        finished_at=func.now(),
+        output=assemble_output(kept) if kept else None,
+        output_tokens=count_tokens(kept),
+    )
+    record(session, [Happening(cancelled, EventType.CANCELLED, {"output_tokens": cancelled.output_tokens})])
+    return cancelled
+
+
+def _request_cancel(session: Session, job: Job) -> Job:
+    asked = _update(session, job.id, cancel_requested_at=func.now())
+    record(session, [Happening(asked, EventType.CANCEL_REQUESTED, {})])
+    return asked
+
+
+def _update(session: Session, job_id: str, **values: Any) -> Job:
+    return session.scalars(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(last_event=Job.last_event + 1, **values)
+        .returning(Job)
+        .execution_options(populate_existing=True)
+    ).one()
+
+
+def _check_quota(session: Session, tenant_id: str, limits: Limits) -> None:
+    beyond = session.scalar(
+        select(Job.id)
+        .where(Job.tenant_id == tenant_id, Job.state == JobState.QUEUED)
+        .offset(limits.max_queued_jobs - 1)
+        .limit(1)
+    )
+    if beyond is not None:
+        raise QuotaExceeded(
+            f"{limits.max_queued_jobs} jobs wait already, which is the limit", limit=limits.max_queued_jobs
+        )
+
+
+def _refuse_past_deadline(session: Session, deadline: datetime | None) -> None:
+    if deadline is not None and deadline <= session.scalars(select(func.now())).one():
+        raise ValidationFailed("must lie in the future", field="deadline")
+
+
+def _refuse_too_long(request: JobRequest, prompt_tokens: int, context_length: int) -> None:
+    wanted = request.params.max_tokens or 1
+    if prompt_tokens + wanted > context_length:
+        raise ContextLengthExceeded(
+            f"the prompt has {prompt_tokens} tokens and asks for {wanted} more; the context holds {context_length}",
+            field="input",
+            prompt_tokens=prompt_tokens,
+            max_tokens=wanted,
+            context_length=context_length,
+        )

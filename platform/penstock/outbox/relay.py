@@ -1,0 +1,98 @@
+"""The relay: passes committed outbox messages on to Celery. Runs in every control and worker process, without a lock.
+
+Messages are taken with SKIP LOCKED and deleted in the transaction that publishes them: at least once, in no order. It
+looks before it rings: a deployment's queue never holds more doorbells than its workers have free slots.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from celery import Celery
+from redis import Redis
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from penstock.broker import CONTROL_QUEUE, DELIVER_WEBHOOK_TASK, SERVE_TASK, serve_queue
+from penstock.db import Database
+from penstock.jobs.models import Job
+from penstock.jobs.states import JobState
+from penstock.outbox.models import OutboxMessage
+from penstock.outbox.services import Topic
+from penstock.registry.models import Hosting, Worker
+
+_BATCH: Final = 200
+_WORKER_SILENCE_SECONDS: Final = 15.0
+
+
+class Relay:
+    """Passes messages from one database to one broker."""
+
+    def __init__(self, database: Database, redis: Redis, celery: Celery) -> None:
+        self._database = database
+        self._redis = redis
+        self._celery = celery
+
+    def drain(self) -> int:
+        """Pass on all that waits; returns how many messages there were."""
+        total = 0
+        while taken := self._pass_on_batch():
+            total += taken
+        return total
+
+    def ring(self, session: Session, deployment_ids: Iterable[str]) -> int:
+        """Ring for the deployments' waiting jobs, as far as slots are free and no doorbell lies there yet."""
+        rung = 0
+        for deployment_id in deployment_ids:
+            queue = serve_queue(deployment_id)
+            free = free_slots(session, deployment_id)
+            wanted = min(free, count_waiting(session, deployment_id, at_most=free))
+            for _ in range(wanted - self._redis.llen(queue) if wanted else 0):
+                self._celery.send_task(SERVE_TASK, args=[deployment_id], queue=queue)
+                rung += 1
+        return rung
+
+    def _pass_on_batch(self) -> int:
+        with self._database.transaction() as session:
+            ids = select(OutboxMessage.id).order_by(OutboxMessage.id).limit(_BATCH).with_for_update(skip_locked=True)
+            batch = session.scalars(
+                delete(OutboxMessage).where(OutboxMessage.id.in_(ids)).returning(OutboxMessage)
+            ).all()
+            self.ring(session, {m.payload["deployment_id"] for m in batch if m.topic == Topic.DOORBELL})
+            for message in batch:
+                if message.topic == Topic.WEBHOOK:
+                    self.ring_webhook(message.payload["delivery_id"])
+        return len(batch)
+
+    def ring_webhook(self, delivery_id: str) -> None:
+        """Ask a control process to attempt the delivery."""
+        self._celery.send_task(DELIVER_WEBHOOK_TASK, args=[delivery_id], queue=CONTROL_QUEUE)
+
+
+def free_slots(session: Session, deployment_id: str) -> int:
+    """Slots that live workers with the deployment ready have free now."""
+    busy = (
+        select(func.count())
+        .where(Job.lease_holder == Worker.id, Job.state == JobState.RUNNING)
+        .correlate(Worker)
+        .scalar_subquery()
+    )
+    silence = func.make_interval(0, 0, 0, 0, 0, 0, _WORKER_SILENCE_SECONDS)
+    free = session.scalar(
+        select(func.sum(func.greatest(Worker.slots - busy, 0)))
+        .join(Hosting, Hosting.worker_id == Worker.id)
+        .where(
+            Hosting.deployment_id == deployment_id,
+            Hosting.state == "ready",
+            Worker.draining.is_(False),
+            Worker.heartbeat_at > func.now() - silence,
+        )
+    )
+    return int(free or 0)
+
+
+def count_waiting(session: Session, deployment_id: str, *, at_most: int) -> int:
+    """How many jobs wait for the deployment, counted no further than `at_most`."""
+    waiting = (
+        select(Job.id).where(Job.deployment_id == deployment_id, Job.state == JobState.QUEUED).limit(at_most).subquery()
+    )
+    return session.scalar(select(func.count()).select_from(waiting)) or 0

@@ -1,0 +1,28 @@
+"""Every table in one place: importing this fills `Base.metadata` for migrations and for tests that compare the two."""
+
+from penstock.auth.models import ApiKey, Tenant, User
+from penstock.db import Base
+from penstock.jobs.models import Event, Job, JobJournal, JobRun
+from penstock.outbox.models import OutboxMessage
+from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
+from penstock.usage.models import UsageEntry
+from penstock.webhooks.models import WebhookAttempt, WebhookDelivery
+
+__all__ = [
+    "ApiKey",
+    "Base",
+    "Deployment",
+    "Event",
+    "Hosting",
+    "Job",
+    "JobJournal",
+    "JobRun",
+    "OutboxMessage",
+    "RoutingPolicy",
+    "Tenant",
+    "UsageEntry",
+    "User",
+    "WebhookAttempt",
+    "WebhookDelivery",
+    "Worker",
+]

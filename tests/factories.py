@@ -1,0 +1,72 @@
+"""Rows for tests, each with sensible values and real services behind it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.auth.models import Tenant
+from penstock.ids import new_id
+from penstock.jobs import services as jobs
+from penstock.jobs.models import Job
+from penstock.jobs.schemas import JobRequest
+from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
+from sqlalchemy.orm import Session
+
+
+@dataclass(frozen=True)
+class WordCounter:
+    """Counts a prompt's words: a tokenizer for tests that need no model folder."""
+
+    def count(self, deployment: Deployment, job_input: dict[str, Any]) -> int:
+        text = job_input.get("prompt") or " ".join(message["content"] for message in job_input["messages"])
+        return len(text.split())
+
+
+def make_tenant(session: Session, name: str | None = None) -> Tenant:
+    """A tenant with a webhook secret."""
+    tenant = Tenant(id=new_id("ten"), name=name or new_id("name"), webhook_secret="whsec_dGVzdHMtb25seS10ZXN0cy1vbmx5")
+    session.add(tenant)
+    session.flush()
+    return tenant
+
+
+def make_deployment(
+    session: Session, name: str = "tiny", version: str = "1", *, source: str = "/nowhere", champion: bool = True
+) -> Deployment:
+    """A deployment, by default what the model's champion alias names."""
+    deployment = Deployment(
+        id=new_id("dep"),
+        model_name=name,
+        model_version=version,
+        source=source,
+        manifest={},
+        recipe={"scheme": "none"},
+        context_length=256,
+    )
+    session.add(deployment)
+    session.flush()
+    if champion:
+        session.merge(RoutingPolicy(model_name=name, champion_id=deployment.id, reason="made by a test"))
+        session.flush()
+    return deployment
+
+
+def make_worker(session: Session, deployment: Deployment, *, slots: int = 4, state: str = "ready") -> Worker:
+    """A live worker that hosts the deployment."""
+    worker = Worker(id=new_id("wrk"), hostname="test", pid=1, device="cpu", slots=slots)
+    session.add(worker)
+    session.flush()
+    session.add(Hosting(worker_id=worker.id, deployment_id=deployment.id, state=state))
+    session.flush()
+    return worker
+
+
+def submit_job(session: Session, tenant: Tenant, *, max_queued_jobs: int = 1000, **body: Any) -> Job:
+    """Submit through the real service; `body` overrides members of the request."""
+    request = JobRequest.model_validate({"model": "tiny", "input": {"prompt": "hello there"}} | body)
+    return jobs.submit(
+        session,
+        tenant_id=tenant.id,
+        request=request,
+        prompts=WordCounter(),
+        limits=jobs.Limits(max_queued_jobs=max_queued_jobs),
+    )
