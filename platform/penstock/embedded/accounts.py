@@ -58,9 +58,7 @@ def service_account(data_folder: Path) -> Account | None:
         except KeyError:
             continue
         return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
-    raise StateFolderUnusable(
-        data_folder, f"needs one of the accounts {CANDIDATES}, since root may not own it"
-    )
+    raise StateFolderUnusable(data_folder, f"needs one of the accounts {CANDIDATES}, since root may not own it")
 
 
 def _account_of(uid: int) -> Account:

@@ -53,9 +53,7 @@ class PortInUse(EmbeddedError):
 
     def __init__(self, port: int, setting: str) -> None:
         self.port, self.setting = port, setting
-        super().__init__(
-            f"Port {port} on 127.0.0.1 is in use by another program. Choose another one with {setting}."
-        )
+        super().__init__(f"Port {port} on 127.0.0.1 is in use by another program. Choose another one with {setting}.")
 
 
 class NoDiskSpace(EmbeddedError):

@@ -48,7 +48,7 @@ OPTIONS = {
     "log_startup_progress_interval": "2s",
 }
 ENVIRONMENT = {"PATH": os.defpath, "TZ": "UTC"}
-NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+NOT_DURABLE = {"fsync": "off", "full_page_writes": "off"}  # a killed process still loses nothing
 
 
 class Postgres:
@@ -66,9 +66,7 @@ class Postgres:
 
     def url(self, database: str = "penstock") -> str:
         """SQLAlchemy's address of a database, with its owner's password."""
-        return (
-            f"postgresql+psycopg://{database}:{self._passwords[database]}@{LOOPBACK}:{self.port}/{database}"
-        )
+        return f"postgresql+psycopg://{database}:{self._passwords[database]}@{LOOPBACK}:{self.port}/{database}"
 
     @property
     def _passwords(self) -> dict[str, str]:
@@ -83,7 +81,7 @@ class Postgres:
                 report(self.name, "creating the database cluster")
                 self._init_cluster()
             own_folder(self.sockets, self._folder.account)
-        self._end_leftover_server(report)
+        self._end_leftovers(report)
 
     def _init_cluster(self) -> None:
         """`initdb` into a folder beside, renamed when complete: half a cluster is never taken for one."""
@@ -136,28 +134,31 @@ class Postgres:
             setting="PENSTOCK_DATABASE_URL",
         )
 
-    def _end_leftover_server(self, report: Report) -> None:
-        """Stop a server that outlived its supervisor; drop a process id that is another process's by now.
+    def _end_leftovers(self, report: Report) -> None:
+        """Shut a server down that outlived its supervisor, then drop the lock files that a killed one left.
 
-        PostgreSQL refuses to start when any process of its user has the id in postmaster.pid, and after a
-        crash of the machine that may be anybody.
+        PostgreSQL refuses to start while any process has the id in a lock file, and by now that may be anybody's.
         """
-        pid_file = self.data / "postmaster.pid"
-        server = self._running_server(pid_file)
-        if server is None:
-            pid_file.unlink(missing_ok=True)
-            return
-        report(self.name, f"waiting for an earlier server (process {server.pid}) to shut down")
-        with suppress(psutil.NoSuchProcess):
-            server.send_signal(signal.SIGINT)
-        server.wait()
+        processes = self._leftover_processes()
+        ids = {process.pid for process in processes}
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                if process.ppid() not in ids:
+                    report(self.name, f"waiting for an earlier server (process {process.pid}) to shut down")
+                    process.send_signal(signal.SIGINT)
+        psutil.wait_procs(processes)
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        for lock_file in self.sockets.iterdir():
+            lock_file.unlink()
 
-    def _running_server(self, pid_file: Path) -> psutil.Process | None:
-        try:
-            process = psutil.Process(int(pid_file.read_text().split("\n", 1)[0]))
-            return process if Path(process.cwd()) == self.data.resolve() else None
-        except (FileNotFoundError, ValueError, psutil.Error):
-            return None
+    def _leftover_processes(self) -> list[psutil.Process]:
+        """PostgreSQL's processes on our data: each works in the data folder."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.name() == "postgres" and Path(process.cwd()) == self.data.resolve():
+                    found.append(process)
+        return found
 
     def command(self) -> Command:
         """`postgres` in the foreground. SIGINT is its fast shutdown."""
@@ -217,6 +218,4 @@ class Postgres:
             )
             if name not in databases:
                 connection.execute(sql.SQL("CREATE DATABASE {0} OWNER {0}").format(sql.Identifier(name)))
-                connection.execute(
-                    sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name))
-                )
+                connection.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))

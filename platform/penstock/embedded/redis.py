@@ -71,9 +71,7 @@ class Redis:
 
     def is_ready(self) -> bool:
         """Whether it answers PING; while it loads its data it answers LOADING."""
-        client = redis.Redis(
-            host=LOOPBACK, port=self.port, password=self._secrets.redis_password, socket_timeout=5
-        )
+        client = redis.Redis(host=LOOPBACK, port=self.port, password=self._secrets.redis_password, socket_timeout=5)
         with client:
             try:
                 return bool(client.ping())

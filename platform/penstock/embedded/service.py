@@ -66,9 +66,7 @@ def program_of_package(
     return _reachable_program(found, distribution, folder, folder.account)
 
 
-def _reachable_program(
-    program: Path, distribution: str, folder: StateFolder, account: Account | None
-) -> Path:
+def _reachable_program(program: Path, distribution: str, folder: StateFolder, account: Account | None) -> Path:
     installation = program.parent.parent  # .../bin/program: libraries and shared files lie beside bin
     copy = folder.programs / f"{distribution}-{version(distribution)}"
     return reachable(program, installation, copy, account)

@@ -79,9 +79,7 @@ class StateFolder:
             for folder in (self.mlflow, self.logs):
                 folder.mkdir(mode=0o700, exist_ok=True)
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
-            raise StateFolderUnusable(
-                self.root, f"cannot be made a folder of ours: {error.strerror}"
-            ) from error
+            raise StateFolderUnusable(self.root, f"cannot be made a folder of ours: {error.strerror}") from error
 
     @property
     def free_bytes(self) -> int:

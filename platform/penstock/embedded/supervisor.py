@@ -99,6 +99,12 @@ class Supervisor:
         if self._stop_requested.is_set():
             raise StopRequested
 
+    @property
+    def processes(self) -> dict[str, int]:
+        """The process id of every service that runs now."""
+        with self._lock:
+            return {name: one.child.pid for name, one in self._supervised.items() if one.child is not None}
+
     # Watching
 
     def _watch(self) -> None:
