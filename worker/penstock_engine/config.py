@@ -16,7 +16,8 @@ class EngineConfig:
     `token_budget` is the most tokens that one step runs through the model: decoding requests take one each, prefill
     chunks share the rest. `kv_pages` sets the KV pool in pages of `page_size` tokens; without it `kv_bytes` does;
     without both a share of free memory, at most what `max_running` full contexts need. `max_model_len` None is the
-    model's own. `threads` None leaves torch's setting. `seed` seeds the seeds drawn for requests that bring none.
+    model's own. `threads` None is one for a small
+    model and torch's setting for a larger one. `seed` seeds the seeds drawn for requests that bring none.
 
     `policy` is when waiting requests are let in: `continuous` at every step, `static` only when a whole batch has
     ended, `request` one at a time. The last two are there to be measured against.

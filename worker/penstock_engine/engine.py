@@ -21,7 +21,7 @@ from penstock_engine.radix_cache import NoCache, PrefixCache, RadixCache
 from penstock_engine.request import Request
 from penstock_engine.runner import ModelRunner
 from penstock_engine.scheduler import Scheduler
-from penstock_engine.sizing import KVShape, make_pool, pool_pages
+from penstock_engine.sizing import KVShape, context_length, make_pool, pool_pages, thread_count
 from penstock_engine.stats import EngineStats, StepCounts, StepOutput
 from penstock_engine.tables import RowTables
 
@@ -34,6 +34,7 @@ class Engine:
         shape = KVShape.of(model.config, config.page_size, dtype)
         pages = pool_pages(config, shape, max_model_len, device)
         self.config = config
+        self.model_config = model.config
         self.max_model_len = max_model_len
         self._limits = Limits(
             vocab_size=model.config.vocab_size,
@@ -70,10 +71,9 @@ class Engine:
         """
         folder, config = Path(folder), config or EngineConfig()
         model_config = read_model_config(folder)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         dtype = resolve_dtype(config.dtype, model_config, folder)
-        length = min(config.max_model_len or model_config.max_positions, model_config.max_positions)
+        length = context_length(config, model_config)
+        torch.set_num_threads(thread_count(config, model_config))
         device = torch.device(config.device)
         model = load_model(folder, model_config, positions=length, dtype=dtype, device=device, progress=progress)
         return cls(model, config, dtype=dtype, max_model_len=length)

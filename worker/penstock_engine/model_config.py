@@ -9,7 +9,17 @@ from typing import Any, Literal, cast
 from penstock_engine.errors import ModelCorrupt, ModelNotFound, ModelUnsupported
 
 RopeKind = Literal["default", "linear", "llama3"]
-ROPE_KINDS = ("default", "linear", "llama3")
+# What each kind needs besides theta: our field by the name in config.json.
+ROPE_FIELDS: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_positions": "original_max_position_embeddings",
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +31,7 @@ class RopeConfig:
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_max_positions: int = 8192
+    original_max_positions: float = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +84,7 @@ class _Reader:
             heads=heads,
             kv_heads=self._int("num_key_value_heads", heads),
             head_dim=self._int("head_dim", 128 if model_type == "qwen3" else hidden // heads),
-            norm_eps=float(self._raw.get("rms_norm_eps", 1e-6)),
+            norm_eps=self._float(self._raw, "rms_norm_eps", 1e-6),
             max_positions=self._int("max_position_embeddings"),
             rope=self._rope(),
             tied_embeddings=bool(self._raw.get("tie_word_embeddings", False)),
@@ -83,13 +93,18 @@ class _Reader:
             dtype=str(self._raw.get("dtype") or self._raw.get("torch_dtype") or "float32"),
             eos_ids=self._eos_ids(),
         )
-        if config.heads % config.kv_heads:
-            raise ModelCorrupt(
-                self._path,
-                f"num_attention_heads {config.heads} is no multiple of num_key_value_heads {config.kv_heads}",
-                "the attention heads must share the K/V heads evenly",
-            )
+        self._check_shapes(config)
         return config
+
+    def _check_shapes(self, config: ModelConfig) -> None:
+        if config.heads % config.kv_heads:
+            problem = f"num_attention_heads {config.heads} is no multiple of num_key_value_heads {config.kv_heads}"
+            raise ModelCorrupt(self._path, problem, "the attention heads must share the K/V heads evenly")
+        if config.head_dim % 2:
+            raise ModelCorrupt(self._path, f"head_dim is {config.head_dim}", "it must be even, to be rotated in pairs")
+        if any(not 0 <= each < config.vocab_size for each in config.eos_ids):
+            problem = f"eos_token_id {list(config.eos_ids)} is outside the vocabulary"
+            raise ModelCorrupt(self._path, problem, f"it must be from 0 to {config.vocab_size - 1}")
 
     @property
     def model_type(self) -> str:
@@ -112,21 +127,12 @@ class _Reader:
             **(self._raw.get("rope_scaling") or {}),
         }
         kind = raw.get("rope_type") or raw.get("type") or "default"
-        if kind not in ROPE_KINDS:
-            raise self._unsupported("rope_type", kind, f"one of {', '.join(ROPE_KINDS)}")
-        if float(raw.get("partial_rotary_factor", 1.0)) != 1.0:
+        if kind not in ROPE_FIELDS:
+            raise self._unsupported("rope_type", kind, f"one of {', '.join(ROPE_FIELDS)}")
+        if raw.get("partial_rotary_factor", 1.0) != 1.0:
             raise self._unsupported("partial_rotary_factor", raw["partial_rotary_factor"], "1.0")
-        try:
-            return RopeConfig(
-                theta=float(raw.get("rope_theta", 10000.0)),
-                kind=cast("RopeKind", kind),
-                factor=float(raw["factor"]) if kind != "default" else 1.0,
-                **(_llama3_fields(raw) if kind == "llama3" else {}),
-            )
-        except KeyError as missing:
-            raise ModelCorrupt(
-                self._path, f"rope type {kind!r} lacks {missing}", "add it to the rope parameters"
-            ) from None
+        fields = {ours: self._float(raw, theirs) for ours, theirs in ROPE_FIELDS[kind].items()}
+        return RopeConfig(self._float(raw, "rope_theta", 10000.0), cast("RopeKind", kind), **fields)
 
     def _eos_ids(self) -> tuple[int, ...]:
         """generation_config.json's word goes before config.json's."""
@@ -134,7 +140,15 @@ class _Reader:
         generation = read_json(path) if path.exists() else {}
         raw = generation.get("eos_token_id", self._raw.get("eos_token_id"))
         ids = raw if isinstance(raw, list) else [] if raw is None else [raw]
-        return tuple(int(each) for each in ids)
+        if not all(isinstance(each, int) for each in ids):
+            raise ModelCorrupt(self._path, f"eos_token_id is {raw!r}", "it must be a token id or a list of them")
+        return tuple(ids)
+
+    def _float(self, raw: Mapping[str, Any], field: str, default: float | None = None) -> float:
+        value = raw.get(field, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            raise ModelCorrupt(self._path, f"{field} is {value!r}", f"{field} must be a number above 0")
+        return float(value)
 
     def _int(self, field: str, default: int | None = None) -> int:
         value = self._raw.get(field)
@@ -146,14 +160,6 @@ class _Reader:
 
     def _unsupported(self, field: str, value: object, served: str) -> ModelUnsupported:
         return ModelUnsupported(self._path, f"{field} is {value!r}", f"this engine runs {served}")
-
-
-def _llama3_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "low_freq_factor": float(raw["low_freq_factor"]),
-        "high_freq_factor": float(raw["high_freq_factor"]),
-        "original_max_positions": int(raw["original_max_position_embeddings"]),
-    }
 
 
 def read_json(path: Path) -> dict[str, Any]:
