@@ -1,4 +1,4 @@
-"""A training run's state on disk: written whole or not at all, so that a kill at any moment costs only the steps since."""
+"""A training run's state on disk: written whole or not at all, so that a kill costs only the steps since."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -44,7 +44,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizers: list[Optimizer], p
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizers: list[Optimizer]) -> Progress:
-    """Restore model and optimizers in place and return the progress; a fresh one where there is no checkpoint."""
+    """Restore model and optimizers in place and return the progress; without a checkpoint, a fresh one."""
     if not path.exists():
         return Progress()
     state = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,6 +1,7 @@
 """Training batches: invoices as token ids, grouped by length, each a pure function of (seed, block, level).
 
-A prompt takes one of the forms that the job platform sends: a chat with or without a system message, or the bare text.
+A prompt takes one of the forms that the job platform sends: a
+chat with or without a system message, or bare text.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from examples.invoices import vocabulary as words
-from examples.invoices.generator import Difficulty, Invoice, Split, draw_invoice
+from examples.invoices.generator import Difficulty, Invoice, draw_invoice
+from examples.invoices.layouts import Split
 from examples.invoices.tokenizer import ASSISTANT, END, SYSTEM, USER
 
 IGNORED = -100
@@ -30,7 +32,7 @@ BATCHES_PER_BLOCK = 16
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded token ids [batch, length] and the labels of the next token at each position, same shape."""
+    """Right-padded token ids [batch, length] and, in the same shape, the label of each next token."""
 
     ids: Tensor
     labels: Tensor
@@ -41,9 +43,7 @@ def prompt_of(invoice: Invoice, rng: Random) -> str:
     if rng.random() < 0.15:
         return invoice.text + rng.choice(("", "\n", "\n\n"))
     text = (
-        f"{rng.choice(words.REQUESTS)}{rng.choice(' ' + chr(10))}{invoice.text}"
-        if rng.random() < 0.1
-        else invoice.text
+        f"{rng.choice(words.REQUESTS)}{rng.choice(' ' + chr(10))}{invoice.text}" if rng.random() < 0.1 else invoice.text
     )
     system = SYSTEM + rng.choice(words.SYSTEM_PROMPTS) if rng.random() < 0.15 else ""
     return f"{system}{USER}{text}{ASSISTANT}"

@@ -1,7 +1,7 @@
 """Invoices with known answers: every document is a pure function of (seed, index, split, difficulty).
 
-The answer has five fields in this order: vendor, number, date (ISO 8601), currency (ISO 4217), total (a decimal with
-two places). Dates written with slashes are day first, but for year/month/day.
+The answer has five fields in this order: vendor, number, date (ISO 8601), currency (ISO 4217), total (a decimal
+with two places). Dates written with slashes are day first, but for year/month/day.
 """
 
 import json
@@ -123,19 +123,14 @@ def _name_word(rng: Random, split: Split) -> str:
 
 def _coined_word(rng: Random) -> str:
     syllables = rng.choice((1, 2, 2, 2, 3, 3, 4))
-    parts = (
-        rng.choice(words.ONSETS) + rng.choice(words.VOWELS) + rng.choice(words.CODAS)
-        for _ in range(syllables)
-    )
+    parts = (rng.choice(words.ONSETS) + rng.choice(words.VOWELS) + rng.choice(words.CODAS) for _ in range(syllables))
     return "".join(parts).capitalize()
 
 
 def _draw_number(rng: Random) -> str:
     year = str(rng.randint(2015, 2029))
     digits = "".join(rng.choices("0123456789", k=rng.randint(3, 7)))
-    prefix = rng.choice(("INV", "RE", "F", "A", "B", "INV", "R", "FA", "SI", "")) or _letters(
-        rng, rng.randint(1, 4)
-    )
+    prefix = rng.choice(("INV", "RE", "F", "A", "B", "INV", "R", "FA", "SI", "")) or _letters(rng, rng.randint(1, 4))
     dash = rng.choice("--/-")
     shapes = (
         f"{prefix}{dash}{digits}",
@@ -166,9 +161,7 @@ def _draw_style(rng: Random, fields: Sequence[str]) -> Style:
     symbol = words.CURRENCY_SYMBOLS.get(currency)
     if symbol is None:
         pattern = pattern.replace("{symbol}{n}", "{code} {n}").replace("{symbol}", "{code}")
-    group, point = rng.choice(
-        ((",", "."), (",", "."), ("", "."), (".", ","), (" ", ","), ("", ","), ("'", "."))
-    )
+    group, point = rng.choice(((",", "."), (",", "."), ("", "."), (".", ","), (" ", ","), ("", ","), ("'", ".")))
 
     def amount(cents: int) -> str:
         whole = f"{cents // 100:,}".replace(",", group)

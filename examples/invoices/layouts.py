@@ -1,8 +1,8 @@
-"""How an invoice is laid out on the page: independent factors, drawn at random, split into training and held out.
+"""How an invoice is laid out on the page: independent factors, drawn at random, in training or held out.
 
-A layout is an arrangement (how a label and its value stand together), its separator, the casing of labels, the
-bullet in front of lines and whether the vendor stands as an unlabelled letterhead. One combination in five is
-held out of training by a stable hash; arrangements that use a held-out separator, leader or bullet always are.
+A layout is an arrangement (how a label and its value stand together), its separator, the casing of labels,
+the bullet in front of lines and whether the vendor stands as an unlabelled letterhead. One combination in
+five is held out by a stable hash; those that use a held-out separator, leader or bullet always are.
 """
 
 import hashlib
@@ -130,7 +130,7 @@ def _separator(rng: Random, arrangement: Arrangement, split: Split) -> str:
 
 
 def _invented_separator(rng: Random) -> str:
-    """One to three marks with optional spaces: what makes training's separators too many to be learnt by heart."""
+    """One to four marks and optional spaces: too many separators to be learnt by heart."""
     marks = rng.choice(words.SEPARATOR_CHARACTERS) * rng.choice((1, 1, 2, 3))
     if rng.random() < 0.3:
         marks += rng.choice(words.SEPARATOR_CHARACTERS)
@@ -151,7 +151,7 @@ def draw_clause(rng: Random, kind: str, split: Split) -> str:
 
 
 def render(rng: Random, layout: Layout, entries: list[Entry], split: Split) -> str:
-    """Print `entries` in their order in `layout`; with a letterhead the vendor comes first and has no label."""
+    """Print `entries` in order in `layout`; with a letterhead the vendor comes first and has no label."""
     heading: list[str] = []
     if layout.letterhead:
         heading = [entry.value for entry in entries if entry.kind == "vendor"]
@@ -159,9 +159,7 @@ def render(rng: Random, layout: Layout, entries: list[Entry], split: Split) -> s
     if layout.arrangement is Arrangement.SENTENCES:
         body = _sentences(rng, layout, entries, split)
     else:
-        labelled = [
-            (layout.casing.apply(draw_label(rng, entry.kind, split)), entry.value) for entry in entries
-        ]
+        labelled = [(layout.casing.apply(draw_label(rng, entry.kind, split)), entry.value) for entry in entries]
         body = (
             _columns(rng, layout, labelled)
             if layout.arrangement is Arrangement.COLUMNS

@@ -5,7 +5,8 @@ All are held out: their vendors and layouts never appear in training, and their 
 
 from pathlib import Path
 
-from examples.invoices.generator import Invoice, Split, draw_invoice
+from examples.invoices.generator import Invoice, draw_invoice
+from examples.invoices.layouts import Split
 
 SAMPLES_SEED = 7_003
 SAMPLE_COUNT = 16

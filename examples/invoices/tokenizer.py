@@ -1,7 +1,7 @@
-"""The tokenizer: byte-level BPE that never merges across a word, so that a document and its answer split alike.
+"""The tokenizer: byte-level BPE that never merges across words, so that document and answer split alike.
 
-Words are runs of letters, digits stand alone, and runs of one mark (spaces, dots, JSON punctuation) may merge.
-Every byte is in the vocabulary, so any text comes back exactly.
+Words are runs of letters, digits stand alone, and runs of one mark (spaces, dots, JSON punctuation) may
+merge. Every byte is in the vocabulary, so any text comes back exactly.
 """
 
 import json

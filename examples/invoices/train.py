@@ -1,7 +1,7 @@
 """Train the invoice model from nothing: `python -m examples.invoices.train --steps 12000`.
 
-Killing it at any moment is safe: the next call with the same run folder goes on from the last checkpoint and makes
-exactly the batches that an undisturbed run would have made.
+Killing it at any moment is safe: the next call with the same run folder goes on from the last checkpoint and
+computes exactly what an undisturbed run would have computed.
 """
 
 import argparse
@@ -17,8 +17,9 @@ from torch.optim import AdamW, Muon, Optimizer
 from transformers import LlamaForCausalLM
 
 from examples.invoices.checkpoint import Progress, load_checkpoint, save_checkpoint
-from examples.invoices.dataset import BATCHES_PER_BLOCK, CURRICULUM, IGNORED, Batch, draw_block
-from examples.invoices.generator import Split, draw_invoice
+from examples.invoices.dataset import CURRICULUM, IGNORED, Batch, draw_block
+from examples.invoices.generator import draw_invoice
+from examples.invoices.layouts import Split
 from examples.invoices.model import build_model, export_model
 from examples.invoices.scoring import exact_share, greedy_answers
 from examples.invoices.tokenizer import train_tokenizer
@@ -63,17 +64,15 @@ class Rhythm:
 
 
 def build_optimizers(model: LlamaForCausalLM, plan: Plan) -> list[Optimizer]:
-    """Muon for the hidden matrices, AdamW for embeddings and norms (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for matrices, AdamW for the rest."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    muon = Muon(
-        matrices, lr=plan.learning_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = Muon(matrices, lr=plan.learning_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw")
     return [muon, AdamW(others, lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay)]
 
 
 def answer_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
-    """Mean cross-entropy in nats over the answers' tokens; logits are computed where there is a label alone."""
+    """Mean cross-entropy in nats over the answers' tokens; only they get logits."""
     wanted = batch.labels != IGNORED
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
@@ -94,10 +93,8 @@ def train_step(model: LlamaForCausalLM, optimizers: list[Optimizer], batch: Batc
     return loss.item()
 
 
-def train(
-    plan: Plan, folder: Path, rhythm: Rhythm = Rhythm(), stop_at: int | None = None
-) -> LlamaForCausalLM:
-    """Train to the end of the plan (or until `stop_at` steps), going on from the folder's checkpoint if it has one."""
+def train(plan: Plan, folder: Path, rhythm: Rhythm = Rhythm(), stop_at: int | None = None) -> LlamaForCausalLM:
+    """Train to the plan's end (or until `stop_at` steps), going on from the folder's checkpoint if any."""
     tokenizer = _tokenizer_of(folder)
     model = build_model(tokenizer, plan.width, plan.layers, plan.seed)
     optimizers = build_optimizers(model, plan)
@@ -144,14 +141,13 @@ def _train_block(
 def _report(plan: Plan, progress: Progress) -> None:
     print(
         f"step {progress.step:6d}/{plan.steps}  level {progress.level + 1}/{len(CURRICULUM)}"
-        f"  loss {progress.loss:.4f}  rate {plan.rate_at(progress.step):.1e}  {progress.seconds / 60:6.1f} min",
+        f"  loss {progress.loss:.4f}  rate {plan.rate_at(progress.step):.1e}"
+        f"  {progress.seconds / 60:6.1f} min",
         flush=True,
     )
 
 
-def _validate(
-    model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path, progress: Progress, count: int
-) -> None:
+def _validate(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path, progress: Progress, count: int) -> None:
     """Print the exact match on held-out invoices and write the model folder as it stands."""
     model.eval()
     invoices = [draw_invoice(VALIDATION_SEED, i, Split.HELD_OUT) for i in range(count)]
@@ -162,9 +158,7 @@ def _validate(
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument("--batch-size", type=int, default=Plan.batch_size)
     parser.add_argument("--learning-rate", type=float, default=Plan.learning_rate)

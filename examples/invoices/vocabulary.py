@@ -7,39 +7,49 @@ parts that training does see, arranged as training never arranges them.
 
 from typing import Final
 
-SURNAMES: Final = (
-    "Adler Ashford Baird Barlow Becker Bell Benson Berg Blanc Bright Brooks Carver Castillo Chandler Cole Conti "
-    "Cooper Costa Cross Dahl Dalton Davies Dietrich Drake Duarte Ekman Ellis Farrow Ferrari Fischer Fletcher "
-    "Fontaine Frost Gallo Garner Glover Graham Gray Greco Hale Hansen Harper Hayes Holm Howell Hughes Ibsen "
-    "Jansen Jensen Keller Kemp Kowal Kramer Lambert Larsen Lehmann Lopez Lund Mancini Marsh Mercer Meyer Miller "
-    "Moreau Morgan Nielsen Noble North Novak Olsen Orlando Palmer Parker Perez Porter Price Quinn Ramos Reed "
-    "Reyes Ricci Rivers Romano Rossi Russo Schmidt Sharp Silva Singh Stone Swift Taylor Thorn Turner Vance Vega "
-    "Vogel Wagner Walsh Weber West Wood Wright Young Ziegler"
-).split()
 
-HELD_OUT_NAMES: Final = (
-    "Abernathy Aldermoor Bellweather Birkdale Blackthorn Bramley Calloway Cavendish Corvina Crestline Dovetail "
-    "Dunmore Eastgate Elderberry Everhart Falconer Fernbrook Foxglove Galloway Garibaldi Greystoke Halvorsen "
-    "Hawthorne Hollander Ironwood Jasperson Juniper Kestrel Kingfisher Lavender Lindqvist Lockhart Magellan "
-    "Marchetti Meadowlark Montrose Nightingale Northcott Oakhurst Osterberg Pemberton Pinnacle Quicksilver "
-    "Radcliffe Ravenna Redfern Rosewood Saltmarsh Santiago Silverton Sparrow Stockwell Summerfield Tamarind "
-    "Thackeray Trevelyan Underhill Valentino Vanderberg Westbrook Whitcombe Wolverton Yamazaki Zimmerman"
-).split()
+def _split(words: str) -> tuple[str, ...]:
+    return tuple(words.split())
 
-ONSETS: Final = (
+
+SURNAMES: Final = _split(
+    "Adler Ashford Baird Barlow Becker Bell Benson Berg Blanc Bright Brooks Carver Castillo Chandler "
+    "Cole Conti Cooper Costa Cross Dahl Dalton Davies Dietrich Drake Duarte Ekman Ellis Farrow Ferrari "
+    "Fischer Fletcher Fontaine Frost Gallo Garner Glover Graham Gray Greco Hale Hansen Harper Hayes "
+    "Holm Howell Hughes Ibsen Jansen Jensen Keller Kemp Kowal Kramer Lambert Larsen Lehmann Lopez Lund "
+    "Mancini Marsh Mercer Meyer Miller Moreau Morgan Nielsen Noble North Novak Olsen Orlando Palmer "
+    "Parker Perez Porter Price Quinn Ramos Reed Reyes Ricci Rivers Romano Rossi Russo Schmidt Sharp "
+    "Silva Singh Stone Swift Taylor Thorn Turner Vance Vega Vogel Wagner Walsh Weber West Wood Wright "
+    "Young Ziegler"
+)
+
+HELD_OUT_NAMES: Final = _split(
+    "Abernathy Aldermoor Bellweather Birkdale Blackthorn Bramley Calloway Cavendish Corvina Crestline "
+    "Dovetail Dunmore Eastgate Elderberry Everhart Falconer Fernbrook Foxglove Galloway Garibaldi "
+    "Greystoke Halvorsen Hawthorne Hollander Ironwood Jasperson Juniper Kestrel Kingfisher Lavender "
+    "Lindqvist Lockhart Magellan Marchetti Meadowlark Montrose Nightingale Northcott Oakhurst Osterberg "
+    "Pemberton Pinnacle Quicksilver Radcliffe Ravenna Redfern Rosewood Saltmarsh Santiago Silverton "
+    "Sparrow Stockwell Summerfield Tamarind Thackeray Trevelyan Underhill Valentino Vanderberg "
+    "Westbrook Whitcombe Wolverton Yamazaki Zimmerman"
+)
+
+ONSETS: Final = _split(
     "b br c ch cl d dr f fl fr g gl gr h j k kl kr l m n p ph pl pr qu r s sc sh sk sl sp st t th tr v w wh y z"
-).split()
-VOWELS: Final = "a e i o u ai au ea ee ei ia ie io oa oo ou y".split()
+)
+VOWELS: Final = _split("a e i o u ai au ea ee ei ia ie io oa oo ou y")
 CODAS: Final = (
-    "b ck ct d ff g gh k l ld lf ll lm ln lt m mb mp n nd ng nk nt p r rd rk rl rm rn rs rt rth s sh ss st t th tt"
-    " v w wn x z"
-).split() + [""] * 16
+    _split(
+        "b ck ct d ff g gh k l ld lf ll lm ln lt m mb mp n nd ng nk nt p r rd rk rl rm rn rs rt rth s sh ss "
+        "st t th tt v w wn x z"
+    )
+    + ("",) * 16
+)
 
-TRADES: Final = (
-    "Foods Logistics Supplies Consulting Design Electric Engineering Freight Hardware Industries Interiors "
-    "Landscaping Marketing Media Optics Packaging Paper Partners Plumbing Printing Security Services Software "
-    "Solutions Studio Systems Tools Trading Transport Works"
-).split()
+TRADES: Final = _split(
+    "Foods Logistics Supplies Consulting Design Electric Engineering Freight Hardware Industries "
+    "Interiors Landscaping Marketing Media Optics Packaging Paper Partners Plumbing Printing Security "
+    "Services Software Solutions Studio Systems Tools Trading Transport Works"
+)
 LEGAL_FORMS: Final = (
     "Ltd",
     "Ltd.",
@@ -57,9 +67,7 @@ LEGAL_FORMS: Final = (
     "",
 )
 
-MONTHS: Final = (
-    "January February March April May June July August September October November December"
-).split()
+MONTHS: Final = _split("January February March April May June July August September October November December")
 
 CURRENCY_SYMBOLS: Final = {"USD": "$", "EUR": "€", "GBP": "£", "INR": "₹"}
 CURRENCIES: Final = ("USD", "EUR", "GBP", "INR", "CHF", "SEK", "PLN", "CAD")
@@ -269,11 +277,11 @@ FAREWELLS: Final = (
     "We appreciate your order.",
     "Goods remain our property until paid.",
 )
-STREETS: Final = (
-    "Mill Station Church High Park River Bridge Garden King Queen Harbour Market Spring Lake".split()
-)
+STREETS: Final = _split("Mill Station Church High Park River Bridge Garden King Queen Harbour Market Spring Lake")
 STREET_KINDS: Final = ("Street", "Road", "Lane", "Avenue", "St", "Rd")
-ITEMS: Final = "Widget Cable Chair Desk Lamp Paper Pump Valve Filter Panel Licence Support Training Battery Sensor".split()
+ITEMS: Final = _split(
+    "Widget Cable Chair Desk Lamp Paper Pump Valve Filter Panel Licence Support Training Battery Sensor"
+)
 
 REQUESTS: Final = (
     "Extract the fields of this invoice as JSON:",
