@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.auth.models import Tenant
+from penstock.clock import utc_now
 from penstock.ids import new_id
 from penstock.jobs import services as jobs
 from penstock.jobs.models import Job
@@ -41,11 +42,14 @@ def make_deployment(
         manifest={},
         recipe={"scheme": "none"},
         context_length=256,
+        digest=f"digest of {name} {version}",
     )
     session.add(deployment)
     session.flush()
     if champion:
-        session.merge(RoutingPolicy(model_name=name, champion_id=deployment.id, reason="made by a test"))
+        session.merge(
+            RoutingPolicy(model_name=name, champion_id=deployment.id, champion_since=utc_now(), reason="made by a test")
+        )
         session.flush()
     return deployment
 

@@ -33,7 +33,10 @@ def test_the_database_allows_exactly_the_table(database: Database, old: JobState
         with database.engine.begin() as connection:
             assert connection.execute(move, {"id": job_id}).rowcount == 1
     else:
-        with pytest.raises(IntegrityError, match=f"cannot go from {old} to {new}"), database.engine.begin() as connection:
+        with (
+            pytest.raises(IntegrityError, match=f"cannot go from {old} to {new}"),
+            database.engine.begin() as connection,
+        ):
             connection.execute(move, {"id": job_id})
 
 

@@ -6,7 +6,7 @@ A holder may write only while `job.fence` is the number it was given at the clai
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Interval, bindparam, case, cast, func, insert, literal, or_, select, update
@@ -269,19 +269,11 @@ def _lock_held(session: Session, held: Sequence[Held]) -> set[str]:
 
 def _store_journals(session: Session, journals: Sequence[tuple[Held, Sequence[JournalEntry]]]) -> None:
     statement = upsert(JobJournal)
+    excluded = {name: statement.excluded[name] for name in ("fence", "length", "entries")}
     session.execute(
-        statement.on_conflict_do_update(
-            index_elements=[JobJournal.job_id],
-            set_={name: statement.excluded[name] for name in ("fence", "length", "entries", "updated_at")},
-        ),
+        statement.on_conflict_do_update(index_elements=[JobJournal.job_id], set_=excluded | {"updated_at": func.now()}),
         [
-            {
-                "job_id": held.job_id,
-                "fence": held.fence,
-                "length": len(entries),
-                "entries": pack_entries(entries),
-                "updated_at": func.now(),
-            }
+            {"job_id": held.job_id, "fence": held.fence, "length": len(entries), "entries": pack_entries(entries)}
             for held, entries in journals
         ],
     )
@@ -329,8 +321,3 @@ def _from_now(seconds: float) -> Any:
 
 def _lost(held: Held) -> LeaseLost:
     return LeaseLost(f"{held.job_id} is no longer held with fence {held.fence}")
-
-
-def expiry_of(session: Session, job_id: str) -> datetime | None:
-    """When the job's lease runs out by the database's clock, or None when nobody holds it."""
-    return session.scalar(select(Job.lease_expires_at).where(Job.id == job_id))
