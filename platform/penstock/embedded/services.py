@@ -11,6 +11,7 @@ from penstock.embedded.postgres import Postgres
 from penstock.embedded.redis import Redis
 from penstock.embedded.service import Report, silent
 from penstock.embedded.state_folder import MINIMUM_FREE_BYTES, StateFolder
+from penstock.embedded.stop_switch import StopSwitch
 from penstock.embedded.supervisor import Supervisor, end_leftovers
 
 
@@ -50,9 +51,11 @@ class EmbeddedServices:
         ports: Ports = Ports(),
         minimum_free_bytes: int = MINIMUM_FREE_BYTES,
         report: Report = silent,
+        switch: StopSwitch | None = None,
     ) -> None:
         self._state_dir, self._with_mlflow, self._durable = state_dir, mlflow, durable
-        self._external, self._ports, self._report = external, ports, report
+        self._external, self._ports = external, ports
+        self._report, self._switch = report, switch
         self._minimum_free_bytes = minimum_free_bytes
         self._on_exit = ExitStack()
         self.postgres: Postgres | None = None
@@ -80,7 +83,7 @@ class EmbeddedServices:
         undo.enter_context(self.folder.locked())
         end_leftovers(self.folder, self._report)
         self.secrets = self.folder.secrets()
-        self.supervisor = Supervisor(self.folder, self._report)
+        self.supervisor = Supervisor(self.folder, self._report, self._switch)
         undo.callback(self.supervisor.stop)
         self._choose_services()
         self.supervisor.start(*(service for service in (self.postgres, self.redis) if service))

@@ -4,24 +4,21 @@ import os
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
 from penstock.embedded.child import Child, Log, is_alive, kill_session, session_members
-from penstock.embedded.errors import EmbeddedError
 from penstock.embedded.service import Report, Service, failure, silent
 from penstock.embedded.state_folder import StateFolder
+from penstock.embedded.stop_switch import StopSwitch
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.2, 30.0  # seconds before a restart; doubled at each crash in a row
 STEADY_SECONDS = 60.0  # a process that ran so long has not crashed "in a row"
 REPORT_SECONDS = 3.0  # between two lines of progress about one service that is not ready yet
+HURRIED_SECONDS = 5.0  # what a process gets to end after the second request to stop
 LEFTOVER_SECONDS = 15.0  # what an earlier supervisor's children get to end before they are killed
-
-
-class StopRequested(Exception):
-    """The supervisor was asked to stop while it was still starting."""
 
 
 @dataclass
@@ -34,18 +31,17 @@ class _Supervised:
     ready: bool = False
     crashes: int = 0
     started_at: float = 0.0
-    restart_at: float = field(default=0.0)
+    restart_at: float = 0.0
 
 
 class Supervisor:
     """Runs services on one state folder whose lock the caller holds."""
 
-    def __init__(self, folder: StateFolder, report: Report = silent) -> None:
+    def __init__(self, folder: StateFolder, report: Report = silent, switch: StopSwitch | None = None) -> None:
         self.folder, self._report = folder, report
-        self.addresses: dict[str, str] = {}
+        self._switch = switch or StopSwitch()
         self._supervised: dict[str, _Supervised] = {}
         self._lock = threading.RLock()
-        self._stop_requested = threading.Event()
         self._stopped = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
@@ -54,8 +50,8 @@ class Supervisor:
     def start(self, *services: Service) -> None:
         """Start these together and wait, without a time limit, until all are ready.
 
-        Raises ServiceFailed (or NoDiskSpace) when one of them ends first, StopRequested when `request_stop`
-        was called.
+        Raises ServiceFailed (or NoDiskSpace) when one of them ends first, StopRequested when the switch was
+        pressed.
         """
         for service in services:
             self.launch(service)
@@ -64,11 +60,11 @@ class Supervisor:
 
     def launch(self, service: Service) -> None:
         """Start the process of a service, without waiting for it."""
-        self._raise_if_stopping()
+        self._switch.raise_if_on()
         supervised = _Supervised(service, Log(self.folder.logs / f"{service.name}.log"))
         with self._lock:
-            self._spawn(supervised)
             self._supervised[service.name] = supervised
+            self._spawn(supervised)
         if not self._watcher.is_alive():
             self._watcher.start()
 
@@ -78,14 +74,14 @@ class Supervisor:
         supervised.child = Child(supervised.service.command(), supervised.log)
         supervised.ready = False
         supervised.started_at = time.monotonic()
-        self._remember_children(supervised)
+        self._remember_children()
 
     def await_ready(self, service: Service) -> None:
         """Wait until a launched service serves, telling what it logs meanwhile."""
         supervised = self._supervised[service.name]
         report_at = time.monotonic() + REPORT_SECONDS
         while not service.is_ready():
-            self._raise_if_stopping()
+            self._switch.raise_if_on()
             assert supervised.child is not None
             if supervised.child.ended_within(0.03):
                 raise failure(self.folder, service.name, supervised.child.end, supervised.log)
@@ -94,10 +90,6 @@ class Supervisor:
                 report_at += REPORT_SECONDS
         supervised.ready = True
         self._report(service.name, "ready")
-
-    def _raise_if_stopping(self) -> None:
-        if self._stop_requested.is_set():
-            raise StopRequested
 
     @property
     def processes(self) -> dict[str, int]:
@@ -111,28 +103,28 @@ class Supervisor:
         """Until everything is stopped. This thread outlives every child that it starts (see Child)."""
         while not self._stopped.wait(0.2):
             with self._lock:
-                if self._stop_requested.is_set():
-                    continue
                 for supervised in self._supervised.values():
-                    self._attend(supervised)
+                    if not self._switch.is_on and (supervised.ready or supervised.crashes):
+                        self._attend(supervised)
 
     def _attend(self, supervised: _Supervised) -> None:
-        """One look at one service: restart it if it has crashed and its time has come."""
-        now, name = time.monotonic(), supervised.service.name
-        if supervised.child is None:
-            if now >= supervised.restart_at:
-                self._try_spawn(supervised)
-        elif supervised.child.exit_code is not None:
-            if supervised.ready or supervised.crashes:
+        """One look at a service that has been ready: restart it if it has crashed and its time has come."""
+        try:
+            if supervised.child is None:
+                if time.monotonic() >= supervised.restart_at:
+                    self._spawn(supervised)
+            elif supervised.child.exit_code is not None:
                 self._note_crash(supervised, supervised.child.end)
-        elif not supervised.ready and supervised.crashes and supervised.service.is_ready():
-            supervised.ready = True
-            self._report(name, "ready again")
+            elif not supervised.ready and supervised.service.is_ready():
+                supervised.ready = True
+                self._report(supervised.service.name, "ready again")
+        except Exception as error:  # whatever it is, the other services go on being watched
+            self._note_crash(supervised, f"could not be started: {error}")
 
     def _note_crash(self, supervised: _Supervised, how: str) -> None:
         if supervised.ready and time.monotonic() - supervised.started_at > STEADY_SECONDS:
             supervised.crashes = 0
-        backoff = min(FIRST_BACKOFF * 2**supervised.crashes, LONGEST_BACKOFF)
+        backoff = min(FIRST_BACKOFF * 2 ** min(supervised.crashes, 10), LONGEST_BACKOFF)
         supervised.crashes += 1
         supervised.restart_at = time.monotonic() + backoff
         supervised.ready = False
@@ -141,21 +133,12 @@ class Supervisor:
             supervised.child = None
         self._report(supervised.service.name, f"{how}; starting it again in {backoff:.1f} s")
 
-    def _try_spawn(self, supervised: _Supervised) -> None:
-        try:
-            self._spawn(supervised)
-        except (EmbeddedError, OSError) as error:
-            self._note_crash(supervised, str(error))
-
     # Stopping
-
-    def request_stop(self) -> None:
-        """End waiting and restarting. Safe to call from a signal handler."""
-        self._stop_requested.set()
 
     def stop(self) -> None:
         """Stop every process, the last started first, and whatever they left behind."""
-        self.request_stop()
+        if not self._switch.is_on:
+            self._switch.press()
         with self._lock:
             for supervised in reversed(self._supervised.values()):
                 if supervised.child is not None:
@@ -168,20 +151,26 @@ class Supervisor:
 
     def _stop_child(self, service: Service, child: Child) -> None:
         child.send(child.command.stop_signal)
-        if not child.ended_within(service.stop_seconds):
-            self._report(service.name, f"did not end within {service.stop_seconds:.0f} s: killed")
+        deadline = time.monotonic() + service.stop_seconds
+        hurried = False
+        while not child.ended_within(0.05) and time.monotonic() < deadline:
+            if self._switch.is_urgent and not hurried:
+                hurried = True
+                deadline = min(deadline, time.monotonic() + HURRIED_SECONDS)
+                child.send(child.command.fast_stop_signal)
+        if child.exit_code is None:
+            self._report(service.name, "did not end when asked to: killed")
         child.clean_up()
         self._report(service.name, "stopped")
 
     # What a later supervisor needs to know, should this one be killed
 
-    def _remember_children(self, newest: _Supervised) -> None:
-        supervised = {**self._supervised, newest.service.name: newest}
+    def _remember_children(self) -> None:
         self.remember(
             children=[
-                {"name": name, "pid": one.child.pid, "created": psutil.Process(one.child.pid).create_time()}
-                for name, one in supervised.items()
-                if one.child is not None and is_alive(one.child.pid)
+                {"name": name, "pid": pid, "created": psutil.Process(pid).create_time()}
+                for name, pid in self.processes.items()
+                if is_alive(pid)
             ]
         )
 
