@@ -83,7 +83,7 @@ def remove_worker(session: Session, worker_id: str) -> None:
 
 
 def expire_dead_workers(session: Session, seconds: float) -> list[str]:
-    """Take away workers that were silent for `seconds`; answers with their ids. A locked row waits for the next time."""
+    """Take away workers that were silent for `seconds`; answers with their ids. A locked row waits its turn."""
     dead = (
         select(Worker.id)
         .where(Worker.heartbeat_at < func.clock_timestamp() - timedelta(seconds=seconds))

@@ -1,0 +1,105 @@
+"""A model's own chat template: found where `transformers` looks for it, rendered as `transformers` renders it.
+
+The template comes with the model and is not trusted: it runs in Jinja's immutable sandbox and sees plain data alone.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from penstock.errors import ModelFolderInvalid, ValidationFailed
+from penstock.registry.files import file_in, read_json_if_there
+
+TEMPLATE_FILE: Final = "chat_template.jinja"
+_CONFIG_FILE: Final = "tokenizer_config.json"
+
+
+class ChatTemplate:
+    """A compiled template with the special tokens that it may name. Safe to use from several threads."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ModelFolderInvalid(
+                f"the chat template is not valid Jinja, line {error.lineno}: {error.message}"
+            ) from error
+        self._special_tokens = dict(special_tokens)
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt up to where the answer begins. Raises `ValidationFailed` with what the template refuses."""
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                **self._special_tokens,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+            reason = str(error) or type(error).__name__
+            raise ValidationFailed(
+                f"the model's chat template refuses these messages: {reason}", field="input.messages"
+            ) from error
+
+
+def find_chat_template(folder: Path) -> str | None:
+    """The text of `chat_template.jinja`, or else `chat_template` of `tokenizer_config.json`; None without both."""
+    if (folder / TEMPLATE_FILE).exists():
+        return file_in(folder, TEMPLATE_FILE).read_text(encoding="utf-8")
+    template = read_json_if_there(folder, _CONFIG_FILE).get("chat_template")
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise ModelFolderInvalid(
+            f"{folder / _CONFIG_FILE}: chat_template must be text or a list of named texts", file=_CONFIG_FILE
+        )
+    return template
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}...{% endgeneration %}` marks words to train on; here it only shows its inside."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's own interface
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)  # noqa: DTZ005 - templates expect the local date, as in transformers
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As JSON; unlike Jinja's own filter without HTML escapes."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
