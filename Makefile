@@ -1,0 +1,50 @@
+# Penstock. `make` lists the targets; `make demo` and `make test` do all that a fresh machine needs.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test lint bench drill gpu-check pins screenshots clean
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Make .venv and install Penstock with everything it is developed with
+
+# torch goes first and alone: its pinned version must be settled before another package asks for "any torch".
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Penstock needs Python 3.11 or later, and this is " + sys.version.split()[0] + "; name another with PYTHON=") if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## Start everything on embedded services, run real invoices through it, stop everything
+	@$(BIN)/penstock demo
+
+up: setup  ## Start the whole platform on this machine; Ctrl-C stops it
+	@$(BIN)/penstock up
+
+test: setup  ## Run all tests (installs Chromium for the browser tests when it can)
+	@deploy/install-chromium
+	@$(BIN)/python -m pytest
+
+lint: setup  ## Style, types and the import rule
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: setup  ## Measure submit latency, doorbells and the engine; writes bench/results/
+	@$(BIN)/python -m bench.submit
+	@$(BIN)/python -m bench.engine
+
+pins: setup  ## Write constraints.txt from what is installed in .venv
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > constraints.new
+	@mv constraints.new constraints.txt
+
+clean:  ## Remove .venv and every cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
