@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from examples.invoices.generator import FIELDS, Invoice, draw_invoice
 from examples.invoices.layouts import Split
-from examples.invoices.scoring import MAX_ANSWER_TOKENS, greedy_answers, prompt_ids, score
+from examples.invoices.scoring import MAX_ANSWER_TOKENS, exact_share, greedy_answers, prompt_ids, score
 
 MODEL_FOLDER = Path(__file__).parent / "model"
 EVALUATION_SEED = 7_002
@@ -89,6 +89,7 @@ def report(invoices: Sequence[Invoice], answers: dict[str, list[str]], console: 
     for name, s in scores.items():
         table.add_row(name, f"{s.exact:.1%}", *(f"{s.fields[field]:.1%}" for field in FIELDS))
     console.print(table)
+    _report_kinds(invoices, answers[ENGINE_FP32], console)
     alike = _alike(answers[ENGINE_FP32], answers[TRANSFORMERS])
     console.print(f"identical answers, penstock and transformers in float32: {alike} of {len(invoices)}")
     alike_bf16 = _alike(answers[ENGINE_BF16], answers[TRANSFORMERS])
@@ -99,6 +100,15 @@ def report(invoices: Sequence[Invoice], answers: dict[str, list[str]], console: 
     exact = all(s.exact >= LOWEST_EXACT for s in scores.values())
     console.print(f"at least {LOWEST_EXACT:.0%} exact: {'yes' if exact else 'NO'}; agree: {'yes' if agrees else 'NO'}")
     return agrees and exact
+
+
+def _report_kinds(invoices: Sequence[Invoice], answers: Sequence[str], console: Console) -> None:
+    """Print the exact match apart for the two ways in which a layout can be held out."""
+    for novel, name in ((True, "separator or bullet never trained on"), (False, "new combination of known parts")):
+        rows = [(x, a) for x, a in zip(invoices, answers, strict=True) if x.layout.novel is novel]
+        if rows:
+            share = exact_share([x for x, _ in rows], [a for _, a in rows])
+            console.print(f"{name}: {share:.1%} exact of {len(rows)}")
 
 
 def _alike(one: Sequence[str], other: Sequence[str]) -> int:

@@ -122,7 +122,7 @@ def _name_word(rng: Random, split: Split) -> str:
 
 
 def _coined_word(rng: Random) -> str:
-    syllables = rng.choice((1, 2, 2, 2, 3, 3, 4))
+    syllables = rng.choice((1, 2, 2, 2, 3, 3))
     parts = (rng.choice(words.ONSETS) + rng.choice(words.VOWELS) + rng.choice(words.CODAS) for _ in range(syllables))
     return "".join(parts).capitalize()
 

@@ -233,27 +233,27 @@ HELD_OUT_CLAUSES: Final[dict[str, tuple[str, ...]]] = {
     "total": ("the total payable is {}", "the total amount due is {}"),
 }
 
-SEPARATORS: Final = (
-    ": ",
-    ":",
-    " - ",
-    " = ",
-    " | ",
-    "\t",
-    ":\t",
-    " : ",
-    "; ",
-    "  ",
-    "    ",
-    ", ",
-    " -> ",
-    ":  ",
-)
-HELD_OUT_SEPARATORS: Final = (" => ", " :: ", " ~ ", " >> ", " --- ", " / ")
+LINE_SEPARATORS: Final = (": ", ":", " - ", " = ", " | ", "\t", ":\t", " : ", "; ", "  ", "    ", ", ", " -> ", ":  ")
+SEPARATORS: Final[dict[str, tuple[str, ...]]] = {
+    "lines": LINE_SEPARATORS,
+    "columns": LINE_SEPARATORS,
+    "stacked": (":\n", "\n", "\n  ", ":\n    ", " :\n"),
+    "table": ("| ", "|", ";", "\t", " , "),
+    "leaders": (".", "-", ". ", "_"),
+    "brackets": ("[]", "()", "<>", "**"),
+    "sentences": (" ", "\n", " and ", ", ", "; "),
+}
+HELD_OUT_LINE_SEPARATORS: Final = (" => ", " :: ", " ~ ", " >> ", " --- ", " / ")
+HELD_OUT_SEPARATORS: Final[dict[str, tuple[str, ...]]] = {
+    "lines": HELD_OUT_LINE_SEPARATORS,
+    "columns": HELD_OUT_LINE_SEPARATORS,
+    "stacked": (" -\n", ":\n- ", "\n> "),
+    "table": (" ; ", "\t| ", " | | "),
+    "leaders": ("~", "- "),
+    "brackets": ("==", "||"),
+    "sentences": (", and ", " - "),
+}
 SEPARATOR_CHARACTERS: Final = ":-=|>~/*._+"
-
-LEADERS: Final = (".", "-", ". ", "_")
-HELD_OUT_LEADERS: Final = ("~", "- ")
 
 BULLETS: Final = ("", "", "", "- ", "* ", "> ", "• ", "  ", "# ")
 HELD_OUT_BULLETS: Final = ("+ ", "-- ", "** ")

@@ -100,6 +100,7 @@ def test_only_the_answer_carries_loss(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("level", range(len(CURRICULUM)))
 def test_every_answer_ends_with_the_end_token(tokenizer: Tokenizer, level: int) -> None:
     end = tokenizer.token_to_id(END)
+    assert end is not None
     for batch in draw_block(tokenizer, 0, 0, level, batch_size=2):
         assert batch.labels.eq(end).sum(dim=1).eq(1).all()
 
