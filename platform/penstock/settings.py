@@ -1,11 +1,11 @@
 """The one place where the environment is read: a frozen `Settings`, made once at start-up.
 
-Each field is set by the variable `PENSTOCK_<FIELD>` (`mlflow_tracking_uri` by MLflow's own `MLFLOW_TRACKING_URI`). A
-bad value stops the process at start-up with a `SettingsError` that names the variable.
+Each field is set by the variable `PENSTOCK_<FIELD>`, except that `mlflow_tracking_...` is set by MLflow's own
+`MLFLOW_TRACKING_...`. A bad value stops the process at start-up with a `SettingsError` that names the variable.
 """
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -15,19 +15,52 @@ from penstock.errors import SettingsError
 _PREFIX = "PENSTOCK_"
 
 
-class Settings(BaseSettings):
-    """Everything that the environment decides. Durations are seconds, sizes are bytes."""
+def _named_by_mlflow(field: str, description: str) -> Any:
+    return Field(default=None, validation_alias=AliasChoices(field.upper(), field), description=description)
+
+
+class MlflowSettings(BaseSettings):
+    """Where MLflow is and how to sign in there: all that registering a model needs."""
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore")
+
+    mlflow_tracking_uri: str | None = _named_by_mlflow(
+        "mlflow_tracking_uri",
+        "The MLflow server whose registry names the model versions; without it no model is synchronised",
+    )
+    mlflow_tracking_username: str | None = _named_by_mlflow("mlflow_tracking_username", "User name for MLflow")
+    mlflow_tracking_password: SecretStr | None = _named_by_mlflow("mlflow_tracking_password", "Password for MLflow")
+    mlflow_tracking_token: SecretStr | None = _named_by_mlflow(
+        "mlflow_tracking_token", "Bearer token for MLflow, instead of a user name and password"
+    )
+
+    @field_validator("mlflow_tracking_uri")
+    @classmethod
+    def _must_be_a_server(cls, uri: str | None) -> str | None:
+        if uri is not None and not uri.startswith(("http://", "https://")):
+            raise ValueError("must be an MLflow server's address: http://host:port")
+        return uri
+
+    @classmethod
+    def from_environment(cls, **known: Any) -> Self:
+        """Settings as the environment gives them, except for what is `known` already.
+
+        Raises `SettingsError` naming every variable that is wrong.
+        """
+        try:
+            return cls(**known)
+        except ValidationError as error:
+            raise SettingsError(
+                "; ".join(_explain(problem["loc"], problem["msg"]) for problem in error.errors())
+            ) from None
+
+
+class Settings(MlflowSettings):
+    """Everything that the environment decides. Durations are seconds, sizes are bytes."""
 
     # Services
     database_url: SecretStr = Field(description="PostgreSQL, as postgresql://user:password@host:port/name")
     redis_url: SecretStr = Field(description="Redis, as redis://:password@host:port/0")
-    mlflow_tracking_uri: str | None = Field(
-        default=None,
-        validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),
-        description="The MLflow server whose registry names the model versions; without it no model is synchronised",
-    )
     database_pool_size: int = Field(default=8, ge=1, le=200, description="Connections that one process keeps")
 
     # Web
@@ -126,20 +159,10 @@ class Settings(BaseSettings):
     def _expand_home(cls, folder: Path) -> Path:
         return folder.expanduser()
 
-    @classmethod
-    def from_environment(cls) -> Self:
-        """Settings as the environment gives them. Raises `SettingsError` naming every variable that is wrong."""
-        try:
-            return cls()
-        except ValidationError as error:
-            raise SettingsError(
-                "; ".join(_explain(problem["loc"], problem["msg"]) for problem in error.errors())
-            ) from None
-
 
 def variable_name(field: str) -> str:
     """The environment variable that sets `field`."""
-    return "MLFLOW_TRACKING_URI" if field == "mlflow_tracking_uri" else _PREFIX + field.upper()
+    return field.upper() if field.startswith("mlflow_") else _PREFIX + field.upper()
 
 
 def _explain(location: tuple[int | str, ...], message: str) -> str:
