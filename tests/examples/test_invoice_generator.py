@@ -96,7 +96,7 @@ def test_samples_on_disk_are_what_the_generator_draws() -> None:
         assert invoice.layout.held_out
 
 
-KNOWN_FIRST_LINE = "L. Juniper Industries Inc."
+KNOWN_FIRST_LINE = "CUSTOMER ORDER NO.:"
 KNOWN_ANSWER = (
-    '{"vendor":"L. Juniper Industries Inc.","number":"265536","date":"2021-09-01","currency":"USD","total":44237.04}'
+    '{"vendor":"Summerfield Juniper Tools PLC","number":"7184","date":"2022-06-05","currency":"SEK","total":204.37}'
 )
