@@ -25,14 +25,17 @@ def serve_queue(deployment_id: str) -> str:
     return f"penstock.serve.{deployment_id}"
 
 
-def make_redis(settings: Settings) -> Redis:
-    """A thread-safe Redis client (bytes in, bytes out) that bridges a restart of the server of about two seconds."""
+def make_redis(settings: Settings, *, retries: int = 5) -> Redis:
+    """A thread-safe Redis client (bytes in, bytes out) that bridges a restart of the server of about two seconds.
+
+    Fewer `retries` are for who has something better to do than to wait.
+    """
     return Redis.from_url(
         settings.redis_url.get_secret_value(),
         socket_connect_timeout=2,
         socket_timeout=10,
         health_check_interval=15,
-        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=5),
+        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=retries),
         retry_on_error=[RedisConnectionError, RedisTimeoutError],
     )
 
