@@ -21,7 +21,7 @@ from penstock_engine.radix_cache import NoCache, PrefixCache, RadixCache
 from penstock_engine.request import Request
 from penstock_engine.runner import ModelRunner
 from penstock_engine.scheduler import Scheduler
-from penstock_engine.sizing import KVShape, context_length, make_pool, pool_pages, thread_count
+from penstock_engine.sizing import KVShape, context_length, device_of, make_pool, pool_pages, thread_count
 from penstock_engine.stats import EngineStats, StepCounts, StepOutput
 from penstock_engine.tables import RowTables
 
@@ -30,7 +30,7 @@ class Engine:
     """Iteration-level continuous batching of one model on one device."""
 
     def __init__(self, model: CausalLM, config: EngineConfig, *, dtype: torch.dtype, max_model_len: int) -> None:
-        device = torch.device(config.device)
+        device = device_of(config)
         shape = KVShape.of(model.config, config.page_size, dtype)
         pages = pool_pages(config, shape, max_model_len, device)
         self.config = config
@@ -74,7 +74,7 @@ class Engine:
         dtype = resolve_dtype(config.dtype, model_config, folder)
         length = context_length(config, model_config)
         torch.set_num_threads(thread_count(config, model_config))
-        device = torch.device(config.device)
+        device = device_of(config)
         model = load_model(folder, model_config, positions=length, dtype=dtype, device=device, progress=progress)
         return cls(model, config, dtype=dtype, max_model_len=length)
 

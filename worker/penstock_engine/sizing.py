@@ -37,6 +37,16 @@ class KVShape:
         return self.layers * self.page_size * 2 * self.kv_heads * self.head_dim * self.dtype.itemsize
 
 
+def device_of(config: EngineConfig) -> torch.device:
+    """The device to run on. Raises InvalidConfig when this machine has none of that name."""
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as cause:
+        raise InvalidConfig("device", f"{config.device!r} cannot be used here ({cause})") from cause
+    return device
+
+
 def pool_pages(config: EngineConfig, shape: KVShape, max_model_len: int, device: torch.device) -> int:
     """Pages that requests can have. Raises InvalidConfig when the memory given holds none."""
     if config.kv_pages is not None:

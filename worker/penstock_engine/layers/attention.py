@@ -80,7 +80,7 @@ def _rectangle(
     # A run shorter than its rectangle repeats its last query, whose answer is then written twice, alike.
     steps = np.minimum(np.arange(queries), lens[:, None] - 1)
     tokens = offsets[:, None] + steps
-    visible = np.arange(pages.shape[1] * page_size) <= (starts[:, None] + steps)[:, :, None]
+    visible = _visible(pages.shape[1] * page_size, starts[:, None] + steps)
     mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(torch.from_numpy(~visible), -torch.inf)
     in_order = alone and bool((lens == queries).all())
     return Rectangle(
@@ -90,6 +90,11 @@ def _rectangle(
         pages=torch.from_numpy(pages.ravel()).to(device),
         mask=mask.unsqueeze(1).to(device),
     )
+
+
+def _visible(slots: int, last: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Each query sees its own position, `last` [runs, queries], and all before it: [runs, queries, slots]."""
+    return np.arange(slots) <= last[:, :, None]
 
 
 def paged_attention(q: Tensor, pool: KVPool, layer: int, plan: AttentionPlan, *, kv_heads: int, scale: float) -> Tensor:

@@ -1,0 +1,166 @@
+"""Greedy tokens and log probabilities equal those of `transformers`, whatever road the tokens took."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from penstock_engine import Engine, EngineConfig, Request
+from penstock_engine.layers import attention, rotary
+from penstock_engine.models import decoder
+from torch import Tensor
+
+from tests.engine.driving import Parity, Run, greedy, parity, run_all
+from tests.engine.tiny import LLAMA3_ROPE, TinyModel, random_prompt
+
+OUTPUT = 40
+LOGPROB_TOLERANCE = 1e-4  # float32 noise between two orders of summation is about 1e-5 here
+
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-one-kv-head": ("llama", {"num_key_value_heads": 1}),
+    "llama-no-groups": ("llama", {"num_key_value_heads": 4}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-rope-llama3": ("llama", {"rope_parameters": LLAMA3_ROPE}),
+    "llama-rope-linear": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0}},
+    ),
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {}),
+    "qwen3-wide-heads": ("qwen3", {"head_dim": 32}),
+}
+
+
+def ragged_requests() -> list[Request]:
+    """Lengths around the page size, prompts that share whole pages and parts of pages, two namespaces."""
+    stem = random_prompt(41, seed=99)
+    prompts = [random_prompt(length, seed=length) for length in (1, 2, 15, 16, 17, 33, 70)]
+    prompts += [stem, [*stem, 5, 6], stem[:37], [*stem[:35], 9, 9, 9], list(stem)]
+    requests = [Request(f"r{at}", prompt, greedy(OUTPUT)) for at, prompt in enumerate(prompts)]
+    return [*requests, Request("elsewhere", list(stem), greedy(OUTPUT), namespace="other")]
+
+
+def run_every_mode(model: TinyModel) -> tuple[Parity, Run, Engine]:
+    """A budget of 16 cuts prompts into chunks; 16 pages make five running requests preempt one another."""
+    config = EngineConfig(dtype="float32", token_budget=16, max_running=5, kv_pages=16)
+    engine = Engine.from_folder(model.folder, config)
+    requests = ragged_requests()
+    run = run_all(engine, requests)
+    return parity(model, requests, run), run, engine
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_tokens_and_logprobs_equal_transformers_in_every_mode(models: Any, name: str) -> None:
+    kind, overrides = ARCHITECTURES[name]
+    found, run, engine = run_every_mode(models(kind, **overrides))
+
+    assert found.tokens == 13 * OUTPUT
+    assert found.wrong == 0
+    assert found.worst_logprob < LOGPROB_TOLERANCE
+    # The run really went through the modes that it is here to compare.
+    stats = engine.stats()
+    assert stats.preemptions > 0
+    assert stats.tokens_cached > 0
+    assert any(counts.decoding and counts.tokens > counts.requests for counts in run.steps), "no mixed step"
+    assert max(counts.tokens for counts in run.steps) == 16  # so the longer prompts ran in chunks
+
+
+@pytest.mark.parametrize("policy", ["continuous", "static", "request"])
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_policies_and_caches_change_no_token(llama: TinyModel, policy: Any, prefix_cache: bool) -> None:
+    config = EngineConfig(dtype="float32", max_running=4, token_budget=64, policy=policy, prefix_cache=prefix_cache)
+    requests = ragged_requests()
+    engine = Engine.from_folder(llama.folder, config)
+    run = run_all(engine, requests)
+
+    found = parity(llama, requests, run)
+    assert (found.wrong, found.tokens) == (0, 13 * OUTPUT)
+    assert found.worst_logprob < LOGPROB_TOLERANCE
+    assert (engine.stats().tokens_cached > 0) == prefix_cache
+    most_running = max(counts.requests for counts in run.steps)
+    assert most_running == (1 if policy == "request" else 4)
+
+
+def test_a_prefix_is_reused_to_the_token(llama: TinyModel) -> None:
+    """One page, a part of a page, and all but the last token: what is cached is never computed again."""
+    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32"))
+    stem = random_prompt(48, seed=5)
+    run_all(engine, [Request("first", stem, greedy(1))])
+    for name, prompt, cached in [
+        ("same", stem, 47),
+        ("inside a page", [*stem[:21], 1, 2, 3], 21),
+        ("longer", [*stem, 4, 4], 48),
+        ("other", [8, *stem], 0),
+    ]:
+        before = engine.stats()
+        request = Request(name, prompt, greedy(4))
+        run = run_all(engine, [request])
+        after = engine.stats()
+        assert after.tokens_cached - before.tokens_cached == cached, name
+        assert after.tokens_computed - before.tokens_computed == len(prompt) - cached + 3, name
+        found = parity(llama, [request], run)
+        assert found.wrong == 0
+        assert found.worst_logprob < LOGPROB_TOLERANCE
+
+
+def test_a_namespace_sees_nothing_of_another(llama: TinyModel) -> None:
+    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32"))
+    prompt = random_prompt(40, seed=6)
+    run_all(engine, [Request("a", prompt, greedy(12), namespace="acme")])
+    run_all(engine, [Request("b", prompt, greedy(4), namespace="apex")])
+    assert engine.stats().tokens_cached == 0
+    run_all(engine, [Request("c", prompt, greedy(4), namespace="acme")])
+    assert engine.stats().tokens_cached == 39
+
+
+def test_bfloat16_stays_within_the_reference_candidates(llama: TinyModel) -> None:
+    """Rounding may change a token; where it first does, each side's choice is among the other's first five."""
+    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="bfloat16", kv_pages=64))
+    requests = [Request(f"r{n}", random_prompt(n, seed=n), greedy(16, logprobs=5)) for n in (3, 20, 50)]
+    run = run_all(engine, requests)
+    reference = copy.deepcopy(llama.reference).bfloat16()
+    for request in requests:
+        with torch.inference_mode():
+            logits = reference(torch.tensor([[*request.prompt_ids, *run.tokens(request.id)]])).logits[0]
+        theirs = logits[len(request.prompt_ids) - 1 : -1].float()
+        for delta, row in zip(run.deltas[request.id], theirs, strict=True):
+            if delta.token_id != int(row.argmax()):
+                assert delta.token_id in row.topk(5).indices.tolist()
+                assert int(row.argmax()) in [token for token, _ in delta.top_logprobs]
+                break
+
+
+class TestTheCheckItself:
+    """A wrong kernel must not pass: each mutation here is one that parity has to notice."""
+
+    def assert_caught(self, model: TinyModel) -> None:
+        found, _, _ = run_every_mode(model)
+        assert found.wrong > 0
+        assert found.worst_logprob > 100 * LOGPROB_TOLERANCE
+
+    def test_a_wrong_rotary_base(self, llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = rotary.inverse_frequencies
+        monkeypatch.setattr(rotary, "inverse_frequencies", lambda rope, dim: right(rope, dim) * 1.05)
+        self.assert_caught(llama)
+
+    def test_a_mask_that_hides_the_token_itself(self, llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = attention._visible
+        monkeypatch.setattr(attention, "_visible", lambda slots, last: right(slots, last - (last > 0)))
+        self.assert_caught(llama)
+
+    def test_a_mask_that_shows_the_next_slot(self, llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = attention._visible
+        monkeypatch.setattr(attention, "_visible", lambda slots, last: right(slots, last + 1))
+        self.assert_caught(llama)
+
+    def test_a_slot_off_by_one(self, llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = decoder.store_kv
+
+        def shifted(pool: Tensor, slots: Tensor, kv: Tensor) -> None:
+            right(pool, slots ^ 1, kv)
+
+        monkeypatch.setattr(decoder, "store_kv", shifted)
+        self.assert_caught(llama)

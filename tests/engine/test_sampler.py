@@ -1,0 +1,254 @@
+"""The sampler draws from the distribution that the parameters describe, with noise that depends on position alone."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from penstock_engine import Engine, EngineConfig, Request, SamplingParams
+from penstock_engine.philox import philox4x32, uniforms
+from penstock_engine.sampler import draw
+from scipy.stats import chisquare, kstest
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from tests.engine.driving import Run, greedy, run_all, step_once
+from tests.engine.tiny import EOS, TinyModel, random_prompt
+
+DRAWS = 20_000
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "answer"),
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((2**32 - 1,) * 4, (2**32 - 1,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_gives_the_published_answers(counter: Any, key: Any, answer: Any) -> None:
+    """The known-answer vectors of Random123."""
+    words = [np.array([each], np.uint64) for each in (*counter, *key)]
+    assert tuple(int(each[0]) for each in philox4x32(tuple(words[:4]), tuple(words[4:]))) == answer
+
+
+def test_noise_is_uniform_over_positions_and_over_seeds() -> None:
+    count = 50_000
+    one, many = np.full(count, 12345, np.uint64), np.arange(count).astype(np.uint64)
+    choice = np.zeros(count, np.uint32)
+    assert kstest(uniforms(one, np.arange(count), choice), "uniform").pvalue > 1e-3
+    assert kstest(uniforms(many, np.zeros(count, np.int64), choice), "uniform").pvalue > 1e-3
+
+
+def expected(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> np.ndarray:
+    """What `transformers` would sample from."""
+    steps: list[Any] = [TemperatureLogitsWarper(temperature)]
+    steps += [TopKLogitsWarper(top_k)] if top_k else []
+    steps += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    return LogitsProcessorList(steps)(torch.zeros(1, 1), logits.unsqueeze(0)).double().softmax(-1)[0].numpy()
+
+
+def drawn_counts(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> np.ndarray:
+    """How often each token comes out over DRAWS positions of one seed."""
+    noise = uniforms(np.full(DRAWS, 7, np.uint64), np.arange(DRAWS), np.zeros(DRAWS, np.uint32))
+    ids = draw(
+        logits.expand(DRAWS, -1),
+        temperature=torch.full((DRAWS, 1), temperature),
+        top_k=torch.full((DRAWS, 1), top_k),
+        top_p=torch.full((DRAWS, 1), top_p),
+        noise=torch.from_numpy(noise).unsqueeze(1),
+    )
+    return np.bincount(ids.numpy(), minlength=len(logits))
+
+
+SETTINGS = [(1.0, 0, 1.0), (0.5, 0, 1.0), (1.7, 5, 1.0), (1.0, 0, 0.8), (0.8, 12, 0.9), (1.0, 1, 1.0), (2.0, 0, 0.3)]
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), SETTINGS)
+def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: float) -> None:
+    logits = torch.randn(24, generator=torch.Generator().manual_seed(3)) * 1.5
+    counts = drawn_counts(logits, temperature, top_k, top_p)
+    probabilities = expected(logits, temperature, top_k, top_p)
+    possible = probabilities > 0
+    assert counts[~possible].sum() == 0
+    if possible.sum() > 1:
+        assert chisquare(counts[possible], probabilities[possible] * DRAWS).pvalue > 1e-3
+
+
+def test_the_check_notices_a_slightly_wrong_temperature() -> None:
+    logits = torch.randn(24, generator=torch.Generator().manual_seed(3)) * 1.5
+    counts = drawn_counts(logits, 1.1, 0, 1.0)
+    assert chisquare(counts, expected(logits, 1.0, 0, 1.0) * DRAWS).pvalue < 1e-6
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    vocabulary=st.sampled_from([3, 63, 64, 65, 2000]),
+    spread=st.sampled_from([0.1, 1.0, 5.0]),
+    filters=st.lists(st.tuples(st.sampled_from([0, 1, 7, 70]), st.sampled_from([0.05, 0.5, 0.95, 1.0])), min_size=4),
+)
+def test_rows_of_a_batch_do_not_change_what_another_may_draw(
+    seed: int, vocabulary: int, spread: float, filters: list[tuple[int, float]]
+) -> None:
+    """Every row draws from the set that `transformers` leaves it, whatever partial sort its neighbours forced."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(len(filters), vocabulary, generator=generator) * spread
+    ids = draw(
+        logits,
+        temperature=torch.ones(len(filters), 1),
+        top_k=torch.tensor([[top_k] for top_k, _ in filters]),
+        top_p=torch.tensor([[top_p] for _, top_p in filters]),
+        noise=torch.rand(len(filters), 1, generator=generator),
+    )
+    for row, token, (top_k, top_p) in zip(logits, ids.tolist(), filters, strict=True):
+        # The set's last member may differ where a cumulative sum rounds to top_p itself.
+        assert expected(row, 1.0, min(top_k, vocabulary), min(1.0, top_p + 1e-5))[token] > 0
+
+
+def test_noise_at_the_ends_stays_in_the_possible_tokens() -> None:
+    logits = torch.tensor([[-torch.inf, 1.0, 1.0, -torch.inf]] * 2)
+    ones = torch.ones(2, 1)
+    ids = draw(
+        logits,
+        temperature=ones,
+        top_k=torch.zeros(2, 1, dtype=torch.long),
+        top_p=ones,
+        noise=torch.tensor([[0.0], [1.0]]),  # 1.0 is what rounding can make of the largest number below it
+    )
+    assert ids.tolist() == [1, 2]
+
+
+def sampled(seed: int, **others: Any) -> SamplingParams:
+    return SamplingParams(temperature=0.9, top_p=0.95, seed=seed, max_tokens=24, ignore_eos=True, **others)
+
+
+def engine_of(model: TinyModel, **others: Any) -> Engine:
+    return Engine.from_folder(model.folder, EngineConfig(dtype="float32", **others))
+
+
+def test_a_seed_gives_the_same_tokens_alone_in_a_crowd_and_resumed(llama: TinyModel) -> None:
+    prompt = random_prompt(21, seed=1)
+    alone = run_all(engine_of(llama), [Request("x", prompt, sampled(2**63 + 5))]).tokens("x")
+
+    crowd = [Request(f"n{n}", random_prompt(9 + n, seed=n), sampled(n)) for n in range(9)]
+    mixed = run_all(
+        engine_of(llama, token_budget=16, max_running=6), [*crowd, Request("x", prompt, sampled(2**63 + 5))]
+    )
+    assert mixed.tokens("x") == alone
+
+    resumed = run_all(engine_of(llama), [Request("x", prompt, sampled(2**63 + 5), output_ids=[alone[:10]])])
+    assert resumed.tokens("x") == alone[10:]
+    assert resumed.deltas["x"][0].position == 10
+
+    other = run_all(engine_of(llama), [Request("x", prompt, sampled(2**63 + 6))])
+    assert other.tokens("x") != alone
+
+
+def test_preemption_changes_no_drawn_token(llama: TinyModel) -> None:
+    requests = [Request(f"r{n}", random_prompt(17, seed=n), sampled(n)) for n in range(4)]
+    roomy, tight = engine_of(llama), engine_of(llama, kv_pages=8)
+    free, squeezed = run_all(roomy, requests), run_all(tight, requests)
+    assert tight.stats().preemptions > 0
+    for request in requests:
+        assert squeezed.tokens(request.id) == free.tokens(request.id)
+
+
+def test_engines_draw_seeds_where_none_is_given(llama: TinyModel) -> None:
+    """Two requests differ; the same engine seed repeats them."""
+    prompt = random_prompt(5, seed=0)
+    pair = [Request(name, prompt, SamplingParams(max_tokens=16, ignore_eos=True)) for name in ("a", "b")]
+    first = run_all(engine_of(llama, seed=1), pair)
+    again = run_all(engine_of(llama, seed=1), pair)
+    assert first.tokens("a") != first.tokens("b")
+    assert [first.tokens("a"), first.tokens("b")] == [again.tokens("a"), again.tokens("b")]
+
+
+def test_greedy_and_sampled_share_a_batch(llama: TinyModel) -> None:
+    prompt = random_prompt(12, seed=4)
+    alone = run_all(engine_of(llama), [Request("g", prompt, greedy(16))]).tokens("g")
+    both = run_all(engine_of(llama), [Request("s", prompt, sampled(3)), Request("g", prompt, greedy(16))])
+    assert both.tokens("g") == alone
+    assert both.tokens("s")[:16] != alone
+
+
+class TestEndings:
+    """How a generation stops."""
+
+    def some_greedy(self, model: TinyModel) -> tuple[list[int], list[int]]:
+        """A prompt, and 16 greedy tokens after it, the end of sequence not among them."""
+        prompt = random_prompt(10, seed=8)
+        tokens = run_all(engine_of(model), [Request("x", prompt, greedy(16))]).tokens("x")
+        assert EOS not in tokens
+        return prompt, tokens
+
+    def test_length(self, llama: TinyModel) -> None:
+        prompt, tokens = self.some_greedy(llama)
+        run = run_all(engine_of(llama), [Request("x", prompt, greedy(5))])
+        assert run.tokens("x") == tokens[:5]
+        assert [delta.finish_reason for delta in run.deltas["x"]] == [None] * 4 + ["length"]
+
+    def test_stop_id(self, llama: TinyModel) -> None:
+        prompt, tokens = self.some_greedy(llama)
+        stop = tokens[6]
+        run = run_all(engine_of(llama), [Request("x", prompt, greedy(16, stop_token_ids=(stop,)))])
+        assert run.tokens("x") == tokens[: tokens.index(stop) + 1]
+        assert run.finish_reason("x") == "stop"
+
+    def test_end_of_sequence_of_the_model(self, models: Any) -> None:
+        prompt, tokens = self.some_greedy(models("llama"))
+        stop = tokens[6]
+        model = models("llama", eos_token_id=stop)
+        ends = SamplingParams(temperature=0, max_tokens=16)
+        run = run_all(engine_of(model), [Request("x", prompt, ends), Request("y", prompt, greedy(16))])
+        assert run.tokens("x") == tokens[: tokens.index(stop) + 1]
+        assert run.finish_reason("x") == "stop"
+        assert run.tokens("y") == tokens
+
+    def test_min_tokens_keeps_stop_ids_out_until_then(self, llama: TinyModel) -> None:
+        prompt, tokens = self.some_greedy(llama)
+        stops = tuple(set(tokens[:3]))
+        sampling = greedy(16, stop_token_ids=stops, min_tokens=8)
+        run = run_all(engine_of(llama), [Request("x", prompt, sampling)])
+        got = run.tokens("x")
+        assert len(got) >= 8
+        assert not set(got[:8]) & set(stops)
+        logprobs = llama.logprobs([*prompt, *got])[len(prompt) - 1]
+        assert run.deltas["x"][0].logprob == pytest.approx(float(logprobs[got[0]]), abs=1e-4)
+
+    def test_the_end_of_the_context(self, llama: TinyModel) -> None:
+        run = run_all(engine_of(llama, max_model_len=32), [Request("x", random_prompt(30, seed=3), greedy(9))])
+        assert len(run.tokens("x")) == 2
+        assert run.finish_reason("x") == "length"
+
+
+def test_logprobs_are_the_models_own_and_come_as_asked(llama: TinyModel) -> None:
+    prompt = random_prompt(9, seed=2)
+    requests = [
+        Request("none", prompt, sampled(1, logprobs=None)),
+        Request("own", prompt, sampled(1, logprobs=0)),
+        Request("top", prompt, sampled(1, logprobs=4)),
+    ]
+    run = run_all(engine_of(llama), requests)
+    assert run.tokens("none") == run.tokens("own") == run.tokens("top")
+    assert {delta.logprob for delta in run.deltas["none"]} == {None}
+    rows = llama.logprobs([*prompt, *run.tokens("top")])[len(prompt) - 1 : -1]
+    for own, top, row in zip(run.deltas["own"], run.deltas["top"], rows, strict=True):
+        assert own.top_logprobs == ()
+        assert own.logprob == top.logprob == pytest.approx(float(row[own.token_id]), abs=1e-4)
+        values, ids = row.topk(4)
+        assert [token for token, _ in top.top_logprobs] == ids.tolist()
+        assert [value for _, value in top.top_logprobs] == pytest.approx(values.tolist(), abs=1e-4)
+
+
+def test_step_by_step_positions_count_from_zero(llama: TinyModel) -> None:
+    engine, run = engine_of(llama), Run()
+    engine.submit(Request("x", random_prompt(3, seed=3), greedy(3)))
+    for expected_position in range(3):
+        step_once(engine, run)
+        assert run.deltas["x"][-1].position == expected_position
+    assert not engine.has_work

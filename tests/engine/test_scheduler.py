@@ -1,0 +1,189 @@
+"""The scheduler alone, with made-up tokens for a model: it ends every request, within budget, in order, on any pool."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from penstock_engine.admission import Limits, generation_of
+from penstock_engine.batch import StepSamples
+from penstock_engine.config import Policy
+from penstock_engine.page_allocator import PageAllocator
+from penstock_engine.radix_cache import NoCache, PrefixCache, RadixCache
+from penstock_engine.request import Request, SamplingParams, TokenDelta
+from penstock_engine.scheduler import Scheduler
+from penstock_engine.tables import RowTables
+
+from tests.engine.driving import check_pages
+
+PAGE, VOCABULARY = 4, 5
+
+
+class House:
+    """A scheduler, its pages and cache, and a model that says `token(generation)`."""
+
+    def __init__(
+        self, *, pages: int, max_running: int = 4, budget: int = 8, policy: Policy = "continuous", cached: bool = True
+    ) -> None:
+        self.allocator = PageAllocator(pages)
+        self.cache: PrefixCache = RadixCache(PAGE) if cached else NoCache()
+        self.limits = Limits(VOCABULARY, pages * PAGE, pages * PAGE, ())
+        self.max_running, self.budget = max_running, budget
+        self.scheduler = Scheduler(
+            max_running=max_running,
+            token_budget=budget,
+            policy=policy,
+            allocator=self.allocator,
+            cache=self.cache,
+            tables=RowTables(max_running, pages, PAGE),
+        )
+        self.arrivals = 0
+
+    def submit(self, request: Request) -> None:
+        generation = generation_of(request, self.limits, arrival=self.arrivals, drawn_seed=0)
+        self.arrivals += 1
+        self.scheduler.submit(generation)
+
+    def step(self, token: Callable[[], int] = lambda: 0) -> list[TokenDelta]:
+        batch = self.scheduler.schedule()
+        assert sum(batch.extend_lens) <= self.budget
+        assert len(self.scheduler.running) <= self.max_running
+        assert batch.generations or not (self.scheduler.waiting or self.scheduler.running), "nothing moves"
+        count = len(batch.sampled)
+        samples = StepSamples([token() for _ in range(count)], [True] * count, [0.0] * count, {})
+        self.scheduler.commit(batch, samples)
+        check_pages(self.scheduler, self.allocator, self.cache)
+        return batch.deltas
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 1), min_size=1, max_size=20),  # two tokens: prompts share beginnings
+        st.integers(1, 20),  # max_tokens
+        st.integers(0, 12),  # the step at which it comes
+        st.booleans(),  # is it aborted some steps later?
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    requests=REQUESTS,
+    pages=st.integers(10, 30),
+    max_running=st.integers(1, 6),
+    extra_budget=st.integers(0, 20),
+    policy=st.sampled_from(["continuous", "static", "request"]),
+    cached=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_every_request_ends_whatever_the_pool(
+    requests: list[tuple[list[int], int, int, bool]],
+    pages: int,
+    max_running: int,
+    extra_budget: int,
+    policy: Policy,
+    cached: bool,
+    seed: int,
+) -> None:
+    """Ten pages hold the largest request alone and no more, so most pools here force preemption."""
+    house = House(pages=pages, max_running=max_running, budget=max_running + extra_budget, policy=policy, cached=cached)
+    draw = random.Random(seed)
+    got: dict[str, list[TokenDelta]] = {}
+    aborted: set[str] = set()
+    step = 0
+    while house.busy or step <= 12:
+        for at, (prompt, max_tokens, comes, _) in enumerate(requests):
+            if comes == step:
+                house.submit(Request(str(at), prompt, SamplingParams(max_tokens=max_tokens)))
+        for at, (_, _, comes, goes) in enumerate(requests):
+            if goes and comes + 3 == step and house.scheduler.abort(str(at)):
+                aborted.add(str(at))
+                check_pages(house.scheduler, house.allocator, house.cache)
+        for delta in house.step(lambda: draw.randrange(2)):
+            got.setdefault(delta.request_id, []).append(delta)
+        step += 1
+        assert step < 3000, "no end in sight"
+
+    for at, (_, max_tokens, _, _) in enumerate(requests):
+        if str(at) not in aborted:
+            assert [delta.position for delta in got[str(at)]] == list(range(max_tokens))
+            assert [delta.finish_reason for delta in got[str(at)]] == [None] * (max_tokens - 1) + ["length"]
+    assert house.allocator.free_count + house.cache.evictable_count == pages
+
+
+def order_of_first_tokens(house: House) -> list[str]:
+    seen: list[str] = []
+    while house.busy:
+        seen += [delta.request_id for delta in house.step() if delta.position == 0]
+    return seen
+
+
+def test_class_then_priority_then_age() -> None:
+    house = House(pages=40, max_running=1)
+    for name, request_class, priority in [
+        ("shadow", "shadow", 9),
+        ("batch-1", "batch", 0),
+        ("batch-2", "batch", 0),
+        ("batch-high", "batch", 5),
+        ("interactive", "interactive", 0),
+    ]:
+        house.submit(
+            Request(name, [1], SamplingParams(max_tokens=2), priority=priority, request_class=request_class)  # type: ignore[arg-type]
+        )
+    assert order_of_first_tokens(house) == ["interactive", "batch-high", "batch-1", "batch-2", "shadow"]
+
+
+def test_the_last_in_order_gives_way_and_comes_back_first() -> None:
+    house = House(pages=9, max_running=3, budget=40)
+    for name in ("first", "second", "third"):
+        house.submit(Request(name, [0, 1, 0, 1, int(name == "second")], SamplingParams(max_tokens=15)))
+    house.submit(Request("late", [1], SamplingParams(max_tokens=20)))
+    finished: list[str] = []
+    while house.busy:
+        finished += [delta.request_id for delta in house.step() if delta.finish_reason]
+    assert house.scheduler.preemptions > 0
+    assert finished == ["first", "second", "third", "late"]
+
+
+def test_decoding_goes_on_while_a_long_prompt_is_prefilled() -> None:
+    house = House(pages=40, budget=8)
+    house.submit(Request("short", [1], SamplingParams(max_tokens=30)))
+    house.step()
+    house.submit(Request("long", [0] * 60, SamplingParams(max_tokens=1)))
+    steps = [[delta.request_id for delta in house.step()] for _ in range(9)]
+    assert steps == [["short"]] * 8 + [["short", "long"]]  # 60 tokens in chunks of 7 beside one decode
+
+
+def test_free_slots_are_what_could_start_now() -> None:
+    house = House(pages=6, max_running=4, budget=64)
+    assert house.scheduler.free_slots == 4
+    house.submit(Request("a", [0] * 12, SamplingParams(max_tokens=8)))
+    assert house.scheduler.free_slots == 3
+    house.step()
+    assert house.scheduler.free_slots == 3
+    house.submit(Request("b", [1] * 12, SamplingParams(max_tokens=8)))  # its pages are not there
+    house.step()
+    assert house.scheduler.free_slots == 0
+    assert house.scheduler.abort("a")
+    house.step()
+    assert house.scheduler.free_slots == 3
+
+
+@pytest.mark.parametrize(("policy", "steps"), [("continuous", 10), ("static", 14), ("request", 18)])
+def test_policies_differ_in_when_they_let_in(policy: Policy, steps: int) -> None:
+    """One long and four short, two rows: continuous fills the second row, static leaves it empty."""
+    house = House(pages=40, max_running=2, policy=policy)
+    for at, length in enumerate([10, 2, 2, 2, 2]):
+        house.submit(Request(str(at), [at], SamplingParams(max_tokens=length)))
+    taken = 0
+    while house.busy:
+        house.step()
+        taken += 1
+    assert taken == steps
