@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from penstock.clock import iso
@@ -38,10 +38,16 @@ def available_models(session: Session) -> list[str]:
 
 
 def _by_version(session: Session, name: str, version: str) -> RoutingDecision:
+    champion = select(RoutingPolicy.champion_id).where(RoutingPolicy.model_name == name).scalar_subquery()
     # A model that was deleted and registered anew can have two of one number for a moment: the newer one is meant.
     deployment = session.scalars(
         select(Deployment)
-        .where(Deployment.model_name == name, Deployment.model_version == version, Deployment.state == "active")
+        .where(
+            Deployment.model_name == name,
+            Deployment.model_version == version,
+            Deployment.state == "active",
+            or_(Deployment.first_ready_at.is_not(None), Deployment.id == champion),
+        )
         .order_by(Deployment.created_at.desc(), Deployment.id.desc())
         .limit(1)
     ).one_or_none()

@@ -1,0 +1,44 @@
+"""The route `GET /v1/models`."""
+
+from typing import Any, Final, Literal
+
+from apiflask import APIBlueprint
+from flask import Response, jsonify
+from pydantic import BaseModel, Field
+
+from penstock.auth.services import Principal, Scope
+from penstock.endpoints import Contract, endpoint
+from penstock.routing.catalogue import list_models
+from penstock.services import current_services
+
+routes: Final = APIBlueprint("api_models", __name__, url_prefix="/v1/models", tag="Models")
+
+
+class ModelDocument(BaseModel):
+    """A model that takes jobs."""
+
+    id: str = Field(description="The name that jobs ask for; also as name@challenger or name:version")
+    object: Literal["model"]
+    created: int = Field(description="When its version was registered, in Unix seconds")
+    owned_by: str
+    version: str = Field(description="The version that serves its jobs now")
+    champion_since: str
+    challenger_version: str | None
+    context_length: int = Field(description="Tokens of prompt and output together")
+    recipe: dict[str, Any] = Field(description="How the version was quantized")
+    ready: bool = Field(description="Whether a worker would take a job now; else jobs wait until one does")
+    state: str = Field(description="The same in words, with the reason")
+
+
+class ModelList(BaseModel):
+    """All models."""
+
+    object: Literal["list"]
+    data: list[ModelDocument]
+
+
+@endpoint(routes, "GET", "", Contract(scope=Scope.JOBS_READ, answer=ModelList))
+def get_models(principal: Principal) -> Response:  # noqa: ARG001 - every tenant may use every model
+    """List the models, the version that serves each, and whether it is ready."""
+    with current_services().database.transaction() as session:
+        return jsonify({"object": "list", "data": list_models(session)})
