@@ -51,9 +51,9 @@ class PortInUse(EmbeddedError):
 
     code = "port_in_use"
 
-    def __init__(self, port: int, setting: str) -> None:
-        self.port, self.setting = port, setting
-        super().__init__(f"Port {port} on 127.0.0.1 is in use by another program. Choose another one with {setting}.")
+    def __init__(self, host: str, port: int, setting: str) -> None:
+        self.host, self.port, self.setting = host, port, setting
+        super().__init__(f"Port {port} on {host} is in use by another program. Choose another one with {setting}.")
 
 
 class NoDiskSpace(EmbeddedError):

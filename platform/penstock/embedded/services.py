@@ -47,14 +47,14 @@ class EmbeddedServices:
         *,
         mlflow: bool = True,
         durable: bool = True,
-        external: External = External(),
-        ports: Ports = Ports(),
+        external: External | None = None,
+        ports: Ports | None = None,
         minimum_free_bytes: int = MINIMUM_FREE_BYTES,
         report: Report = silent,
         switch: StopSwitch | None = None,
     ) -> None:
         self._state_dir, self._with_mlflow, self._durable = state_dir, mlflow, durable
-        self._external, self._ports = external, ports
+        self._external, self._ports = external or External(), ports or Ports()
         self._report, self._switch = report, switch
         self._minimum_free_bytes = minimum_free_bytes
         self._on_exit = ExitStack()

@@ -139,10 +139,10 @@ class StateFolder:
         """Say that nothing runs here any more."""
         (self.root / "running.json").unlink(missing_ok=True)
 
-    def port(self, service: str, chosen: int | None, setting: str) -> int:
+    def port(self, service: str, chosen: int | None, setting: str, host: str = ports.LOOPBACK) -> int:
         """A service's port: the chosen one, else last time's if free, else any. Raises PortInUse."""
         known = self._read("ports.json")
-        port = ports.choose(chosen, known.get(service), setting)
+        port = ports.choose(chosen, known.get(service), setting, host)
         if known.get(service) != port:
             self.write_private("ports.json", known | {service: port})
         return port

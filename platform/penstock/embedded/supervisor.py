@@ -1,6 +1,7 @@
 """Keeps processes running: started in order, restarted after crashes, stopped in reverse, none left."""
 
 import os
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import Any
 import psutil
 
 from penstock.embedded.child import Child, Log, is_alive, kill_session, session_members
+from penstock.embedded.errors import EmbeddedError
 from penstock.embedded.service import Report, Service, failure, silent
 from penstock.embedded.state_folder import StateFolder
 from penstock.embedded.stop_switch import StopSwitch
@@ -84,12 +86,18 @@ class Supervisor:
             self._switch.raise_if_on()
             assert supervised.child is not None
             if supervised.child.ended_within(0.03):
-                raise failure(self.folder, service.name, supervised.child.end, supervised.log)
+                raise self._start_failure(supervised, supervised.child)
             if time.monotonic() > report_at:
                 self._report(service.name, " ".join(supervised.log.last_lines(1)) or "starting")
                 report_at += REPORT_SECONDS
         supervised.ready = True
         self._report(service.name, "ready")
+
+    def _start_failure(self, supervised: _Supervised, child: Child) -> EmbeddedError:
+        end = child.end
+        child.clean_up()  # only now is its log complete
+        supervised.child = None
+        return failure(self.folder, supervised.service.name, end, supervised.log)
 
     @property
     def processes(self) -> dict[str, int]:
@@ -189,10 +197,12 @@ def end_leftovers(folder: StateFolder, report: Report) -> None:
     children = [child for child in folder.read_running().get("children", []) if child["name"] != "postgres"]
     children = [child for child in children if child["created"] >= psutil.boot_time()]
     for child in children:
-        if _is_same_process(child):
+        if living := _session_of(child):
             report(child["name"], f"ending process {child['pid']} of an earlier run")
-            with suppress(psutil.NoSuchProcess):
-                psutil.Process(child["pid"]).terminate()
+            # The leader ends its own descendants in order; without it each is asked by itself.
+            for pid in [child["pid"]] if child["pid"] in living else living:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + LEFTOVER_SECONDS
     for child in children:
         while _session_of(child) and time.monotonic() < deadline:

@@ -1,0 +1,166 @@
+"""The whole platform on one machine: services, migrations, first key, and the platform's own processes."""
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy.engine import make_url
+
+from penstock.auth.services import Bootstrap, bootstrap
+from penstock.db import Database
+from penstock.embedded import ports as tcp
+from penstock.embedded.app_process import AppProcess, answers, is_connected
+from penstock.embedded.child import Command, Log, run_to_end
+from penstock.embedded.service import Report, failure, silent
+from penstock.embedded.services import EmbeddedServices, External, Ports
+from penstock.embedded.stop_switch import StopSwitch
+from penstock.settings import Settings, variable_name
+
+STOP_SECONDS = 15.0
+
+
+class Platform:
+    """Everything that `penstock up` runs, running while the `with` block does.
+
+    `port=None` takes last time's port or a free one. `models` maps names of models to folders that are
+    registered as their champions. `settings` are values for fields of `Settings` that the platform's
+    processes get. Enter it in a thread that lives as long as the platform should; entering raises an
+    EmbeddedError that says what is in the way, or StopRequested when the switch was pressed meanwhile.
+    """
+
+    bootstrap: Bootstrap | None
+    """First administrator and key, when this was the first start; they are kept nowhere."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        host: str = tcp.LOOPBACK,
+        port: int | None = None,
+        worker: bool = True,
+        models: Mapping[str, Path] | None = None,
+        settings: Mapping[str, str] | None = None,
+        external: External | None = None,
+        ports: Ports | None = None,
+        durable: bool = True,
+        report: Report = silent,
+        switch: StopSwitch | None = None,
+    ) -> None:
+        self._host, self._chosen_port, self._with_worker = host, port, worker
+        self._models, self._extra_settings = dict(models or {}), dict(settings or {})
+        self._report = report
+        self._on_exit = ExitStack()
+        self.services = EmbeddedServices(
+            state_dir, durable=durable, external=external, ports=ports, report=report, switch=switch
+        )
+
+    def __enter__(self) -> Self:
+        with ExitStack() as undo:
+            self._start(undo)
+            self._on_exit = undo.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._on_exit.close()
+
+    @property
+    def url(self) -> str:
+        """Where API and portal are."""
+        return f"http://{self._reachable_host}:{self.port}"
+
+    @property
+    def _reachable_host(self) -> str:
+        return tcp.LOOPBACK if self._host in ("0.0.0.0", "::") else self._host  # noqa: S104 - compared
+
+    def _start(self, undo: ExitStack) -> None:
+        """MLflow loads while everything else starts; the models come last, since they are registered there."""
+        self.services.start(undo)
+        self._settle()
+        self._run("migrate")
+        processes = self._processes()
+        for process in processes:
+            self.services.supervisor.launch(process)
+        self.services.await_mlflow()
+        for name, folder in self._models.items():
+            self._run("models", "register", str(folder.absolute()), "--name", name, "--alias", "champion")
+        for process in processes:
+            self.services.supervisor.await_ready(process)
+        self.bootstrap = self._bootstrap()
+        self.services.supervisor.remember(url=self.url)
+
+    def _settle(self) -> None:
+        """Choose the port and fix the settings, which every process gets by its environment."""
+        folder = self.services.folder
+        self.port = folder.port("web", self._chosen_port, "--port or PENSTOCK_WEB_PORT", self._host)
+        known = {
+            "database_url": self.services.database_url,
+            "redis_url": self.services.redis_url,
+            "mlflow_tracking_uri": self.services.tracking_uri,
+            "web_host": self._host,
+            "web_port": str(self.port),
+            "state_dir": str(folder.root),
+            **self._extra_settings,
+        }
+        self.settings = Settings.from_environment(**known)
+        if not self.settings.secret_key.get_secret_value():
+            known["secret_key"] = self.services.secrets.session_key
+            self.settings = Settings.from_environment(**known)
+        self._environment = {variable_name(field): value for field, value in known.items() if value is not None}
+
+    def _run(self, *arguments: str) -> None:
+        """Run one of our own commands to its end. Raises ServiceFailed with the end of what it said."""
+        name = arguments[0]
+        self._report(name, "running")
+        folder = self.services.folder
+        log = Log(folder.logs / f"{name}.log")
+        command = Command(
+            program=Path(sys.executable),
+            arguments=("-m", "penstock", *arguments),
+            folder=folder.root,
+            inherits_environment=True,
+            environment=self._environment,
+        )
+        code = run_to_end(command, log)
+        if code != 0:
+            raise failure(folder, " ".join(arguments[:2]), f"ended with exit code {code}", log)
+        self._report(name, "done")
+
+    def _processes(self) -> list[AppProcess]:
+        folder, supervisor = self.services.folder, self.services.supervisor
+        backends = [_port_of(self.services.database_url), _port_of(self.services.redis_url)]
+
+        def is_at_work(name: str) -> bool:
+            return is_connected(supervisor.processes.get(name), backends)
+
+        def process(name: str, is_ready: Callable[[], bool], stop_seconds: float) -> AppProcess:
+            return AppProcess(name, folder, self._environment, is_ready, stop_seconds=stop_seconds)
+
+        processes = [
+            process("web", lambda: answers(f"{self.url}/healthz"), STOP_SECONDS),
+            process("control", lambda: is_at_work("control"), STOP_SECONDS),
+        ]
+        if self._with_worker:
+            drain = self.settings.worker_drain_seconds + STOP_SECONDS
+            processes.append(process("worker", lambda: is_at_work("worker"), drain))
+        return processes
+
+    def _bootstrap(self) -> Bootstrap | None:
+        database = Database(self.settings, pool_size=1)
+        try:
+            with database.transaction() as session:
+                return bootstrap(session, environment=self.settings.environment)
+        finally:
+            database.close()
+
+
+def _port_of(url: str) -> int:
+    standard = 6379 if url.startswith("redis") else 5432
+    return make_url(url).port or standard
