@@ -1,19 +1,18 @@
 """`penstock up`: the whole platform on this machine, until Ctrl-C."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
-from penstock.auth.services import Bootstrap
+from rich.console import Console
+from rich.text import Text
+
 from penstock.embedded.platform import Platform
 from penstock.embedded.service import Report
 from penstock.embedded.services import External, Ports
 from penstock.embedded.state_folder import default_state_dir
 from penstock.embedded.stop_switch import StopRequested, StopSwitch
 from penstock.errors import PenstockError
-from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
 DEFAULT_PORT = 8080
 
@@ -116,20 +115,21 @@ def _reporter(console: Console) -> Report:
 
 def _welcome(console: Console, platform: Platform) -> None:
     """Say where everything is; show the first key and password, this once."""
-    table = Table.grid(padding=(0, 2))
-    table.add_row("Portal", platform.url)
-    table.add_row("API", f"{platform.url}/v1   (reference at {platform.url}/docs)")
-    table.add_row("MLflow", platform.services.tracking_uri or "none")
-    table.add_row("State", str(platform.services.folder.root))
-    console.print(Panel(table, title="Penstock is up", expand=False))
-    if platform.bootstrap:
-        console.print(Panel(_first_access(platform.bootstrap), title="Shown this once: keep it", expand=False))
+    places = {
+        "Portal": platform.url,
+        "API": f"{platform.url}/v1 (reference at {platform.url}/docs)",
+        "MLflow": platform.services.tracking_uri or "none",
+        "State": platform.services.folder.root,
+    }
+    console.rule("Penstock is up", align="left")
+    _print_pairs(console, places)
+    if made := platform.bootstrap:
+        console.rule("Shown this once: keep it", align="left")
+        _print_pairs(console, {"Sign in": made.email, "Password": made.password, "API key": made.api_key})
     console.print("Ctrl-C stops everything.")
 
 
-def _first_access(made: Bootstrap) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_row("Sign in as", made.email)
-    table.add_row("Password", made.password)
-    table.add_row("API key", made.api_key)
-    return table
+def _print_pairs(console: Console, pairs: Mapping[str, object]) -> None:
+    """One pair a line, never broken: these are for copying."""
+    for name, value in pairs.items():
+        console.print(Text.assemble((f"{name:>9}", "bold"), "  ", str(value)), soft_wrap=True)

@@ -79,7 +79,17 @@ def require_passage(folder: Path, account: Account | None) -> None:
 
     Raises StateFolderUnusable naming the first parent that stops it.
     """
-    if account is None or account.can("-x", folder):
+    if account is None:
+        return
+    try:
+        passes = account.can("-x", folder)
+    except OSError as error:
+        raise StateFolderUnusable(
+            folder,
+            f"needs a database, which may not run as root, and we cannot become the user {account.name} here "
+            f"({error.strerror}); run Penstock as an ordinary user",
+        ) from error
+    if passes:
         return
     for parent in reversed(folder.parents):
         if not account.can("-x", parent):

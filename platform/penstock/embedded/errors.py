@@ -27,11 +27,11 @@ class StateFolderBusy(EmbeddedError):
 
     code = "state_folder_busy"
 
-    def __init__(self, folder: Path, pid: int | None, url: str | None) -> None:
+    def __init__(self, folder: Path, pid: str, url: str | None) -> None:
         self.folder, self.pid, self.url = folder, pid, url
         where = f" at {url}" if url else ""
         super().__init__(
-            f"Penstock already runs on {folder} (process {pid or 'unknown'}){where}. "
+            f"Penstock already runs on {folder} (process {pid or 'not yet known'}){where}. "
             "Stop it first, or choose another folder with --state-dir or PENSTOCK_STATE_DIR."
         )
 

@@ -1,9 +1,11 @@
 """The one folder that holds everything an embedded platform keeps.
 
-lock            held (flock) by the running supervisor; says its process id and URL
+lock            held (flock) by the running supervisor; says its process id
 secrets.json    0600: passwords and keys, made once
-running.json    0600: the children of the running supervisor and the services' addresses
-postgres/ redis/ mlflow/ logs/
+running.json    0600: the running supervisor's address and children, for whoever comes after it
+ports.json      the services' ports, so that the next start finds them where they were
+programs/       copies of programs that the services' user cannot reach where they are installed
+postgres/  redis/  mlflow/  logs/
 """
 
 import base64
@@ -23,6 +25,7 @@ from penstock.embedded import ports
 from penstock.embedded.accounts import Account, require_passage, service_account
 from penstock.embedded.errors import NoDiskSpace, StateFolderBusy, StateFolderUnusable
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 MINIMUM_FREE_BYTES = 256 * 2**20  # a new database takes 60 MiB, its write-ahead log up to 128 MiB
 
 
@@ -78,7 +81,9 @@ class StateFolder:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (self.mlflow, self.logs):
                 folder.mkdir(mode=0o700, exist_ok=True)
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise
             raise StateFolderUnusable(self.root, f"cannot be made a folder of ours: {error.strerror}") from error
 
     @property
@@ -97,7 +102,7 @@ class StateFolder:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in DISK_FULL:
                 raise
             free = self.free_bytes if self.root.exists() else 0
             raise NoDiskSpace(self.root, free) from error
@@ -108,13 +113,17 @@ class StateFolder:
 
         The kernel drops the lock when the process ends, however it ends, so a stale one cannot exist.
         """
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = self.root / "lock"
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                running = self.read_running()
-                raise StateFolderBusy(self.root, running.get("pid"), running.get("url")) from error
+                running, holder = self.read_running(), lock.read_text()
+                url = running.get("url") if holder == str(running.get("pid")) else None
+                raise StateFolderBusy(self.root, holder, url) from error
+            with self.full_disk_named():
+                lock.write_text(str(os.getpid()))
             yield
         finally:
             os.close(descriptor)
