@@ -1,0 +1,187 @@
+"""A real worker process on the test's services, with the model of `examples/invoices`."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import pytest
+from penstock.auth.models import Tenant
+from penstock.db import Database
+from penstock.jobs.models import Job, JobRun
+from penstock.jobs.states import JobState
+from penstock.registry.folder import describe
+from penstock.registry.models import Deployment, Hosting, Worker
+from penstock.settings import Settings
+from redis import Redis
+from sqlalchemy import select
+from tests.conftest import ROOT
+from tests.factories import make_deployment, make_tenant, submit_job
+
+PATIENCE_SECONDS = 60.0
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T], what: str) -> T:
+    """What `look` finds as soon as it finds anything."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"waited {PATIENCE_SECONDS:.0f} s in vain for {what}")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the demo model, which may be trained on while tests run."""
+    folder = tmp_path_factory.mktemp("model")
+    for file in (ROOT / "examples/invoices/model").iterdir():
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture
+def tenant(database: Database) -> Tenant:
+    with database.transaction() as session:
+        return make_tenant(session)
+
+
+@pytest.fixture
+def deployment(database: Database, model_folder: Path) -> Deployment:
+    """The model as a champion that no worker hosts yet."""
+    return deploy(database, model_folder)
+
+
+def deploy(database: Database, folder: Path, *, name: str = "tiny", version: str = "1") -> Deployment:
+    """Register a folder by its rows alone."""
+    described = describe(folder)
+    with database.transaction() as session:
+        deployment = make_deployment(session, name, version, source=str(folder))
+        deployment.manifest = described.manifest
+        deployment.context_length = described.context_length
+    return deployment
+
+
+class WorkerProcess:
+    """`python -m penstock_worker` and its engines."""
+
+    def __init__(self, settings: Settings, log: Path, **overrides: Any) -> None:
+        environment = {
+            "PENSTOCK_DATABASE_URL": settings.database_url.get_secret_value(),
+            "PENSTOCK_REDIS_URL": settings.redis_url.get_secret_value(),
+            "PENSTOCK_LEASE_SECONDS": "2",
+            "PENSTOCK_SWEEP_SECONDS": "0.2",
+            "PENSTOCK_CHECKPOINT_SECONDS": "0.3",
+            "PENSTOCK_ENGINE_THREADS": "1",
+            "PENSTOCK_LOG_LEVEL": "info",
+            "PENSTOCK_LOG_FORMAT": "console",
+        } | {f"PENSTOCK_{name.upper()}": str(value) for name, value in overrides.items()}
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "penstock_worker"],
+                env=os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def children(self) -> list[int]:
+        """The engine processes that live."""
+        threads = Path(f"/proc/{self.pid}/task")
+        try:
+            found = [int(pid) for task in threads.iterdir() for pid in (task / "children").read_text().split()]
+        except FileNotFoundError:
+            return []
+        return [pid for pid in found if is_alive(pid)]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE_SECONDS)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class StartWorker(Protocol):
+    def __call__(self, *, wait: bool = True, **overrides: Any) -> WorkerProcess: ...
+
+
+@pytest.fixture
+def start_worker(settings: Settings, database: Database, redis: Redis, tmp_path: Path) -> Iterator[StartWorker]:
+    """Starts workers, by default waiting until one hosts a model; ends them all, and shows their logs on failure."""
+    workers: list[WorkerProcess] = []
+
+    def start(*, wait: bool = True, **overrides: Any) -> WorkerProcess:
+        worker = WorkerProcess(settings, tmp_path / f"worker-{len(workers)}.log", **overrides)
+        workers.append(worker)
+        if wait:
+            eventually(lambda: is_ready(database, worker), "a ready worker")
+        return worker
+
+    yield start
+    for worker in workers:
+        engines = worker.children
+        worker.kill()
+        print(f"--- {worker.log.name}\n{worker.log.read_text()}")
+        eventually(lambda: not any(map(is_alive, engines)), "the end of the engines")  # noqa: B023 - called at once
+
+
+def is_ready(database: Database, worker: WorkerProcess) -> bool:
+    with database.transaction() as session:
+        query = select(Hosting.state).join(Worker).where(Worker.pid == worker.pid, Hosting.state == "ready")
+        return session.scalar(query) is not None
+
+
+class Jobs:
+    """Submits jobs and looks at them."""
+
+    def __init__(self, database: Database, tenant: Tenant) -> None:
+        self._database, self._tenant = database, tenant
+
+    def submit(self, prompt: str = "Invoice", **body: Any) -> str:
+        with self._database.transaction() as session:
+            return submit_job(session, self._tenant, input={"prompt": prompt}, **body).id
+
+    def get(self, job_id: str) -> Job:
+        with self._database.transaction() as session:
+            return session.get_one(Job, job_id)
+
+    def runs(self, job_id: str) -> list[JobRun]:
+        with self._database.transaction() as session:
+            return list(session.scalars(select(JobRun).where(JobRun.job_id == job_id).order_by(JobRun.fence)))
+
+    def finished(self, job_id: str) -> Job:
+        """The job, once its state is final."""
+
+        def look() -> Job | None:
+            job = self.get(job_id)
+            return job if JobState(job.state).final else None
+
+        return eventually(look, f"the end of {job_id}")
+
+
+@pytest.fixture
+def jobs(database: Database, tenant: Tenant) -> Jobs:
+    return Jobs(database, tenant)

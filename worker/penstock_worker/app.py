@@ -1,0 +1,186 @@
+"""The worker process: every part made, put together, started, and ended in order.
+
+main thread     Celery's consumer: doorbells to pool threads (`serving`)
+journal         all new entries to Redis
+heartbeat       leases, cancels, checkpoints, the tables `worker` and `hosting`
+hosting         what should be loaded; a thread for each model, and its engine's process
+housekeeping    outbox relay, sweeper, reaper
+stopping        SIGTERM: drain, hand back, end
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from penstock.broker import make_celery, make_redis
+from penstock.db import Database
+from penstock.ids import new_id
+from penstock.jobs.housekeeping import Housekeeper
+from penstock.jobs.journal import Journal
+from penstock.jobs.states import RunOutcome
+from penstock.logs import get_logger
+from penstock.registry.hosting_services import WorkerCard, register_worker, remove_worker
+from penstock.settings import Settings
+
+from penstock_worker.doorbells import Doorbells
+from penstock_worker.heartbeat import Heartbeat
+from penstock_worker.held import HeldJobs
+from penstock_worker.hosting import Host
+from penstock_worker.journal_writer import JournalWriter
+from penstock_worker.patience import DATABASE_OUTAGE, GaveUp, until_done
+from penstock_worker.results import Results
+from penstock_worker.running import GivenBack
+from penstock_worker.serving import Serving
+from penstock_worker.stopping import StopSignals
+from penstock_worker.tasks import make_controller, register_serve, request_shutdown
+
+_HAND_BACK_SECONDS: Final = 5.0
+"""How long handing back may take when PostgreSQL does not answer; the reaper does it otherwise."""
+
+log = get_logger(__name__)
+
+
+def run_worker(settings: Settings) -> int:
+    """Run a worker in this process until it is told to stop; returns its exit code. Only in the main thread."""
+    signals = StopSignals().install()
+    return WorkerProcess(settings, signals).run()
+
+
+class WorkerProcess:
+    """All parts of one worker."""
+
+    def __init__(self, settings: Settings, signals: StopSignals) -> None:
+        self._settings = settings
+        self._signals = signals
+        self._redis = make_redis(settings)
+        self._database = Database(settings)
+        self._own_database = Database(settings, pool_size=3)  # so that these wait for no job's connection
+        self._stopped = threading.Event()  # the threads that serve jobs may end
+        self._impatient = threading.Event()  # nobody waits for PostgreSQL any more
+        self._card = WorkerCard(
+            new_id("wrk"), socket.gethostname(), os.getpid(), settings.worker_device, settings.worker_slots
+        )
+        self._exit_code = 0
+        journal = Journal(self._redis, self._card.id)
+        self._celery = make_celery(settings)
+        self._held = HeldJobs()
+        self._writer = JournalWriter(journal, linger_seconds=settings.journal_linger_seconds)
+        self._heartbeat = Heartbeat(settings, self._card, self._own_database, self._held, self._writer)
+        self._doorbells = Doorbells(self._celery)
+        self._host = Host(settings, self._own_database, self._writer, self._doorbells, changed=self._heartbeat.wake)
+        self._serving = Serving(
+            worker_id=self._card.id,
+            database=self._database,
+            journal=journal,
+            writer=self._writer,
+            held=self._held,
+            results=Results(self._database, self._writer, self._impatient, max_own_crashes=settings.max_own_crashes),
+            ready_servers=self._host.ready_servers,
+            lease_seconds=settings.lease_seconds,
+        )
+        self._housekeeper = Housekeeper(self._own_database, self._redis, self._celery, settings)
+
+    def run(self) -> int:
+        """Serve until a signal says stop; leave no process, lease or row behind. Returns the exit code."""
+        self._start("stopping", self._await_signals)
+        try:
+            until_done(self._register, stop=self._impatient, what="worker.register")
+        except GaveUp:
+            return 1
+        log.info("worker.started", worker=self._card.id, slots=self._card.slots)
+        parts = [
+            self._start("journal", lambda: self._writer.run(self._stopped)),
+            self._start("heartbeat", lambda: self._heartbeat.run(self._host, self._stopped)),
+            self._start("hosting", lambda: self._host.run(self._stopped)),
+            self._start("housekeeping", lambda: self._housekeeper.run(self._stopped)),
+        ]
+        self._consume()
+        self._host.close()
+        self._stopped.set()
+        self._heartbeat.wake()
+        for part in parts:
+            part.join()
+        self._leave()
+        return self._exit_code
+
+    def _register(self) -> None:
+        with self._own_database.transaction() as session:
+            register_worker(session, self._card)
+
+    def _consume(self) -> None:
+        """Answer doorbells until shutdown is requested and every pool thread has returned."""
+        register_serve(self._celery, self._serving.answer)
+        controller = make_controller(
+            self._celery, worker_id=self._card.id, slots=self._card.slots, closing=self._begin_drain
+        )
+        controller.start()
+        self._exit_code = self._exit_code or controller.exitcode or 0
+
+    def _await_signals(self) -> None:
+        """The first signal lets running jobs finish for a while, the second hands them back at once."""
+        self._signals.wait()
+        self._shut_down()
+        self._signals.wait()
+        self._hand_back()
+
+    def _shut_down(self) -> None:
+        self._begin_drain()
+        request_shutdown()
+        self._doorbells.wake()
+
+    def _begin_drain(self) -> None:
+        """Take no new job."""
+        if self._serving.closing.is_set():
+            return
+        self._serving.closing.set()
+        log.info("worker.stopping", jobs=len(self._held), drain_seconds=self._settings.worker_drain_seconds)
+        self._heartbeat.draining = True
+        self._heartbeat.wake()
+        self._start("drain", self._drain)
+
+    def _drain(self) -> None:
+        deadline = time.monotonic() + self._settings.worker_drain_seconds
+        while len(self._held) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._hand_back()
+
+    def _hand_back(self) -> None:
+        """Give what is unfinished back to the queue; the next holder goes on at the exact token."""
+        for job, _ in self._held.snapshot():
+            if job.end(GivenBack(RunOutcome.HANDED_BACK, "the worker is stopping")):
+                self._writer.mark(job)
+        deadline = time.monotonic() + _HAND_BACK_SECONDS
+        while len(self._held) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._impatient.set()
+
+    def _leave(self) -> None:
+        """Take our row away and close what is open."""
+        try:
+            with self._own_database.transaction() as session:
+                remove_worker(session, self._card.id)
+        except DATABASE_OUTAGE as error:
+            log.warning("database.unreachable", what="worker.leave", error=type(error).__name__)
+        self._celery.close()
+        self._redis.close()
+        self._database.close()
+        self._own_database.close()
+        log.info("worker.stopped", worker=self._card.id)
+
+    def _start(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        """Run a part in a thread. Without any one of them the worker is of no use: a part that fails ends it."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except Exception:
+                log.exception("worker.part_failed", part=name)
+                self._exit_code = 1
+                self._shut_down()
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread.start()
+        return thread

@@ -1,0 +1,304 @@
+"""The worker's end of one engine process: starts it, sends it requests, and gives its tokens to the jobs.
+
+One thread owns the process: it calls `start`, then `read` until that returns how the process ended. Linux
+ties the process to that very thread. A writer thread puts all that was asked since its last message into the
+next one.
+
+    pool threads   reserve ──▶ submit ──▶ writer ──▶ ┌────────────────┐
+    heartbeat      abort, ping, pause ──▶ writer ──▶ │ engine process │
+    journal writer ◀── jobs' entries ◀── reader  ◀── └────────────────┘
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from multiprocessing import Pipe
+from typing import Final
+
+from penstock.jobs.states import JobState
+from penstock.logs import get_logger
+
+from penstock_worker.journal_writer import JournalWriter
+from penstock_worker.messages import (
+    Broken,
+    Commands,
+    EngineSpec,
+    FromEngine,
+    Loading,
+    Ready,
+    Refusal,
+    StepReport,
+    Submit,
+    decode_report,
+    encode,
+)
+from penstock_worker.running import Finished, RunningJob
+
+_EXIT_SECONDS: Final = 10.0
+_PING_SECONDS: Final = 1.0
+
+log = get_logger(__name__)
+
+
+class EngineFailed(Exception):
+    """The engine process ended before it was ready. `code` is the engine's own, or `engine_exited`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Bridge:
+    """One engine process. `places` is how many jobs it may hold at once, which may be lowered while it runs."""
+
+    def __init__(self, spec: EngineSpec, writer: JournalWriter, *, places: int, stall_seconds: float) -> None:
+        self.places = places
+        self.progress = 0.0
+        self.ready = False
+        self.device = spec.device
+        self.stats: dict[str, int] = {}
+        self._spec = spec
+        self._process: subprocess.Popen[bytes] | None = None
+        self._journal_writer = writer
+        self._stall_seconds = stall_seconds
+        self._jobs: dict[str, RunningJob] = {}
+        self._lock = threading.Lock()
+        self._to_send = threading.Condition(self._lock)
+        self._commands = Commands()
+        self._unsent = False
+        self._closed = False
+        self._reserved = 0
+        self._submitted = 0
+        self._report = StepReport(0, 0, 0)
+        self._ping = 0
+        self._paused = False
+        self._heard_at = self._progressed_at = time.monotonic()
+        self._broken: Broken | None = None
+        self._killed_because: str | None = None
+
+    # The process: called by the thread that owns it
+
+    def start(self) -> None:
+        """Start the process and wait until it is ready. Raises EngineFailed."""
+        self._connection, theirs = Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "penstock_worker.engine_process", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        if self._killed_because is not None:
+            self._process.kill()
+        with suppress(BrokenPipeError):
+            self._connection.send_bytes(encode(self._spec))
+        while not isinstance(message := self._receive(), Ready):
+            if message is None:
+                raise self._failure()
+            self._take(message)
+        self.device, self.ready = message.device, True
+        self._report = StepReport(0, 0, message.free_slots)
+        self._progressed_at = time.monotonic()
+        threading.Thread(target=self._write, name="bridge-writer", daemon=True).start()
+
+    def read(self) -> str:
+        """Give every message to the jobs until the process ends; returns how it ended."""
+        while (message := self._receive()) is not None:
+            self._take(message)
+        with self._lock:
+            self._closed = True
+            self._to_send.notify()
+        return self._how_it_ended()
+
+    def _receive(self) -> FromEngine | None:
+        """The next message; None once the process has gone."""
+        try:
+            message = decode_report(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            return None
+        self._heard_at = time.monotonic()
+        return message
+
+    def _take(self, message: FromEngine) -> None:
+        match message:
+            case StepReport():
+                self._take_report(message)
+            case Loading():
+                self.progress = message.progress
+            case Broken():
+                self._broken = message
+
+    def _take_report(self, report: StepReport) -> None:
+        if report.step != self._report.step:
+            self._progressed_at = self._heard_at
+        self.stats = report.stats or self.stats
+        touched: dict[str, RunningJob] = {}
+        for delta in report.deltas:
+            if (job := self._jobs.get(delta.request_id)) is not None:
+                job.take(delta)
+                touched[delta.request_id] = job
+                if job.ending is not None and delta.finish_reason is None:
+                    self.abort(job)  # a stop string, which the engine does not know
+        for refusal in report.refusals:
+            if (job := self._jobs.get(refusal.request_id)) is not None:
+                _refuse(job, refusal)
+                touched[refusal.request_id] = job
+        with self._lock:
+            self._report = report
+            for request_id, job in touched.items():
+                if job.ending is not None:
+                    self._jobs.pop(request_id, None)
+        if touched:
+            self._journal_writer.mark(*touched.values())
+
+    def _how_it_ended(self) -> str:
+        assert self._process is not None
+        try:
+            code = self._process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        self._connection.close()
+        if self._killed_because is not None:
+            return self._killed_because
+        if self._broken is not None:
+            return self._broken.message
+        if code < 0:
+            return f"the engine process was ended by {signal.Signals(-code).name}"
+        return f"the engine process ended with exit code {code}"
+
+    def _failure(self) -> EngineFailed:
+        how = self._how_it_ended()
+        return EngineFailed(self._broken.code if self._broken is not None else "engine_exited", how)
+
+    # Requests: called by any thread
+
+    @property
+    def free_places(self) -> int:
+        """How many more jobs the engine can admit now."""
+        with self._lock:
+            return self._free_places()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has jobs, or is about to get one."""
+        return bool(self._jobs) or self._reserved > 0
+
+    def reserve(self) -> bool:
+        """Take a place for a job that is about to be claimed, until `submit` or `release`. False when none is free."""
+        with self._lock:
+            if self._closed or self._free_places() <= 0:
+                return False
+            self._reserved += 1
+            return True
+
+    def release(self) -> None:
+        """The reserved place is not needed."""
+        with self._lock:
+            self._reserved -= 1
+
+    def submit(self, job: RunningJob, request: Submit) -> bool:
+        """Let the engine run the job in its reserved place. False when the process has gone or the run has ended."""
+        with self._lock:
+            self._reserved -= 1
+            if self._closed or job.ending is not None:
+                return False
+            if not self._jobs:
+                self._progressed_at = time.monotonic()
+            self._jobs[request.request_id] = job
+            self._submitted += 1
+            self._commands.submits.append(request)
+            self._send_soon()
+            return True
+
+    def abort(self, job: RunningJob) -> None:
+        """Have the engine drop the job, if it has it."""
+        with self._lock:
+            if self._jobs.pop(job.request_id, None) is not None:
+                self._commands.aborts.append(job.request_id)
+                self._send_soon()
+
+    def pause(self, paused: bool) -> None:
+        """Stop generating, or go on."""
+        with self._lock:
+            if paused != self._paused:
+                self._paused = paused
+                self._progressed_at = time.monotonic()
+                self._send_soon()
+
+    def stop(self) -> None:
+        """Ask the process to end; one that still loads is ended."""
+        if not self.ready:
+            self.kill("it was stopped while it loaded")
+        with self._lock:
+            self._commands = Commands(self._commands.submits, self._commands.aborts, stop=True)
+            self._send_soon()
+
+    def orphans(self) -> list[RunningJob]:
+        """The jobs that the ended process left behind."""
+        with self._lock:
+            left, self._jobs = list(self._jobs.values()), {}
+        return left
+
+    def _free_places(self) -> int:
+        unseen = self._submitted - self._report.received
+        by_engine = self._report.free_slots - unseen - self._reserved
+        return min(by_engine, self.places - len(self._jobs) - self._reserved)
+
+    def _send_soon(self) -> None:
+        self._unsent = True
+        self._to_send.notify()
+
+    def _write(self) -> None:
+        """The writer thread: one message for all that was asked since the last."""
+        while (commands := self._next_commands()) is not None:
+            try:
+                self._connection.send_bytes(encode(commands))
+            except OSError:
+                return  # the process has gone; the reader sees it too
+
+    def _next_commands(self) -> Commands | None:
+        with self._lock:
+            while not self._unsent and not self._closed:
+                self._to_send.wait()
+            if self._closed:
+                return None
+            asked, self._commands, self._unsent = self._commands, Commands(), False
+            return Commands(asked.submits, asked.aborts, ping=self._ping, paused=self._paused, stop=asked.stop)
+
+    # Watching: called by the heartbeat
+
+    @property
+    def lively(self) -> bool:
+        """Whether the engine steps while it has work, and answers. Leases live by this."""
+        now = time.monotonic()
+        if now - self._heard_at > self._stall_seconds:
+            return False
+        return self._paused or not self._jobs or now - self._progressed_at <= self._stall_seconds
+
+    def watch(self) -> None:
+        """Ping an engine that has been silent for a while; kill one that stalls, which `read` then reports."""
+        if not self.lively:
+            self.kill(f"the engine process took no step for {self._stall_seconds:g} s")
+        elif time.monotonic() - self._heard_at > _PING_SECONDS and self._ping == self._report.pong:
+            with self._lock:
+                self._ping += 1
+                self._send_soon()
+
+    def kill(self, reason: str) -> None:
+        """End the process at once; `read` (or `start`) then says why."""
+        if self._killed_because is None:
+            log.warning("engine.killed", reason=reason)
+            self._killed_because = reason
+        if self._process is not None:
+            self._process.kill()
+
+
+def _refuse(job: RunningJob, refusal: Refusal) -> None:
+    if refusal.finish_reason is not None:
+        job.close_choices(refusal.finish_reason)
+    else:
+        job.end(Finished(JobState.FAILED, {"code": refusal.code, "message": refusal.message}), "error")

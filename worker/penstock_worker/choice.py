@@ -1,0 +1,78 @@
+"""One choice of a job: token ids in, journal entries out."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from penstock.jobs.journal import JournalEntry
+
+from penstock_worker.stop_strings import StopMatcher
+
+
+class Detokenizer(Protocol):
+    """Turns token ids into text as they come."""
+
+    def push(self, token_id: int) -> str:
+        """The whole characters that this token completes; empty while a character is still open."""
+
+    def flush(self) -> str:
+        """What was left open."""
+
+
+class ChoiceStream:
+    """Detokenizes, matches stop strings and counts, for one choice. Entries carry the fence of the holder
+    that makes them.
+
+    Stop strings are looked for before anything is journalled, so that no reader ever sees one, and only in
+    text of tokens from `min_tokens` on.
+    """
+
+    def __init__(
+        self, choice: int, detokenizer: Detokenizer, *, stops: Sequence[str], min_tokens: int, fence: int
+    ) -> None:
+        self._choice = choice
+        self._detokenizer = detokenizer
+        self._matcher = StopMatcher(stops)
+        self._min_tokens = min_tokens
+        self._fence = fence
+        self.token_ids: list[int] = []
+        self.finish_reason: str | None = None
+
+    def replay(self, entries: Sequence[JournalEntry]) -> None:
+        """Put the state where these entries (of this choice, from the first) left it."""
+        for entry in entries:
+            if entry.finish_reason is not None:
+                self.finish_reason = entry.finish_reason
+            elif entry.token_id is not None:
+                self._next_text(entry.token_id)
+
+    def take(self, token_id: int, logprob: float | None, finish_reason: str | None) -> list[JournalEntry]:
+        """The next token's entry, and the choice's end if it ends here."""
+        index = len(self.token_ids)
+        if finish_reason == "stop":  # the token is a stop token, and no text
+            self.token_ids.append(token_id)
+            text = ""
+        else:
+            text = self._next_text(token_id)
+        entry = JournalEntry(self._choice, index, token_id, text, logprob, self._fence)
+        if self._matcher.matched:
+            return [entry, *self.end("stop")]
+        return [entry, *self.end(finish_reason)] if finish_reason is not None else [entry]
+
+    def end(self, finish_reason: str) -> list[JournalEntry]:
+        """The entry that ends the choice, with the text that was still held back. None if it has ended."""
+        if self.finish_reason is not None:
+            return []
+        text = self._matcher.push(_storable(self._detokenizer.flush())) + self._matcher.flush()
+        self.finish_reason = "stop" if self._matcher.matched else finish_reason
+        index = len(self.token_ids)
+        return [JournalEntry(self._choice, index, None, text, None, self._fence, self.finish_reason)]
+
+    def _next_text(self, token_id: int) -> str:
+        text = _storable(self._detokenizer.push(token_id))
+        self.token_ids.append(token_id)
+        return self._matcher.push(text) if len(self.token_ids) > self._min_tokens else text
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL keeps no NUL in text, nor do most readers expect one."""
+    return text.replace("\x00", "\ufffd")

@@ -1,0 +1,204 @@
+"""Inside the engine's process: take commands, step, report."""
+
+import time
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Final
+
+import torch
+from penstock_engine import (
+    AlreadyFinished,
+    Engine,
+    EngineConfig,
+    EngineError,
+    Request,
+    RequestRefused,
+    SamplingParams,
+    StepFailed,
+    StepOutput,
+)
+
+from penstock_worker.messages import (
+    Broken,
+    Commands,
+    Delta,
+    EngineSpec,
+    FromEngine,
+    Loading,
+    Ready,
+    Refusal,
+    StepReport,
+    Submit,
+    decode_commands,
+    decode_spec,
+    encode,
+)
+
+_STATS_SECONDS: Final = 1.0
+_PROGRESS_SECONDS: Final = 0.1
+_GPU_SHARE: Final = 0.45
+"""Of the GPU's memory that is free beside the weights: a second version must be able to load beside the first."""
+
+
+def serve(connection: Connection) -> None:
+    """Load what the first message names, then serve until told to stop or nobody is there any more."""
+    try:
+        spec = decode_spec(connection.recv_bytes())
+        engine = _load(connection, spec)
+        if engine is not None:
+            EngineLoop(connection, engine).run()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the worker has ended
+
+
+def _load(connection: Connection, spec: EngineSpec) -> Engine | None:
+    device = _device(spec.device)
+    config = EngineConfig(
+        max_running=spec.max_running,
+        token_budget=max(512, spec.max_running),
+        device=device,
+        kv_bytes=spec.kv_bytes or _gpu_share(spec.folder, device),
+        threads=spec.threads,
+    )
+    try:
+        engine = Engine.from_folder(spec.folder, config, progress=_Progress(connection))
+    except EngineError as error:
+        _send(connection, Broken(error.code, str(error)))
+        return None
+    _send(connection, Ready(device, engine.free_slots))
+    return engine
+
+
+class _Progress:
+    """Passes the engine's loading progress on, a few times a second."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._told_at = 0.0
+
+    def __call__(self, _stage: str, done: int, total: int) -> None:
+        if time.monotonic() - self._told_at >= _PROGRESS_SECONDS:
+            self._told_at = time.monotonic()
+            _send(self._connection, Loading(done / total if total else 0.0))
+
+
+class EngineLoop:
+    """Owns the engine: nothing else touches it. Blocks on the connection while there is nothing to compute."""
+
+    def __init__(self, connection: Connection, engine: Engine) -> None:
+        self._connection = connection
+        self._engine = engine
+        self._refusals: list[Refusal] = []
+        self._received = 0
+        self._pong = 0
+        self._step = 0
+        self._paused = False
+        self._stopped = False
+        self._stats_at = 0.0
+
+    def run(self) -> None:
+        """Until a stop is asked for. Raises EOFError when the worker has gone."""
+        while not self._stopped:
+            told = self._take_commands()
+            if self._engine.has_work and not self._paused:
+                if not self._run_step():
+                    return
+            elif told:
+                self._report([])
+
+    def _take_commands(self) -> bool:
+        """Everything that has been asked by now; waits for something when there is nothing else to do."""
+        told = False
+        while self._connection.poll(0) or (not told and (self._paused or not self._engine.has_work)):
+            self._apply(decode_commands(self._connection.recv_bytes()))
+            told = True
+        return told
+
+    def _apply(self, commands: Commands) -> None:
+        for submit in commands.submits:
+            self._submit(submit)
+        for request_id in commands.aborts:
+            self._engine.abort(request_id)
+        self._received += len(commands.submits)
+        self._pong = commands.ping or self._pong
+        self._paused = commands.paused
+        self._stopped = self._stopped or commands.stop
+
+    def _submit(self, submit: Submit) -> None:
+        try:
+            self._engine.submit(_request(submit))
+        except AlreadyFinished as error:
+            self._refusals.append(Refusal(submit.request_id, error.code, str(error), error.finish_reason))
+        except RequestRefused as error:
+            self._refusals.append(Refusal(submit.request_id, error.code, str(error)))
+
+    def _run_step(self) -> bool:
+        """One step. False after one that failed: what it left on the device is not to be trusted."""
+        try:
+            output = self._engine.step()
+        except StepFailed as error:
+            _send(self._connection, Broken(error.code, str(error)))
+            return False
+        self._take_failures(output)
+        self._step = output.step
+        self._report([Delta(d.request_id, d.choice, d.token_id, d.logprob, d.finish_reason) for d in output.deltas])
+        return True
+
+    def _take_failures(self, output: StepOutput) -> None:
+        for failure in output.failed:
+            self._refusals.append(Refusal(failure.request_id, failure.code, failure.message))
+
+    def _report(self, deltas: list[Delta]) -> None:
+        refusals, self._refusals = self._refusals, []
+        report = StepReport(
+            self._step, self._received, self._engine.free_slots, deltas, refusals, self._pong, self._stats_if_due()
+        )
+        _send(self._connection, report)
+
+    def _stats_if_due(self) -> dict[str, int] | None:
+        if time.monotonic() - self._stats_at < _STATS_SECONDS:
+            return None
+        self._stats_at = time.monotonic()
+        return asdict(self._engine.stats())
+
+
+def _request(submit: Submit) -> Request:
+    sampling = submit.sampling
+    return Request(
+        id=submit.request_id,
+        prompt_ids=submit.prompt_ids,
+        sampling=SamplingParams(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            max_tokens=sampling.max_tokens,
+            min_tokens=sampling.min_tokens,
+            stop_token_ids=tuple(sampling.stop_token_ids),
+            ignore_eos=sampling.ignore_eos,
+            logprobs=sampling.logprobs,
+        ),
+        output_ids=submit.output_ids,
+        namespace=submit.namespace,
+        priority=submit.priority,
+        request_class=submit.request_class,  # type: ignore[arg-type]  # submit() checks it
+    )
+
+
+def _send(connection: Connection, message: FromEngine) -> None:
+    connection.send_bytes(encode(message))
+
+
+def _device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _gpu_share(folder: str, device: str) -> int | None:
+    """Bytes of KV for an engine on a GPU; None on a CPU, where the engine's own share of free memory does."""
+    if not device.startswith("cuda"):
+        return None
+    weights = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+    return max(1, int((torch.cuda.mem_get_info(device)[0] - weights) * _GPU_SHARE))

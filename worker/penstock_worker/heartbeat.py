@@ -1,0 +1,161 @@
+"""The worker's pulse: leases, cancels and deadlines, checkpoints, and what the tables `worker` and `hosting`
+say of us.
+
+One thread with a database connection of its own, so that no queue for connections can cost a lease.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from penstock.db import Database
+from penstock.jobs import lease
+from penstock.jobs.lease import Held, Renewal
+from penstock.jobs.models import Job
+from penstock.jobs.states import JobState
+from penstock.logs import get_logger
+from penstock.registry import hosting_services
+from penstock.registry.hosting_services import HostingReport, WorkerCard
+from penstock.settings import Settings
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session
+
+from penstock_worker.held import HeldJobs
+from penstock_worker.hosting import Host
+from penstock_worker.journal_writer import JournalWriter
+from penstock_worker.patience import DATABASE_OUTAGE
+from penstock_worker.running import Finished, Lost, RunningJob
+
+_LONGEST_BEAT_SECONDS: Final = 1.0
+_RENEWALS_PER_LEASE: Final = 3
+
+log = get_logger(__name__)
+
+
+class Heartbeat:
+    """Beats at least every second; `wake` makes it beat at once."""
+
+    def __init__(
+        self, settings: Settings, card: WorkerCard, database: Database, held: HeldJobs, writer: JournalWriter
+    ) -> None:
+        self._settings = settings
+        self._card = card
+        self._database = database
+        self._held = held
+        self._writer = writer
+        self._reported: dict[str, HostingReport] = {}
+        self._renewed_at = self._checkpointed_at = float("-inf")
+        self._wake = threading.Event()
+        self.draining = False
+
+    def wake(self) -> None:
+        """Beat now: something changed that others wait for."""
+        self._wake.set()
+
+    def run(self, host: Host, stop: threading.Event) -> None:
+        """Beat until `stop` is set."""
+        settings = self._settings
+        seconds = min(_LONGEST_BEAT_SECONDS, settings.lease_seconds / _RENEWALS_PER_LEASE, settings.checkpoint_seconds)
+        while not stop.is_set():
+            self._watch_engines(host)
+            self._attempt(self._tend_leases)
+            self._attempt(self._checkpoint)
+            self._attempt(lambda: self._report(host))
+            self._wake.wait(seconds)
+            self._wake.clear()
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        """Whatever fails for want of a database is tried again at the next beat."""
+        try:
+            work()
+        except DATABASE_OUTAGE as error:
+            log.warning("database.unreachable", what="heartbeat", error=type(error).__name__)
+
+    def _watch_engines(self, host: Host) -> None:
+        for model in host.models:
+            if (bridge := model.live_bridge) is not None:
+                bridge.pause(self._writer.backlogged)
+                bridge.watch()
+
+    # Leases
+
+    def _tend_leases(self) -> None:
+        """Renew when a third of the lease has gone; at every other beat only look for what is to be stopped."""
+        jobs = [job for job, bridge in self._held.snapshot() if bridge.lively]
+        if time.monotonic() - self._renewed_at >= self._settings.lease_seconds / _RENEWALS_PER_LEASE:
+            self._renew(jobs)
+        elif jobs:
+            with self._database.transaction() as session:
+                found = _to_be_stopped(session, [job.held for job in jobs])
+            for job in jobs:
+                self._stop_if_asked(job, found.get(job.id))
+
+    def _renew(self, jobs: Sequence[RunningJob]) -> None:
+        before = time.monotonic()
+        lease_seconds = self._settings.lease_seconds
+        with self._database.transaction() as session:
+            renewed = lease.renew(
+                session, worker_id=self._card.id, held=[job.held for job in jobs], lease_seconds=lease_seconds
+            )
+        self._renewed_at = before
+        for job in jobs:
+            if job.id in renewed:
+                job.lease_until = before + lease_seconds
+                self._stop_if_asked(job, renewed[job.id])
+            elif job.end(Lost()):  # not one of ours that has just ended
+                log.warning("lease.lost", job=job.id, fence=job.fence)
+                self._writer.mark(job)
+
+    def _stop_if_asked(self, job: RunningJob, renewal: Renewal | None) -> None:
+        """End the run here and now, with the output as far as it has come."""
+        if renewal is None or not job.restored:
+            return
+        for asked, state in (
+            (renewal.cancel_requested, JobState.CANCELLED),
+            (renewal.deadline_passed, JobState.EXPIRED),
+        ):
+            if asked and job.end(Finished(state), state.value):
+                self._writer.mark(job)
+
+    # Checkpoints
+
+    def _checkpoint(self) -> None:
+        """Copy the journals that have grown to PostgreSQL, in one transaction."""
+        if time.monotonic() - self._checkpointed_at < self._settings.checkpoint_seconds:
+            return
+        grown = [job for job, _ in self._held.snapshot() if len(job.entries) > job.checkpointed and job.ending is None]
+        progress = [job.progress for job in grown]
+        if progress:
+            with self._database.transaction() as session:
+                lease.checkpoint(session, progress)
+        for job, copied in zip(grown, progress, strict=True):
+            job.checkpointed = len(copied.entries)
+        self._checkpointed_at = time.monotonic()
+
+    # What others may know
+
+    def _report(self, host: Host) -> None:
+        """Say that we live, and how each model stands; register again when we were taken for dead."""
+        reports = {model.deployment_id: model.report for model in host.models}
+        with self._database.transaction() as session:
+            if not hosting_services.heartbeat(session, self._card.id, draining=self.draining):
+                hosting_services.register_worker(session, self._card)
+                self._reported = {}
+            for deployment_id, report in reports.items():
+                if report != self._reported.get(deployment_id):
+                    hosting_services.report(session, self._card.id, report)
+            for deployment_id in self._reported.keys() - reports.keys():
+                hosting_services.remove_hosting(session, self._card.id, deployment_id)
+        self._reported = reports
+
+
+def _to_be_stopped(session: Session, held: Sequence[Held]) -> dict[str, Renewal]:
+    """Which of the jobs somebody cancelled, or whose deadline has passed. Writes nothing."""
+    late = func.coalesce(Job.deadline <= func.clock_timestamp(), False)
+    rows = session.execute(
+        select(Job.id, Job.cancel_requested_at.is_not(None), late).where(
+            Job.id.in_([item.job_id for item in held]), or_(Job.cancel_requested_at.is_not(None), late)
+        )
+    )
+    return {job_id: Renewal(job_id, cancelled, expired) for job_id, cancelled, expired in rows}

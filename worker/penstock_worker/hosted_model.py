@@ -1,0 +1,215 @@
+"""One deployment on this worker: verified, loaded, served by one engine process, restarted when that crashes."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from penstock.errors import ModelFolderInvalid
+from penstock.jobs.states import RunOutcome
+from penstock.logs import get_logger
+from penstock.registry.folder import verify
+from penstock.registry.hosting_services import HostingReport, HostingState
+from penstock.registry.models import Deployment
+from penstock.registry.tokenizer import ModelTokenizer
+
+from penstock_worker.bridge import Bridge, EngineFailed
+from penstock_worker.journal_writer import JournalWriter
+from penstock_worker.messages import EngineSpec
+from penstock_worker.running import GivenBack
+
+_RETRY_LOAD_SECONDS: Final = 60.0
+_LOOK_SECONDS: Final = 2.0
+_FIRST_RESTART_SECONDS, _LONGEST_RESTART_SECONDS = 0.1, 5.0
+_STEADY_SECONDS: Final = 60.0
+_VERIFY_SHARE: Final = 0.2
+"""Of the progress of loading, what is hashing."""
+
+log = get_logger(__name__)
+
+
+class HostedModel:
+    """Runs in a thread of its own, which owns the engine process. `changed` is called when others should know
+    of the state.
+
+    After a crash with several jobs in the engine at most half as many are let in at once, down to one, so
+    that the job at fault ends up alone; every job that ends well opens another place.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        spec: EngineSpec,
+        writer: JournalWriter,
+        *,
+        stall_seconds: float,
+        changed: Callable[[], None],
+    ) -> None:
+        self.deployment = deployment
+        self._spec = spec
+        self._writer = writer
+        self._stall_seconds = stall_seconds
+        self._changed = changed
+        self._state = HostingState.LOADING
+        self._error: str | None = None
+        self._verified = 0.0
+        self._bridge: Bridge | None = None
+        self._tokenizer: ModelTokenizer | None = None
+        self._suspects = spec.max_running
+        self._unwanted = threading.Event()
+        self._thread = threading.Thread(target=self._live, name=f"host-{deployment.id}", daemon=True)
+
+    # What others see
+
+    @property
+    def deployment_id(self) -> str:
+        return self.deployment.id
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes jobs."""
+        return self._state is HostingState.READY and not self._unwanted.is_set()
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing is left of it."""
+        return self._unwanted.is_set() and not self._thread.is_alive()
+
+    @property
+    def bridge(self) -> Bridge:
+        """The engine that runs now. Only once it is ready."""
+        assert self._bridge is not None
+        return self._bridge
+
+    @property
+    def tokenizer(self) -> ModelTokenizer:
+        """The deployment's tokenizer. Only once it is ready."""
+        assert self._tokenizer is not None
+        return self._tokenizer
+
+    @property
+    def live_bridge(self) -> Bridge | None:
+        """The engine, if one is ready: what the heartbeat watches."""
+        return self._bridge if self._bridge is not None and self._bridge.ready else None
+
+    @property
+    def report(self) -> HostingReport:
+        """How it stands, for the `hosting` table."""
+        state = HostingState.UNLOADING if self._unwanted.is_set() else self._state
+        bridge = self.live_bridge
+        if bridge is None:
+            return HostingReport(self.deployment.id, state, progress=self._loading_progress, error=self._error)
+        return HostingReport(
+            self.deployment.id, state, max(bridge.free_places, 0), 1.0, self._error, dict(bridge.stats)
+        )
+
+    @property
+    def _loading_progress(self) -> float:
+        loaded = self._bridge.progress if self._bridge is not None else 0.0
+        return round(_VERIFY_SHARE * self._verified + (1 - _VERIFY_SHARE) * loaded, 2)
+
+    # What others ask
+
+    def start(self) -> None:
+        """Begin loading."""
+        self._thread.start()
+
+    def unload(self) -> None:
+        """Take no more jobs; end the engine once those in it are done."""
+        if not self._unwanted.is_set():
+            self._unwanted.set()
+            threading.Thread(target=self._end_engine, name=f"unload-{self.deployment.id}", daemon=True).start()
+            self._changed()
+
+    def join(self, seconds: float) -> None:
+        """Wait for its end; an engine that does not end in time is killed."""
+        self._thread.join(seconds)
+        if self._thread.is_alive() and self._bridge is not None:
+            self._bridge.kill("it did not end in time")
+            self._thread.join(seconds)
+
+    def note_finished(self) -> None:
+        """A job ended without harm: a place more may be tried, up to all."""
+        self._suspects = min(self._suspects + 1, self._spec.max_running)
+        if self._bridge is not None:
+            self._bridge.places = self._suspects
+
+    # Its life
+
+    def _live(self) -> None:
+        crashes = 0
+        while not self._unwanted.is_set():
+            started = time.monotonic()
+            try:
+                how = self._load_and_serve()
+            except Exception as error:  # whatever it is, it must be seen where people look
+                self._wait_for_mending(error)
+                continue
+            crashes = 1 if time.monotonic() - started > _STEADY_SECONDS else crashes + 1
+            if not self._unwanted.is_set():
+                log.error("engine.crashed", deployment=self.deployment.id, reason=how)
+                self._set_state(HostingState.LOADING, how)
+                wait = min(_FIRST_RESTART_SECONDS * 2 ** (crashes - 1), _LONGEST_RESTART_SECONDS)
+                self._unwanted.wait(wait)
+
+    def _load_and_serve(self) -> str:
+        """One engine process from its start to its end. Returns how it ended; raises when it never became ready."""
+        self._bridge, self._verified = None, 0.0
+        self._set_state(HostingState.LOADING, self._error)
+        folder = Path(self.deployment.source)
+        verify(folder, self.deployment.manifest, self._note_verified)
+        self._tokenizer = ModelTokenizer.from_folder(folder)
+        self._bridge = Bridge(self._spec, self._writer, places=self._suspects, stall_seconds=self._stall_seconds)
+        self._bridge.start()
+        self._set_state(HostingState.READY, None)
+        log.info("model.ready", deployment=self.deployment.id, version=self.deployment.model_version)
+        how = self._bridge.read()
+        self._give_back_orphans(self._bridge, how)
+        return how
+
+    def _note_verified(self, done: int, total: int) -> None:
+        self._verified = done / total if total else 1.0
+
+    def _end_engine(self) -> None:
+        """Ends whatever engine there is, each time that it holds no job."""
+        while self._thread.is_alive():
+            if self._bridge is not None and not self._bridge.busy:
+                self._bridge.stop()
+            self._thread.join(0.05)
+
+    def _give_back_orphans(self, bridge: Bridge, how: str) -> None:
+        """The jobs that were in the engine when it crashed are suspects; one that was alone there is at fault."""
+        orphans = bridge.orphans()
+        if not orphans:
+            return
+        outcome = RunOutcome.CRASHED_ALONE if len(orphans) == 1 else RunOutcome.CRASHED
+        self._suspects = max(1, len(orphans) // 2)
+        for job in orphans:
+            job.end(GivenBack(outcome, how))
+        self._writer.mark(*orphans)
+
+    def _wait_for_mending(self, error: Exception) -> None:
+        """Loading failed: try again when the folder changes, or after a minute."""
+        if self._unwanted.is_set():
+            return
+        expected = isinstance(error, (EngineFailed, ModelFolderInvalid))
+        log.error("model.load_failed", deployment=self.deployment.id, error=str(error), exc_info=not expected)
+        self._set_state(HostingState.FAILED, str(error))
+        before, until = _fingerprint(self.deployment.source), time.monotonic() + _RETRY_LOAD_SECONDS
+        while time.monotonic() < until and not self._unwanted.wait(_LOOK_SECONDS):
+            if _fingerprint(self.deployment.source) != before:
+                return
+
+    def _set_state(self, state: HostingState, error: str | None) -> None:
+        self._state, self._error = state, error
+        self._changed()
+
+
+def _fingerprint(source: str) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of the folder's files; empty when it cannot be read."""
+    try:
+        stats = [(path.name, path.stat()) for path in sorted(Path(source).iterdir())]
+    except OSError:
+        return []
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

@@ -1,0 +1,114 @@
+"""Keeps this worker's models as the `deployment` table wants them."""
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from penstock.db import Database
+from penstock.logs import get_logger
+from penstock.registry.hosting_services import wanted_deployments
+from penstock.registry.models import Deployment
+from penstock.settings import Settings
+
+from penstock_worker.doorbells import Doorbells
+from penstock_worker.hosted_model import HostedModel
+from penstock_worker.journal_writer import JournalWriter
+from penstock_worker.messages import EngineSpec
+from penstock_worker.patience import DATABASE_OUTAGE
+
+POLL_SECONDS: Final = 2.0
+_END_SECONDS: Final = 10.0
+
+log = get_logger(__name__)
+
+
+class Host:
+    """All models of this worker, one engine process each. A new version loads beside the old one."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        writer: JournalWriter,
+        doorbells: Doorbells,
+        *,
+        changed: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._writer = writer
+        self._doorbells = doorbells
+        self._changed = changed
+        self._models: dict[str, HostedModel] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def models(self) -> list[HostedModel]:
+        """All that is here, in whatever state."""
+        with self._lock:
+            return list(self._models.values())
+
+    def ready_servers(self) -> list[HostedModel]:
+        """The models that take jobs."""
+        return [model for model in self.models if model.ready]
+
+    def run(self, stop: threading.Event) -> None:
+        """Reconcile until `stop` is set."""
+        while not stop.is_set():
+            try:
+                self.reconcile()
+            except DATABASE_OUTAGE as error:
+                log.warning("database.unreachable", what="hosting", error=type(error).__name__)
+            stop.wait(POLL_SECONDS)
+
+    def reconcile(self) -> None:
+        """Start what is wanted and not here, unload what is here and not wanted, forget what is gone."""
+        with self._database.transaction() as session:
+            wanted = {deployment.id: deployment for deployment in wanted_deployments(session, self._names())}
+        for model in self.models:
+            if model.gone:
+                with self._lock:
+                    del self._models[model.deployment_id]
+                self._changed()
+            elif model.deployment_id not in wanted:
+                model.unload()
+        for deployment in wanted.values():
+            if deployment.id not in self._models:
+                self._host(deployment)
+
+    def close(self) -> None:
+        """Unload everything and wait until no engine is left."""
+        models = self.models
+        for model in models:
+            model.unload()
+        for model in models:
+            model.join(_END_SECONDS)
+
+    def _host(self, deployment: Deployment) -> None:
+        model = HostedModel(
+            deployment,
+            self._spec(deployment),
+            self._writer,
+            stall_seconds=self._settings.engine_stall_seconds,
+            changed=self._on_change,
+        )
+        with self._lock:
+            self._models[deployment.id] = model
+        model.start()
+
+    def _on_change(self) -> None:
+        self._doorbells.listen(model.deployment_id for model in self.ready_servers())
+        self._changed()
+
+    def _names(self) -> set[str] | None:
+        names = {name.strip() for name in self._settings.worker_models.split(",")}
+        return None if "*" in names else names
+
+    def _spec(self, deployment: Deployment) -> EngineSpec:
+        return EngineSpec(
+            folder=deployment.source,
+            max_running=self._settings.worker_slots,
+            device=self._settings.worker_device,
+            kv_bytes=self._settings.engine_kv_bytes,
+            threads=self._settings.engine_threads,
+        )

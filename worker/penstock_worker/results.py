@@ -1,0 +1,64 @@
+"""Writing down how a job's run ended, fenced, in one transaction; outages of PostgreSQL are waited out."""
+
+import threading
+
+from penstock.db import Database
+from penstock.errors import LeaseLost
+from penstock.jobs import lease
+from penstock.jobs.models import Job
+from penstock.logs import get_logger
+from sqlalchemy import select
+
+from penstock_worker.journal_writer import JournalWriter
+from penstock_worker.patience import GaveUp, until_done
+from penstock_worker.running import Finished, GivenBack, RunningJob
+
+log = get_logger(__name__)
+
+
+class Results:
+    """Ends runs in PostgreSQL. `stop` ends the patience with an outage: the reaper then takes the job back."""
+
+    def __init__(
+        self, database: Database, writer: JournalWriter, stop: threading.Event, *, max_own_crashes: int
+    ) -> None:
+        self._database = database
+        self._writer = writer
+        self._stop = stop
+        self._max_own_crashes = max_own_crashes
+
+    def write(self, job: RunningJob) -> None:
+        """Write the ending of a settled job. Nothing is written when the lease is lost."""
+        try:
+            match job.ending:
+                case Finished() as finished:
+                    until_done(lambda: self._finish(job, finished), stop=self._stop, what="results.finish")
+                    self._writer.close(job)
+                case GivenBack() as given_back:
+                    until_done(lambda: self._hand_back(job, given_back), stop=self._stop, what="results.hand_back")
+                    self._writer.announce(job.id)
+        except LeaseLost:
+            log.warning("lease.lost", job=job.id, fence=job.fence)
+        except GaveUp:
+            log.error("results.gave_up", job=job.id, fence=job.fence)
+
+    def _finish(self, job: RunningJob, ending: Finished) -> None:
+        result = lease.Finish(
+            state=ending.state,
+            entries=job.entries,
+            prompt_tokens=len(job.prompt_ids) or job.job.prompt_tokens or 0,
+            first_token_seconds=job.first_token_seconds,
+            error=ending.error,
+        )
+        with self._database.transaction() as session:
+            lease.finish(session, job.held, result)
+        log.info("job.finished", job=job.id, state=ending.state.value, entries=len(job.entries))
+
+    def _hand_back(self, job: RunningJob, ending: GivenBack) -> None:
+        """Every token goes to PostgreSQL with it, so that the next run starts there even if Redis is away."""
+        with self._database.transaction() as session:
+            session.execute(select(Job.id).where(Job.id == job.id).with_for_update())  # `checkpoint` waits for no lock
+            if job.restored:
+                lease.checkpoint(session, [job.progress])
+            lease.hand_back(session, job.held, ending.outcome, ending.reason, max_own_crashes=self._max_own_crashes)
+        log.warning("job.handed_back", job=job.id, outcome=ending.outcome.value, reason=ending.reason)

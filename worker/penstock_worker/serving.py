@@ -1,0 +1,180 @@
+"""Answering a doorbell: claim a job, run it, claim again, until nothing waits or no engine has a free place."""
+
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from penstock.db import Database
+from penstock.errors import LeaseLost, PenstockError
+from penstock.jobs import lease
+from penstock.jobs.journal import Journal, JournalEntry
+from penstock.jobs.models import JobRun
+from penstock.jobs.states import JobState, RunOutcome
+from penstock.logs import get_logger
+from penstock.registry.tokenizer import ModelTokenizer
+from redis.exceptions import RedisError
+from sqlalchemy import select, update
+
+from penstock_worker.bridge import Bridge
+from penstock_worker.held import HeldJobs
+from penstock_worker.journal_writer import JournalWriter
+from penstock_worker.patience import DATABASE_OUTAGE
+from penstock_worker.requests import request_of
+from penstock_worker.results import Results
+from penstock_worker.running import Ending, Finished, GivenBack, Lost, RunningJob
+
+log = get_logger(__name__)
+
+
+class Server(Protocol):
+    """A deployment that is ready to run jobs: `bridge` and `tokenizer` are those of the engine that runs now."""
+
+    @property
+    def deployment_id(self) -> str: ...
+
+    @property
+    def bridge(self) -> Bridge: ...
+
+    @property
+    def tokenizer(self) -> ModelTokenizer: ...
+
+    def note_finished(self) -> None:
+        """A job ended without harm to the engine."""
+
+
+class Serving:
+    """What the Celery task does. Any number of pool threads answer at once; each holds one job at a time."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: str,
+        database: Database,
+        journal: Journal,
+        writer: JournalWriter,
+        held: HeldJobs,
+        results: Results,
+        ready_servers: Callable[[], Sequence[Server]],
+        lease_seconds: float,
+    ) -> None:
+        self._worker_id = worker_id
+        self._database = database
+        self._journal = journal
+        self._writer = writer
+        self._held = held
+        self._results = results
+        self._ready_servers = ready_servers
+        self._lease_seconds = lease_seconds
+        self.closing = threading.Event()
+
+    def answer(self, deployment_id: str) -> None:
+        """Run jobs of the deployment, and then of every other in turn, so that none has all the threads for itself."""
+        turn: str | None = deployment_id
+        try:
+            while turn is not None and not self.closing.is_set():
+                turn = self._serve_next(turn)
+        except DATABASE_OUTAGE as error:
+            log.warning("database.unreachable", what="lease.claim", error=type(error).__name__)
+
+    def _serve_next(self, turn: str) -> str | None:
+        """Run one job, of the first server from `turn` on that has one. Returns whose turn is next, or None."""
+        servers = sorted(self._ready_servers(), key=lambda server: server.deployment_id)
+        at = bisect_left([server.deployment_id for server in servers], turn)
+        for server in servers[at:] + servers[:at]:
+            if (claim := self._claim(server)) is not None:
+                self._run(*claim, server)
+                return server.deployment_id + "\x00"  # sorts right after it
+        return None
+
+    def _claim(self, server: Server) -> tuple[RunningJob, list[JournalEntry]] | None:
+        """The next waiting job, with a place in the engine reserved for it, and its checkpoint."""
+        if not server.bridge.reserve():
+            return None
+        before, claim = time.monotonic(), None
+        try:
+            with self._database.transaction() as session:
+                claim = lease.claim(
+                    session,
+                    worker_id=self._worker_id,
+                    deployment_id=server.deployment_id,
+                    lease_seconds=self._lease_seconds,
+                )
+        finally:
+            if claim is None:
+                server.bridge.release()
+        if claim is None:
+            return None
+        job = RunningJob(claim, claimed_at=time.monotonic(), lease_until=before + self._lease_seconds)
+        return job, claim.checkpoint
+
+    def _run(self, job: RunningJob, checkpoint: list[JournalEntry], server: Server) -> None:
+        """Hold the job from its claim to its end, and write the end down."""
+        bridge = server.bridge
+        with self._held.holding(job, bridge):
+            self._writer.announce(job.id)
+            if (ending := self._prepare(job, checkpoint, server.tokenizer)) is not None:
+                job.end(ending)
+            if not bridge.submit(job, request_of(job)):
+                job.end(GivenBack(RunOutcome.HANDED_BACK, "the engine is being restarted"))
+                self._writer.mark(job)
+            job.settled.wait()
+            bridge.abort(job)
+            self._results.write(job)
+        if isinstance(job.ending, Finished):
+            server.note_finished()
+
+    def _prepare(self, job: RunningJob, checkpoint: list[JournalEntry], tokenizer: ModelTokenizer) -> Ending | None:
+        """Make the job ready for the engine. An ending when it cannot or need not run; one job's fault is its own."""
+        try:
+            self._restore(job, checkpoint, tokenizer)
+        except LeaseLost:
+            return Lost()
+        except PenstockError as error:
+            return Finished(JobState.FAILED, {"code": error.code, "message": error.message})
+        except RedisError as error:
+            return GivenBack(RunOutcome.HANDED_BACK, f"Redis does not answer ({type(error).__name__})")
+        except DATABASE_OUTAGE as error:
+            return GivenBack(RunOutcome.HANDED_BACK, f"PostgreSQL does not answer ({type(error).__name__})")
+        except Exception as error:
+            log.exception("job.preparation_failed", job=job.id)
+            message = f"the worker could not prepare the job: {type(error).__name__}"
+            return Finished(JobState.FAILED, {"code": "internal_error", "message": message})
+        if job.job.cancel_requested_at is not None:
+            job.end(Finished(JobState.CANCELLED), "cancelled")
+        return job.ending
+
+    def _restore(self, job: RunningJob, checkpoint: list[JournalEntry], tokenizer: ModelTokenizer) -> None:
+        """Shut earlier holders out and take over what they journalled: the longer of Redis and PostgreSQL."""
+        prompt_ids = tokenizer.encode_input(job.job.input)
+        opened = self._journal.open(job.id, job.fence)
+        behind = len(opened.entries) < len(checkpoint)
+        entries = checkpoint if behind else opened.entries
+        if behind:
+            self._journal.rewrite(job.id, job.fence, entries)
+        job.restore(entries, tokenizer, prompt_ids)
+        job.journalled, job.checkpointed = len(entries), len(checkpoint)
+        if job.job.runs > 1:
+            self._note_resumption(job, journal_lost=behind or not opened.known)
+
+    def _note_resumption(self, job: RunningJob, *, journal_lost: bool) -> None:
+        """Record where the run goes on; when tokens may have been sent that nobody has any more, tell the
+        readers.
+
+        A holder that gave the job back left every token in PostgreSQL; one that fell silent may have sent
+        later ones.
+        """
+        position = len(job.entries)
+        with self._database.transaction() as session:
+            session.execute(
+                update(JobRun)
+                .where(JobRun.job_id == job.id, JobRun.fence == job.fence)
+                .values(resumed_at_position=position)
+            )
+            previous = session.scalar(
+                select(JobRun.outcome).where(JobRun.job_id == job.id, JobRun.fence == job.fence - 1)
+            )
+            if journal_lost and previous == RunOutcome.LEASE_LOST:
+                lease.note_rewind(session, job.held, position)
+        log.info("job.resumed", job=job.id, fence=job.fence, position=position)
