@@ -4,4 +4,19 @@ The bare install is the Python client (`from penstock import Client`); the rooms
 `[platform]` and `[worker]`, and are imported by their own names.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penstock.client import Client
+
+__all__ = ["Client", "__version__"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that a server process that needs no client does not load one.
+    if name == "Client":
+        from penstock.client import Client
+
+        return Client
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,41 @@
+"""The command `penstock`. Each subcommand is imported when it is called, so that a bare client needs no platform."""
+
+import click
+
+import penstock
+from penstock.cli.lazy import Commands, Lazy
+
+COMMANDS = {
+    "Jobs": {
+        "submit": Lazy("penstock.cli.submit:submit", "Submit a job, or one for each file."),
+        "get": Lazy("penstock.cli.jobs:get", "Show a job."),
+        "list": Lazy("penstock.cli.jobs:list_", "List jobs, newest first."),
+        "watch": Lazy("penstock.cli.watch:watch", "Follow a job live."),
+        "cancel": Lazy("penstock.cli.jobs:cancel", "Cancel jobs; what they wrote is kept."),
+        "retry": Lazy("penstock.cli.jobs:retry", "Submit a finished job's request again."),
+    },
+    "Platform": {
+        "up": Lazy("penstock.cli.up:up", "Run everything on this machine.", "platform,embedded,worker"),
+        "demo": Lazy("penstock.cli.demo:demo", "Run everything and put real jobs through it.", "all"),
+        "web": Lazy("penstock.cli.server:web", "Run the API and the portal.", "platform"),
+        "control": Lazy("penstock.cli.server:control", "Run the control process.", "platform"),
+        "migrate": Lazy("penstock.cli.server:migrate", "Bring the database to this version.", "platform"),
+        "keys": Lazy("penstock.cli.keys:keys", "Create, list and revoke API keys.", "platform"),
+        "models": Lazy("penstock.cli.models:models", "Register model versions and see them.", "platform"),
+    },
+}
+PLUGIN_HELP = {"worker": "Run a worker with its engine."}
+
+
+@click.group(
+    cls=Commands,
+    commands_by_section=COMMANDS,
+    plugin_help=PLUGIN_HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+@click.version_option(penstock.__version__, prog_name="penstock")
+def main() -> None:
+    """Penstock: asynchronous LLM generation jobs on your own GPUs.
+
+    The commands under Jobs talk to a server: PENSTOCK_URL and PENSTOCK_API_KEY say which, or --url and --api-key.
+    """

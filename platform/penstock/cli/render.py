@@ -1,0 +1,132 @@
+"""How jobs look in a terminal. What a model or a user wrote never reaches one with its control characters."""
+
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Final
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from penstock.client import Job, JobState
+
+STYLES: Final = {
+    JobState.QUEUED: "yellow",
+    JobState.RUNNING: "cyan",
+    JobState.SUCCEEDED: "green",
+    JobState.FAILED: "red",
+    JobState.CANCELLED: "magenta",
+    JobState.EXPIRED: "red",
+}
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def console_for(stream: str = "stdout") -> Console:
+    """A console that interprets no markup and highlights nothing."""
+    return Console(stderr=stream == "stderr", markup=False, highlight=False, emoji=False)
+
+
+def printable(text: str) -> str:
+    """The text with every control character but tab and line feed made visible: none may steer the terminal."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def write_text(console: Console, text: str, end: str = "\n") -> None:
+    """Write model output: as it is into a file or pipe, printable on a terminal."""
+    console.out(printable(text) if console.is_terminal else text, end=end, highlight=False)
+
+
+def state_text(state: JobState) -> Text:
+    """The state in its colour."""
+    return Text(state.value, style=STYLES[state])
+
+
+def job_page(job: Job) -> RenderableType:
+    """Everything that matters of one job."""
+    return Group(_facts(job), *_output(job))
+
+
+def job_table(jobs: Iterable[Job]) -> Table:
+    """Jobs as a table for a terminal."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("id", "status", "model", "created", "took", "tokens", "tags"):
+        table.add_column(heading, header_style="bold", no_wrap=heading in ("id", "status"))
+    for job in jobs:
+        cells = [printable(cell) for cell in job_cells(job)]
+        table.add_row(cells[0], state_text(job.status), *cells[2:])
+    return table
+
+
+def job_cells(job: Job) -> list[str]:
+    """The columns of a job in a list."""
+    return [
+        job.id,
+        job.status.value,
+        f"{job.model_name}:{job.model_version}",
+        job.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+        seconds_between(job.created_at, job.finished_at),
+        str(job.usage.output_tokens),
+        " ".join(job.tags),
+    ]
+
+
+def seconds_between(start: datetime | None, end: datetime | None) -> str:
+    """A duration, or a dash while it lasts."""
+    return f"{(end - start).total_seconds():.2f} s" if start and end else "-"
+
+
+def summary(job: Job) -> str:
+    """One line on a finished job: how it ended, how fast, and which version served it."""
+    parts = [f"{job.id} {job.status.value}", f"{job.model_name} version {job.model_version}"]
+    parts.append(f"{job.usage.output_tokens} tokens")
+    if job.first_token_at is not None:
+        parts.append(f"first token after {seconds_between(job.created_at, job.first_token_at)}")
+    parts.append(f"total {seconds_between(job.created_at, job.finished_at)}")
+    if job.error is not None:
+        parts.append(f"{job.error.code}: {job.error.message}")
+    return printable(", ".join(parts))
+
+
+def timeline_note(data: dict[str, Any]) -> str:
+    """What a state event says beyond its name."""
+    notes = [f"{name} {value}" for name, value in data.items() if isinstance(value, str | int | float)]
+    if isinstance(data.get("error"), dict):
+        notes.append(f"{data['error'].get('code')}: {data['error'].get('message')}")
+    return printable(", ".join(notes))
+
+
+def _facts(job: Job) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column()
+    table.add_row("job", Text(job.id, style="bold"))
+    table.add_row("status", state_text(job.status))
+    table.add_row("model", printable(f"{job.model_name} version {job.model_version} (asked for: {job.model})"))
+    if job.queue is not None:
+        table.add_row("queue", printable(f"position {job.queue.position}: {job.queue.blocker}"))
+    for event in job.timeline:
+        at = seconds_between(job.created_at, event.created_at)
+        table.add_row(f"+{at}", Text(f"{event.type}  ").append(timeline_note(event.data), style="dim"))
+    table.add_row(
+        "tokens",
+        f"{job.usage.prompt_tokens} in ({job.usage.cached_tokens} cached), {job.usage.output_tokens} out",
+    )
+    table.add_row("first token", seconds_between(job.created_at, job.first_token_at))
+    table.add_row("total", seconds_between(job.created_at, job.finished_at))
+    if job.tags:
+        table.add_row("tags", printable(" ".join(job.tags)))
+    if job.retry_of is not None:
+        table.add_row("retry of", job.retry_of)
+    if job.error is not None:
+        table.add_row("error", Text(printable(f"{job.error.code}: {job.error.message}"), style="red"))
+    return table
+
+
+def _output(job: Job) -> list[RenderableType]:
+    choices = job.output.choices if job.output else []
+    parts: list[RenderableType] = []
+    for choice in choices:
+        ended = f" ({choice.finish_reason})" if choice.finish_reason else ""
+        parts += [Text(f"\nchoice {choice.index}{ended}", style="dim"), Text(printable(choice.text))]
+    return parts

@@ -1,0 +1,195 @@
+"""`penstock submit`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from penstock.cli.failure import EXIT_FAILURE, EXIT_USAGE, Failure
+from penstock.cli.options import assignment, json_assignment, moment, with_client
+from penstock.cli.render import console_for, summary, write_text
+from penstock.cli.watch import follow
+from penstock.client import Client, Job, JobState, Message, Webhook
+
+_SAMPLING: Final = ("max_tokens", "temperature", "top_p", "top_k", "seed")
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@click.option("-m", "--model", required=True, help="name, name@alias or name:version.")
+@click.option(
+    "-f",
+    "--file",
+    "files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Take the prompt from this file; repeated, it submits a job for each.",
+)
+@click.option(
+    "--messages",
+    metavar="FILE",
+    help='Take messages from this JSON file, [{"role": ..., "content": ...}, ...]; - is stdin.',
+)
+@click.option("--chat", is_flag=True, help="Send the prompt as a user's message, through the model's chat template.")
+@click.option("--system", metavar="TEXT", help="With --chat: a system message before it.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate.")
+@click.option("--temperature", type=float, help="0 is greedy.")
+@click.option("--top-p", type=float, help="Sample among the likeliest tokens of this total probability.")
+@click.option("--top-k", type=int, help="Sample among the k likeliest tokens.")
+@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option("--stop", multiple=True, help="Stop before this text; may be repeated.")
+@click.option(
+    "--param",
+    "more_params",
+    multiple=True,
+    type=json_assignment,
+    metavar="NAME=VALUE",
+    help="Any other sampling parameter.",
+)
+@click.option("--class", "job_class", type=click.Choice(["interactive", "batch"]), help="Interactive jobs go first.")
+@click.option("--priority", type=click.IntRange(-100, 100), help="Higher goes first within its class.")
+@click.option(
+    "--deadline", type=moment, metavar="TIME", help="Expire at this time, such as 2030-01-31T12:00:00Z or 10m."
+)
+@click.option("--webhook", metavar="URL", help="Where the job's final event is sent.")
+@click.option("--webhook-event", "webhook_events", multiple=True, help="Send this event instead; may be repeated.")
+@click.option("--tag", "tags", multiple=True, help="May be repeated.")
+@click.option("--metadata", multiple=True, type=assignment, metavar="NAME=VALUE", help="May be repeated.")
+@click.option("--wait", is_flag=True, help="Wait for the end and print what was written.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait no longer than this; the job goes on."
+)
+@click.option("--watch", is_flag=True, help="Follow the job live.")
+@click.option("--json", "as_json", is_flag=True, help="Print the job's document as JSON.")
+@with_client
+def submit(client: Client, wait: bool, watch: bool, timeout: float | None, as_json: bool, **given: Any) -> None:
+    """Submit a job with PROMPT, a file's text, messages, or (without any of them) what standard input holds.
+
+    Prints the job's id, or with --wait and --watch what it wrote; then the exit status tells whether it succeeded.
+    """
+    inputs = _inputs(given)
+    if watch and (wait or len(inputs) > 1):
+        raise click.UsageError("--watch follows one job; leave out --wait, and all but one --file")
+    request = _request(given)
+    submitted = [client.jobs.submit(**source, **request) for source in inputs]
+    if watch:
+        sys.exit(0 if follow(client, submitted[0].id, as_json=as_json) is JobState.SUCCEEDED else EXIT_FAILURE)
+    if not wait:
+        for job in submitted:
+            click.echo(job.to_json() if as_json else job.id)
+        return
+    finished = _wait_for(client, submitted, timeout)
+    _print_outputs(finished, given["files"], as_json)
+    sys.exit(0 if all(job.status is JobState.SUCCEEDED for job in finished) else EXIT_FAILURE)
+
+
+def _inputs(given: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each job's `submit` gets: `prompt` or `messages`."""
+    sources = [name for name in ("prompt", "files", "messages") if given[name]]
+    if len(sources) > 1:
+        raise click.UsageError("give one of PROMPT, --file and --messages")
+    if given["system"] is not None and not given["chat"]:
+        raise click.UsageError("--system needs --chat")
+    if given["messages"]:
+        if given["chat"]:
+            raise click.UsageError("--messages is a chat already; leave out --chat")
+        return [{"messages": _read_messages(given["messages"])}]
+    return [_as_input(prompt, given) for prompt in _prompts(given)]
+
+
+def _prompts(given: dict[str, Any]) -> list[str]:
+    if given["files"]:
+        return [_read(path) for path in given["files"]]
+    if given["prompt"] and given["prompt"] != "-":
+        return [given["prompt"]]
+    if sys.stdin.isatty():
+        raise click.UsageError("give a PROMPT, a --file or --messages, or send the prompt to standard input")
+    return [sys.stdin.read()]
+
+
+def _as_input(prompt: str, given: dict[str, Any]) -> dict[str, Any]:
+    if not given["chat"]:
+        return {"prompt": prompt}
+    system: list[Message] = [] if given["system"] is None else [{"role": "system", "content": given["system"]}]
+    return {"messages": [*system, {"role": "user", "content": prompt}]}
+
+
+def _request(given: dict[str, Any]) -> dict[str, Any]:
+    params = {name: given[name] for name in _SAMPLING if given[name] is not None} | dict(given["more_params"])
+    if given["stop"]:
+        params["stop"] = list(given["stop"])
+    return {
+        "model": given["model"],
+        "params": params or None,
+        "job_class": given["job_class"],
+        "priority": given["priority"],
+        "deadline": given["deadline"],
+        "webhook": _webhook(given["webhook"], given["webhook_events"]),
+        "tags": given["tags"] or None,
+        "metadata": dict(given["metadata"]) or None,
+    }
+
+
+def _webhook(url: str | None, events: Sequence[str]) -> Webhook | None:
+    if url is None:
+        if events:
+            raise click.UsageError("--webhook-event needs --webhook")
+        return None
+    return {"url": url, "events": list(events)} if events else {"url": url}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise Failure(f"{path} is not text in UTF-8", EXIT_USAGE) from None
+    except OSError as error:
+        raise Failure(f"{path} cannot be read: {error.strerror}", EXIT_USAGE) from None
+
+
+def _read_messages(name: str) -> list[Message]:
+    text = sys.stdin.read() if name == "-" else _read(Path(name))
+    try:
+        messages = json.loads(text)
+    except ValueError as error:
+        raise Failure(f"{name} is not JSON: {error}", EXIT_USAGE) from None
+    if not isinstance(messages, list):
+        raise Failure(f'{name} must hold a JSON array such as [{{"role": "user", "content": "..."}}]', EXIT_USAGE)
+    return messages
+
+
+def _wait_for(client: Client, submitted: list[Job], timeout: float | None) -> list[Job]:
+    finished = []
+    with _progress() as bar:
+        task = bar.add_task("waiting", total=len(submitted))
+        for job in submitted:
+            finished.append(client.jobs.wait(job.id, timeout))
+            bar.advance(task)
+    return finished
+
+
+def _progress() -> Progress:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console_for("stderr"), transient=True)
+
+
+def _print_outputs(finished: list[Job], files: Sequence[Path], as_json: bool) -> None:
+    out, notes = console_for(), console_for("stderr")
+    for index, job in enumerate(finished):
+        if as_json:
+            click.echo(job.to_json())
+            continue
+        if len(finished) > 1:
+            notes.print(f"{files[index]}:")
+        write_text(out, job.text)
+        notes.print(summary(job), style="dim")

@@ -1,0 +1,162 @@
+"""`client.jobs`: everything that can be done with jobs."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+from urllib.parse import quote
+from uuid import uuid4
+
+from penstock.client.errors import WaitTimedOut
+from penstock.client.events import Cursor, Event
+from penstock.client.models import Job, Message, Params, Webhook
+from penstock.client.stream import Follower, OnLost
+from penstock.client.transport import Transport
+from penstock.errors import ValidationFailed
+from penstock.jobs.states import JobState
+
+_PATH: Final = "/v1/jobs"
+_FIRST_PAUSE_SECONDS: Final = 0.05
+_LONGEST_PAUSE_SECONDS: Final = 1.0
+
+
+class Jobs:
+    """The jobs of the key's tenant."""
+
+    def __init__(self, transport: Transport, *, patience_seconds: float) -> None:
+        self._transport = transport
+        self._patience_seconds = patience_seconds
+
+    def submit(
+        self,
+        *,
+        model: str,
+        prompt: str | None = None,
+        messages: Sequence[Message] | None = None,
+        params: Params | Mapping[str, Any] | None = None,
+        job_class: Literal["interactive", "batch"] | None = None,
+        priority: int | None = None,
+        deadline: datetime | None = None,
+        webhook: str | Webhook | None = None,
+        tags: Sequence[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Queue a job for `model` (`name`, `name@alias` or `name:version`) with a `prompt` or with `messages`.
+
+        What is left out is the server's default. `deadline` must be aware. Raises `ModelNotFound`, `ValidationFailed`,
+        `ContextLengthExceeded`, `QuotaExceeded` and what every call may raise.
+        """
+        body = {
+            "model": model,
+            "input": _given(prompt=prompt, messages=list(messages) if messages is not None else None),
+            "params": dict(params) if params is not None else None,
+            "class": job_class,
+            "priority": priority,
+            "deadline": _in_utc(deadline),
+            "webhook": {"url": webhook} if isinstance(webhook, str) else webhook,
+            "tags": list(tags) if tags is not None else None,
+            "metadata": dict(metadata) if metadata is not None else None,
+        }
+        return self._job("POST", _PATH, body=_given(**body), headers=_idempotency(idempotency_key))
+
+    def get(self, job_id: str) -> Job:
+        """The job as it stands. Raises `NotFound`."""
+        return self._job("GET", _path(job_id))
+
+    def list(
+        self,
+        *,
+        status: JobState | str | Sequence[JobState | str] | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page_size: int | None = None,
+    ) -> Iterator[Job]:
+        """All jobs that match, newest first; each page is fetched when the iterator gets there."""
+        query: dict[str, Any] = {
+            "status": status if status is None or isinstance(status, str) else ",".join(status),
+            "model": model,
+            "tag": tag,
+            "created_after": _in_utc(created_after),
+            "created_before": _in_utc(created_before),
+            "limit": page_size,
+        }
+        more = True
+        while more:
+            page = self._transport.request("GET", _PATH, query=query)
+            yield from map(Job.model_validate, page["data"])
+            more, query["after"] = page["has_more"], page["next"]
+
+    def cancel(self, job_id: str) -> Job:
+        """Stop the job: at once while it waits, at its next token while it runs. What it wrote is kept.
+
+        Raises `JobAlreadyFinished`.
+        """
+        return self._job("POST", f"{_path(job_id)}/cancel", headers=_idempotency(None))
+
+    def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
+        """A new job with the request of a finished one; its `retry_of` names the old one."""
+        return self._job("POST", f"{_path(job_id)}/retry", headers=_idempotency(idempotency_key))
+
+    def wait(self, job_id: str, timeout: float | None = None) -> Job:
+        """The job once it has finished, however it ended.
+
+        Raises `WaitTimedOut` after `timeout` seconds; the job goes on.
+        """
+        deadline = time.monotonic() + timeout if timeout is not None else float("inf")
+        seconds = _FIRST_PAUSE_SECONDS
+        while not (job := self.get(job_id)).finished:
+            if time.monotonic() + seconds > deadline:
+                raise WaitTimedOut(f"{job_id} is {job.status.value} after {timeout:g} seconds; it goes on", job=job)
+            time.sleep(seconds)
+            seconds = min(seconds * 1.5, _LONGEST_PAUSE_SECONDS)
+        return job
+
+    def stream(
+        self, job_id: str, last_event_id: str | None = None, *, on_lost: OnLost = lambda _error: None
+    ) -> Iterator[Event]:
+        """The job's events and tokens as they come, to the final event, each exactly once.
+
+        A lost connection is made again just after the last event that was given out. With `last_event_id` (the `id`
+        of an event that an earlier reader had, also of another process) it begins after that one. Raises
+        `ConnectionFailed` when the server stays silent for the client's `patience`; until then `on_lost` is told of
+        each connection that was lost.
+        """
+        cursor = _cursor(last_event_id) if last_event_id is not None else Cursor()
+        path = f"{_path(job_id)}/events"
+        follower = Follower(self._transport, path, cursor, patience_seconds=self._patience_seconds, on_lost=on_lost)
+        return follower.events()
+
+    def _job(self, method: str, path: str, *, body: Any = None, headers: Mapping[str, str] | None = None) -> Job:
+        return Job.model_validate(self._transport.request(method, path, body=body, headers=headers))
+
+
+def _cursor(last_event_id: str) -> Cursor:
+    try:
+        return Cursor.parse(last_event_id)
+    except ValueError as error:
+        raise ValidationFailed(str(error), field="last_event_id") from None
+
+
+def _path(job_id: str) -> str:
+    return f"{_PATH}/{quote(job_id, safe='')}"
+
+
+def _given(**members: Any) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def _idempotency(key: str | None) -> dict[str, str]:
+    return {"Idempotency-Key": key or str(uuid4())}
+
+
+def _in_utc(moment: datetime | None) -> str | None:
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise ValidationFailed(
+            f"{moment.isoformat()} has no time zone; an aware datetime is needed, as datetime.now(UTC) is"
+        )
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,167 @@
+"""What is sent to the server, and what it answers with as frozen models, which keep members that they do not know."""
+
+from datetime import datetime
+from typing import Any, Literal, NotRequired, TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from penstock.jobs.states import JobState
+
+
+class Message(TypedDict):
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Params(TypedDict, total=False):
+    """Sampling; what is left out is the server's default."""
+
+    max_tokens: int | None
+    min_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+    stop: list[str]
+    stop_token_ids: list[int]
+    ignore_eos: bool
+    logprobs: bool
+
+
+class Webhook(TypedDict):
+    """Where events of the job are sent; those of final states when `events` is left out."""
+
+    url: str
+    events: NotRequired[list[str]]
+
+
+class Document(BaseModel):
+    """Base of them all."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+
+
+class Choice(Document):
+    """One answer of the model. `finish_reason` is None while it goes on, and when it was cut short."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None
+
+
+class Output(Document):
+    """What the model wrote."""
+
+    choices: list[Choice]
+
+
+class Usage(Document):
+    """What the job consumed, in tokens. `cached_tokens` are those of the prompt that did not have to be computed."""
+
+    prompt_tokens: int | None
+    cached_tokens: int
+    output_tokens: int
+
+
+class JobError(Document):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class Model(Document):
+    """A model that takes jobs. `ready` says whether a worker would take one now, `state` the same in words."""
+
+    id: str
+    version: str
+    champion_since: datetime
+    challenger_version: str | None
+    context_length: int
+    recipe: dict[str, Any]
+    ready: bool
+    state: str
+
+    @property
+    def name(self) -> str:
+        """What jobs ask for."""
+        return self.id
+
+
+class Queue(Document):
+    """Where a waiting job stands: `position` 1 is the next that a worker takes, `blocker` says what it waits for."""
+
+    position: int
+    blocker: str
+
+
+class TimelineEvent(Document):
+    """Something that happened to the job, numbered in its order."""
+
+    number: int
+    type: str
+    data: dict[str, Any]
+    created_at: datetime
+
+
+class Run(Document):
+    """One worker's turn at the job. `outcome` is None while it lasts."""
+
+    number: int
+    worker: str
+    started_at: datetime
+    resumed_at_position: int
+    ended_at: datetime | None
+    outcome: str | None
+    reason: str | None
+
+
+class Job(Document):
+    """A job as the server saw it at one moment; `queue`, `timeline` and `run_history` come with `get` and `wait`."""
+
+    id: str
+    kind: str
+    status: JobState
+    model: str
+    model_name: str
+    model_version: str
+    routing: dict[str, Any]
+    input: dict[str, Any]
+    params: dict[str, Any]
+    job_class: str = Field(alias="class")
+    priority: int
+    deadline: datetime | None
+    tags: list[str]
+    metadata: dict[str, str]
+    webhook: dict[str, Any] | None
+    retry_of: str | None
+    output: Output | None
+    error: JobError | None
+    usage: Usage
+    runs: int
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    queued_at: datetime
+    started_at: datetime | None
+    first_token_at: datetime | None
+    finished_at: datetime | None
+    queue: Queue | None = None
+    timeline: list[TimelineEvent] = []
+    run_history: list[Run] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether the state is final."""
+        return self.status.final
+
+    @property
+    def text(self) -> str:
+        """The first choice's text so far, empty while there is none."""
+        return self.output.choices[0].text if self.output and self.output.choices else ""
+
+    def to_json(self) -> str:
+        """The job's document."""
+        return self.model_dump_json(by_alias=True)

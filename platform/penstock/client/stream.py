@@ -1,0 +1,90 @@
+"""Following a job's stream to its end, through every lost connection, without a token twice or none."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+
+from penstock.client.backoff import pause
+from penstock.client.errors import UnexpectedAnswer
+from penstock.client.events import REWOUND, Cursor, Event, StateEvent, TokenEvent, decode
+from penstock.client.sse import messages
+from penstock.client.transport import Transport, is_temporary
+from penstock.errors import PenstockError
+
+OnLost = Callable[[PenstockError], None]
+"""Called each time that the connection was lost and will be made again."""
+
+
+class Follower:
+    """One reader of one stream. It remembers what it gave out, and asks for what comes after that."""
+
+    def __init__(
+        self, transport: Transport, path: str, cursor: Cursor, *, patience_seconds: float, on_lost: OnLost
+    ) -> None:
+        self._transport, self._path, self._cursor, self._on_lost = transport, path, cursor, on_lost
+        self._patience_seconds = patience_seconds
+        self._heard_at = time.monotonic()
+        self._failures = 0
+        self._ended = False
+
+    def events(self) -> Iterator[Event]:
+        """Every event after the cursor, to the final one.
+
+        A connection that breaks is made again, until the server has been silent for `patience_seconds`: then
+        `ConnectionFailed`. A refusal that is not for now (`NotFound`, `Unauthenticated`, ...) is raised at once.
+        """
+        while not self._ended:
+            try:
+                yield from self._one_connection()
+            except httpx.TransportError as error:
+                self._wait_or_raise(self._transport.connection_failed(error))
+            except PenstockError as error:
+                if not is_temporary(error):
+                    raise
+                self._wait_or_raise(error)
+            else:
+                if not self._ended:
+                    self._wait_or_raise(UnexpectedAnswer(f"the stream {self._path} keeps ending before its job does"))
+
+    def _one_connection(self) -> Iterator[Event]:
+        headers = {"Last-Event-ID": str(self._cursor)} if self._cursor != Cursor() else {}
+        with self._transport.stream(self._path, headers) as response:
+            self._ended = response.status_code == httpx.codes.NO_CONTENT
+            for message in messages(self._heard(response.iter_bytes())):
+                event = decode(message)
+                cursor = Cursor.parse(event.id)
+                if cursor <= self._cursor:
+                    continue
+                self._refuse_gap(event, cursor)
+                self._cursor = cursor
+                self._ended = isinstance(event, StateEvent) and event.final
+                yield event
+                if self._ended:
+                    return
+
+    def _heard(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self._heard_at = time.monotonic()
+            self._failures = 0
+            yield chunk
+
+    def _refuse_gap(self, event: Event, cursor: Cursor) -> None:
+        """The ids count, so an event that was left out shows."""
+        if isinstance(event, TokenEvent):
+            complete = cursor == Cursor(self._cursor.event, self._cursor.position + 1)
+        else:
+            same_place = cursor.position == self._cursor.position or event.type == REWOUND
+            complete = cursor.event == self._cursor.event + 1 and same_place
+        if not complete:
+            raise UnexpectedAnswer(
+                f"the stream {self._path} went from {self._cursor} to {cursor}: something is missing"
+            )
+
+    def _wait_or_raise(self, error: PenstockError) -> None:
+        self._failures += 1
+        seconds = max(pause(self._failures), float(error.extra.get("retry_after", 0)))
+        if time.monotonic() + seconds - self._heard_at > self._patience_seconds:
+            raise error
+        self._on_lost(error)
+        time.sleep(seconds)

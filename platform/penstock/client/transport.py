@@ -1,0 +1,130 @@
+"""Requests to the server: the key, retries where they are safe, and errors as exceptions."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import httpx
+
+import penstock
+from penstock.client.backoff import LONGEST_ASKED_SECONDS, asked_pause, pause
+from penstock.client.config import Connection
+from penstock.client.errors import ConnectionFailed, UnexpectedAnswer, error_from
+from penstock.errors import PenstockError
+
+_REFUSED_FOR_NOW: Final = frozenset({429, 503})
+_NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+STREAM_SILENCE_SECONDS: Final = 45.0
+"""A stream that is silent for so long is dead: the server sends a comment every 15 seconds."""
+
+
+class Transport:
+    """One server and one key. Thread-safe.
+
+    A GET is repeated after every connection error and after 429 and 503. Anything else is repeated only where the
+    server cannot have acted on it: when the connection was never made, and after 429.
+    """
+
+    def __init__(self, connection: Connection, *, timeout: float, max_retries: int) -> None:
+        self.url = connection.url
+        self._max_retries = max_retries
+        self._timeout = timeout
+        self._http = httpx.Client(
+            base_url=connection.url,
+            timeout=timeout,
+            headers={
+                "Authorization": f"Bearer {connection.api_key}",
+                "User-Agent": f"penstock-python/{penstock.__version__}",
+                "Accept": "application/json, application/problem+json",
+            },
+        )
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._http.close()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """The JSON object that the server answers with. Raises its error, or one of `penstock.client.errors`."""
+        request = self._http.build_request(method, path, params=_query(query), json=body, headers=headers)
+        failures = 0
+        while True:
+            failures += 1
+            try:
+                response = self._http.send(request)
+            except httpx.TransportError as error:
+                if failures > self._max_retries or not _may_repeat(method, error):
+                    raise self.connection_failed(error) from error
+                time.sleep(pause(failures))
+                continue
+            if response.is_success:
+                return _object(response)
+            delay = self._repeat_in(method, response, failures)
+            if delay is None:
+                raise error_from(response)
+            time.sleep(delay)
+
+    @contextmanager
+    def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """One response whose body is read as it comes; not repeated. Raises its error, or what httpx raises."""
+        timeout = httpx.Timeout(self._timeout, read=STREAM_SILENCE_SECONDS)
+        with self._http.stream(
+            "GET", path, headers={"Accept": "text/event-stream", **headers}, timeout=timeout
+        ) as response:
+            if not response.is_success:
+                response.read()
+                raise _with_pause(error_from(response), response)
+            yield response
+
+    def connection_failed(self, error: Exception) -> ConnectionFailed:
+        """That error, told with the address."""
+        reason = str(error) or type(error).__name__
+        return ConnectionFailed(
+            f"{self.url} does not answer ({reason}); is the server running, and is that its address?"
+        )
+
+    def _repeat_in(self, method: str, response: httpx.Response, failures: int) -> float | None:
+        """Seconds after which to repeat, or None when that is not safe, not asked for, or too far away."""
+        refused = response.status_code == 429 or (response.status_code == 503 and method == "GET")
+        if not refused or failures > self._max_retries:
+            return None
+        asked = asked_pause(response) or 0.0
+        return max(asked, pause(failures)) if asked <= LONGEST_ASKED_SECONDS else None
+
+
+def is_temporary(error: PenstockError) -> bool:
+    """Whether the server refused only for now."""
+    return error.status in _REFUSED_FOR_NOW
+
+
+def _may_repeat(method: str, error: httpx.TransportError) -> bool:
+    return method == "GET" or isinstance(error, _NEVER_SENT)
+
+
+def _query(query: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (query or {}).items() if value is not None}
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise UnexpectedAnswer(f"{response.request.url} did not answer with a JSON object; is it a Penstock server's?")
+    return document
+
+
+def _with_pause(error: PenstockError, response: httpx.Response) -> PenstockError:
+    asked = asked_pause(response)
+    if asked is not None:
+        error.extra["retry_after"] = asked
+    return error
