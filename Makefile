@@ -1,7 +1,7 @@
 # Penstock. `make` lists the targets; `make demo` and `make test` do all that a fresh machine needs.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint bench drill gpu-check pins screenshots clean
+.PHONY: help setup demo up test lint bench drill gpu-check pins clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -40,6 +40,14 @@ lint: setup  ## Style, types and the import rule
 bench: setup  ## Measure submit latency, doorbells and the engine; writes bench/results/
 	@$(BIN)/python -m bench.submit
 	@$(BIN)/python -m bench.engine
+
+drill: setup  ## Kill engines, workers, Redis and the supervisor under load, and see that nothing is lost
+	@$(BIN)/python -m pytest tests/worker tests/embedded -m drill
+
+# Runs on a bare machine with torch, transformers and pytest: nothing is installed, no service is needed.
+gpu-check:  ## Check the engine on this machine's GPU (needs torch with CUDA, transformers, pytest)
+	@$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "gpu-check needs a CUDA device, and torch sees none here")'
+	PYTHONPATH=.:worker:kernels $(PYTHON) -m pytest --confcutdir=tests/gpu -p no:cacheprovider -o addopts= -o timeout= tests/gpu
 
 pins: setup  ## Write constraints.txt from what is installed in .venv
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > constraints.new
