@@ -8,8 +8,9 @@ UTF-8, to one U+FFFD per byte). A decoder with another step is refused by name w
 import codecs
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from tokenizers import Tokenizer
 
@@ -19,16 +20,20 @@ _CONTEXT_TOKENS: Final = 64
 _BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-class Step(Protocol):
+class Step(ABC):
     """One step of a decoder, fed piece by piece."""
 
+    @abstractmethod
     def push(self, piece: str) -> str:
         """What is settled once this piece has come."""
-        ...
 
     def flush(self) -> str:
         """What was held back, at the end."""
-        ...
+        return ""
+
+    def end_prompt(self) -> str:
+        """The prompt ends here: what that settles. What stays held back goes to the output."""
+        return ""
 
 
 class IncrementalDetokenizer:
@@ -43,6 +48,9 @@ class IncrementalDetokenizer:
         spoken = [token_id for token_id in prompt_ids if token_id not in special_ids]
         for token_id in spoken[:1] + spoken[1:][-_CONTEXT_TOKENS:]:
             self.push(token_id)
+        text = ""
+        for step in steps:
+            text = (step.push(text) if text else "") + step.end_prompt()
 
     def push(self, token_id: int) -> str:
         """The text that this token settles: whole characters only, perhaps none."""
@@ -68,44 +76,66 @@ def steps_of(tokenizer: Tokenizer) -> Callable[[], list[Step]]:
     return lambda: [make() for make in makers]
 
 
-class _ByteLevel:
+class _ByteLevel(Step):
     """Each character stands for one byte (GPT-2's alphabet); the bytes are UTF-8."""
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._shown_by_prompt = False
 
     def push(self, piece: str) -> str:
         try:
             raw = bytes([_BYTE_OF_CHARACTER[character] for character in piece])
         except KeyError:  # an added token, written as it is
             raw = piece.encode()
-        return self._utf8.decode(raw)
+        return self._without_prompts(self._utf8.decode(raw))
 
     def flush(self) -> str:
-        return self._utf8.decode(b"", final=True)
+        return self._without_prompts(self._utf8.decode(b"", final=True))
+
+    def end_prompt(self) -> str:
+        self._shown_by_prompt = bool(self._utf8.getstate()[0])
+        return ""
+
+    def _without_prompts(self, text: str) -> str:
+        """An unfinished character at the prompt's end is the output's only if the output finishes it."""
+        if not text or not self._shown_by_prompt:
+            return text
+        self._shown_by_prompt = False
+        return text.removeprefix("\ufffd")
 
 
-class _ByteFallback:
+class _ByteFallback(Step):
     """`<0x0A>` stands for one byte; a run of them is one text, or one U+FFFD per byte where it is not UTF-8."""
 
     def __init__(self) -> None:
-        self._run = bytearray()
+        self._run = b""
+        self._shown_by_prompt = 0
 
     def push(self, piece: str) -> str:
         if match := _BYTE_TOKEN.fullmatch(piece):
-            self._run.append(int(match[1], 16))
+            self._run += bytes([int(match[1], 16)])
             return ""
         return self.flush() + piece
 
     def flush(self) -> str:
-        run, self._run = bytes(self._run), bytearray()
+        run, self._run = self._run, b""
+        shown, self._shown_by_prompt = self._shown_by_prompt, 0
         try:
             return run.decode()
         except UnicodeDecodeError:
-            return "\ufffd" * len(run)
+            return "\ufffd" * (len(run) - shown)
+
+    def end_prompt(self) -> str:
+        """An unfinished character is kept: the output may finish it."""
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        text = utf8.decode(self._run)
+        self._run = utf8.getstate()[0]
+        self._shown_by_prompt = len(self._run)
+        return text
 
 
-class _Replace:
+class _Replace(Step):
     """One character becomes another text, everywhere."""
 
     def __init__(self, old: str, new: str) -> None:
@@ -114,11 +144,8 @@ class _Replace:
     def push(self, piece: str) -> str:
         return piece.replace(self._old, self._new)
 
-    def flush(self) -> str:
-        return ""
 
-
-class _Metaspace:
+class _Metaspace(Step):
     """The mark becomes a space; in the first token it vanishes."""
 
     def __init__(self, mark: str, vanishes_first: bool) -> None:
@@ -128,11 +155,8 @@ class _Metaspace:
         vanishes, self._vanishes = self._vanishes, False
         return piece.replace(self._mark, "" if vanishes else " ")
 
-    def flush(self) -> str:
-        return ""
 
-
-class _StripStart:
+class _StripStart(Step):
     """Up to `count` of a character are taken off the start of the whole text."""
 
     def __init__(self, character: str, count: int) -> None:
@@ -146,11 +170,8 @@ class _StripStart:
             piece, self._left = piece[1:], self._left - 1
         return piece
 
-    def flush(self) -> str:
-        return ""
 
-
-class _JoinWithSpaces:
+class _JoinWithSpaces(Step):
     """What a tokenizer without a decoder does."""
 
     def __init__(self) -> None:
@@ -159,9 +180,6 @@ class _JoinWithSpaces:
     def push(self, piece: str) -> str:
         separator, self._separator = self._separator, " "
         return separator + piece
-
-    def flush(self) -> str:
-        return ""
 
 
 def _makers(decoder: dict[str, Any] | None) -> Iterable[Callable[[], Step]]:
