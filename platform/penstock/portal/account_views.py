@@ -1,0 +1,75 @@
+"""Signing in and out, and the portal's front door."""
+
+from typing import cast
+
+from flask import Blueprint, current_app, redirect, render_template, request, url_for
+from werkzeug.wrappers import Response
+
+from penstock.auth.services import verify_password
+from penstock.errors import QuotaExceeded
+from penstock.logs import get_logger
+from penstock.portal.guard import check_form
+from penstock.portal.sessions import safe_destination, signed_in_user
+from penstock.portal.sessions import sign_in as begin_session
+from penstock.portal.sessions import sign_out as end_session
+from penstock.portal.throttle import SignInThrottle
+from penstock.services import current_services
+
+blueprint = Blueprint("portal_account", __name__)
+blueprint.before_request(check_form)
+log = get_logger(__name__)
+
+
+@blueprint.get("/")
+def front_door() -> Response:
+    """To the jobs, by way of signing in where that is needed."""
+    return redirect(url_for("portal_jobs.index"))
+
+
+@blueprint.get("/sign-in")
+def sign_in() -> str | Response:
+    """The form; whoever is signed in already goes on."""
+    with current_services().database.transaction() as session:
+        user = signed_in_user(session)
+    return _onward() if user is not None else _form("", None)
+
+
+@blueprint.post("/sign-in")
+def submit_sign_in() -> tuple[str, int] | Response:
+    """Check address and password; wrong ones are answered alike, and slowed down."""
+    email, password, address = (
+        request.form.get("email", ""),
+        request.form.get("password", ""),
+        request.remote_addr or "",
+    )
+    throttle = cast(SignInThrottle, current_app.extensions["penstock.sign_in_throttle"])
+    try:
+        throttle.check(email, address)
+    except QuotaExceeded as error:
+        log.warning("sign_in.throttled", address=address)
+        return _form(email, error.message), error.status
+    with current_services().database.transaction() as session:
+        user = verify_password(session, email, password)
+    if user is None:
+        throttle.failed(email, address)
+        log.warning("sign_in.refused", address=address)
+        return _form(email, "Email and password do not belong together."), 401
+    throttle.succeeded(email, address)
+    begin_session(user)
+    log.info("sign_in.succeeded", user=user.id)
+    return _onward()
+
+
+@blueprint.post("/sign-out")
+def sign_out() -> Response:
+    """End the session."""
+    end_session()
+    return redirect(url_for("portal_account.sign_in"))
+
+
+def _onward() -> Response:
+    return redirect(safe_destination(request.args.get("next")) or url_for("portal_jobs.index"), 303)
+
+
+def _form(email: str, error: str | None) -> str:
+    return render_template("portal/sign-in.html", email=email, error=error)

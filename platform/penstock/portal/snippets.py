@@ -1,0 +1,39 @@
+"""A job's request as a command that does the same through the API. The key is a variable: no secret is in a page."""
+
+import json
+import shlex
+from typing import Any
+
+from penstock.jobs.models import Job
+from penstock.jobs.states import JobClass
+
+
+def request_body(job: Job) -> dict[str, Any]:
+    """The job's request, leaving out whatever is a default."""
+    body: dict[str, Any] = {"model": job.model, "input": job.input, "params": _asked(job.params) | {"seed": job.seed}}
+    if job.job_class != JobClass.INTERACTIVE:
+        body["class"] = JobClass(job.job_class).name.lower()
+    optional = {"priority": job.priority, "tags": job.tags, "metadata": job.user_metadata, "webhook": job.webhook}
+    return body | {name: value for name, value in optional.items() if value}
+
+
+def as_curl(job: Job, address: str) -> str:
+    """The request as a curl command for a POSIX shell; `address` is the public URL of the platform."""
+    body = json.dumps(request_body(job), indent=2, ensure_ascii=False)
+    return (
+        f"curl {shlex.quote(address + '/v1/jobs')} \\\n"
+        '  -H "Authorization: Bearer $PENSTOCK_API_KEY" \\\n'
+        "  -H 'Content-Type: application/json' \\\n"
+        f"  -d {shlex.quote(body)}"
+    )
+
+
+def _asked(params: dict[str, Any]) -> dict[str, Any]:
+    always = {"temperature", "max_tokens"}
+    unset: dict[str, Any] = {"min_tokens": 0, "top_k": 0, "top_p": 1.0, "stop": [], "stop_token_ids": []}
+    unset |= {"ignore_eos": False, "logprobs": False, "max_tokens": None}
+    return {
+        name: value
+        for name, value in params.items()
+        if value != unset.get(name) or (name in always and value is not None)
+    }

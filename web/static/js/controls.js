@@ -1,0 +1,57 @@
+// Small controls: the theme toggle, copy buttons, selects that submit their form. Listeners sit on the document, so that parts
+// which htmx swaps in need no wiring.
+
+const YEAR_SECONDS = 31536000;
+const COPIED_MILLISECONDS = 1600;
+
+export function serveThemeToggle() {
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest("[data-theme-toggle]")) return;
+    const theme = isDark() ? "light" : "dark";
+    document.documentElement.dataset.theme = theme;
+    // A cookie, so that the server sends the next page in the right colours from its first byte.
+    document.cookie = `theme=${theme}; path=/; max-age=${YEAR_SECONDS}; samesite=lax`;
+  });
+}
+
+function isDark() {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+export function serveCopyButtons() {
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy]");
+    if (!button) return;
+    const label = button.querySelector("span");
+    const before = label.textContent;
+    label.textContent = (await copy(document.querySelector(button.dataset.copy).textContent.trim())) ? "Copied" : "Not copied";
+    setTimeout(() => (label.textContent = before), COPIED_MILLISECONDS);
+  });
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return copyBySelection(text); // no clipboard without https
+  }
+}
+
+function copyBySelection(text) {
+  const area = document.createElement("textarea");
+  area.value = text;
+  area.className = "visually-hidden";
+  document.body.append(area);
+  area.select();
+  const copied = document.execCommand("copy");
+  area.remove();
+  return copied;
+}
+
+export function serveSubmittingSelects() {
+  document.addEventListener("change", (event) => {
+    if (event.target.matches("select[data-submits]")) event.target.form.requestSubmit();
+  });
+}
