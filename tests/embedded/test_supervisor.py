@@ -20,6 +20,14 @@ from tests.embedded.probes import alive, eventually
 
 SLEEP = "import time; print('begun', flush=True); time.sleep(600)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP
+PATIENT = """
+import signal
+told = iter(["draining", "hurrying"])
+signal.signal(signal.SIGTERM, lambda *_: print(next(told), flush=True))
+print("begun", flush=True)
+signal.pause()
+signal.pause()
+"""
 PARENT = f"""
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", {SLEEP!r}])
@@ -46,7 +54,6 @@ class Program:
             program=Path(sys.executable),
             arguments=("-c", self._code),
             folder=self._folder.root,
-            fast_stop_signal=signal.SIGQUIT,
         )
 
     def is_ready(self) -> bool:
@@ -151,16 +158,18 @@ def test_what_does_not_end_in_time_is_killed(
     assert not alive(pid)
 
 
-def test_the_second_request_does_not_wait_for_the_drain(
+def test_the_second_request_asks_the_service_to_hurry(
     folder: StateFolder, supervisor: Supervisor, switch: StopSwitch
 ) -> None:
-    supervisor.start(Program(folder, STUBBORN, stop_seconds=10_000))
+    program = Program(folder, PATIENT, stop_seconds=10_000)
+    supervisor.start(program)
     stopping = threading.Thread(target=supervisor.stop)
     stopping.start()
-    assert eventually(lambda: switch.is_on)
+    assert eventually(lambda: "draining" in program.log.last_lines())
+    assert stopping.is_alive()
     switch.press()
     stopping.join(60)
-    assert not stopping.is_alive()
+    assert program.log.last_lines()[-2:] == ("draining", "hurrying")
 
 
 def test_a_request_to_stop_ends_the_wait_for_readiness(

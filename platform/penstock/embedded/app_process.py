@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from signal import SIGQUIT
 
 import httpx
 import psutil
@@ -15,7 +14,7 @@ from penstock.embedded.state_folder import StateFolder
 
 
 class AppProcess:
-    """One process of the platform. SIGTERM is its orderly end (running jobs are drained), SIGQUIT its quick one."""
+    """One process of the platform. SIGTERM lets running jobs finish for a while, a second one does not."""
 
     def __init__(
         self,
@@ -41,7 +40,6 @@ class AppProcess:
             folder=self._folder.root,
             inherits_environment=True,
             environment=self._environment,
-            fast_stop_signal=SIGQUIT,
         )
 
     def is_ready(self) -> bool:

@@ -23,7 +23,7 @@ TAIL_BYTES = 8192
 
 @dataclass(frozen=True)
 class Command:
-    """How to start one process, and which signal asks it to end."""
+    """How to start one process, and which signal asks it to end; sent twice, it asks to hurry."""
 
     program: Path
     arguments: tuple[str, ...]
@@ -33,7 +33,6 @@ class Command:
     stdin: bytes = field(default=b"", repr=False)
     account: Account | None = None
     stop_signal: signal.Signals = signal.SIGTERM
-    fast_stop_signal: signal.Signals = signal.SIGTERM
 
     def launched_by(self, supervisor_pid: int) -> list[str]:
         """The argument list that starts it through the launcher."""

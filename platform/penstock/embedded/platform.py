@@ -82,7 +82,9 @@ class Platform:
 
     def _start(self, undo: ExitStack) -> None:
         """MLflow loads while everything else starts; the models come last, since they are registered there."""
-        self.services.start(undo)
+        self.services.take_folder(undo)
+        self.port = self.services.folder.port("web", self._chosen_port, "--port or PENSTOCK_WEB_PORT", self._host)
+        self.services.start()
         self._settle()
         self._run("migrate")
         processes = self._processes()
@@ -97,16 +99,14 @@ class Platform:
         self.services.supervisor.remember(url=self.url)
 
     def _settle(self) -> None:
-        """Choose the port and fix the settings, which every process gets by its environment."""
-        folder = self.services.folder
-        self.port = folder.port("web", self._chosen_port, "--port or PENSTOCK_WEB_PORT", self._host)
+        """Fix the settings, which every process gets by its environment."""
         known = {
             "database_url": self.services.database_url,
             "redis_url": self.services.redis_url,
             "mlflow_tracking_uri": self.services.tracking_uri,
             "web_host": self._host,
             "web_port": str(self.port),
-            "state_dir": str(folder.root),
+            "state_dir": str(self.services.folder.root),
             **self._extra_settings,
         }
         self.settings = Settings.from_environment(**known)

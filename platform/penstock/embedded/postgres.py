@@ -178,7 +178,6 @@ class Postgres:
             environment=ENVIRONMENT,
             account=self._folder.account,
             stop_signal=signal.SIGINT,
-            fast_stop_signal=signal.SIGINT,
         )
 
     def is_ready(self) -> bool:

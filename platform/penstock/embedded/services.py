@@ -64,7 +64,8 @@ class EmbeddedServices:
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
-            self.start(undo)
+            self.take_folder(undo)
+            self.start()
             self.await_mlflow()
             self._on_exit = undo.pop_all()
         return self
@@ -77,14 +78,17 @@ class EmbeddedServices:
     ) -> None:
         self._on_exit.close()
 
-    def start(self, undo: ExitStack) -> None:
-        """Take the folder, start the databases, launch MLflow; `undo` learns how to stop it all."""
+    def take_folder(self, undo: ExitStack) -> None:
+        """Lock the state folder, end what an earlier supervisor left; `undo` learns how to stop everything."""
         self.folder = StateFolder(self._state_dir, minimum_free_bytes=self._minimum_free_bytes)
         undo.enter_context(self.folder.locked())
         end_leftovers(self.folder, self._report)
         self.secrets = self.folder.secrets()
         self.supervisor = Supervisor(self.folder, self._report, self._switch)
         undo.callback(self.supervisor.stop)
+
+    def start(self) -> None:
+        """Start the databases and wait for them; launch MLflow, which loads for some seconds."""
         self._choose_services()
         self.supervisor.start(*(service for service in (self.postgres, self.redis) if service))
         if self.mlflow:
@@ -105,7 +109,7 @@ class EmbeddedServices:
             self.mlflow = MLflow(folder, secrets, port, self.postgres.url("mlflow"))
 
     def await_mlflow(self) -> None:
-        """Wait until MLflow serves, if it runs here: it loads for some seconds."""
+        """Wait until MLflow serves, if it runs here."""
         if self.mlflow:
             self.supervisor.await_ready(self.mlflow)
 

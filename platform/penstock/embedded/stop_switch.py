@@ -1,7 +1,7 @@
 """How the outside asks the supervisor to stop: once for an orderly end, twice for a quick one."""
 
 import signal
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,30 +14,32 @@ class StopRequested(Exception):
 
 
 class StopSwitch:
-    """Set by signals or by a call; read by everything that waits."""
+    """Set by signals or by a call; read by everything that waits.
+
+    A plain number, since a signal's handler may interrupt its own thread anywhere, also where it holds a lock.
+    """
 
     def __init__(self) -> None:
-        self._asked, self._urgent = threading.Event(), threading.Event()
+        self._presses = 0
 
     @property
     def is_on(self) -> bool:
         """Whether the supervisor shall stop."""
-        return self._asked.is_set()
+        return self._presses > 0
 
     @property
     def is_urgent(self) -> bool:
         """Whether it was asked twice: running jobs shall not be waited for."""
-        return self._urgent.is_set()
+        return self._presses > 1
 
     def press(self) -> None:
         """Ask to stop; the second time, ask to hurry. Safe in a signal handler."""
-        if self._asked.is_set():
-            self._urgent.set()
-        self._asked.set()
+        self._presses += 1
 
     def wait(self) -> None:
         """Wait until somebody asks to stop."""
-        self._asked.wait()
+        while not self.is_on:
+            time.sleep(0.1)
 
     def raise_if_on(self) -> None:
         """Raise StopRequested if somebody has asked to stop."""

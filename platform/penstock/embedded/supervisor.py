@@ -165,7 +165,7 @@ class Supervisor:
             if self._switch.is_urgent and not hurried:
                 hurried = True
                 deadline = min(deadline, time.monotonic() + HURRIED_SECONDS)
-                child.send(child.command.fast_stop_signal)
+                child.send(child.command.stop_signal)
         if child.exit_code is None:
             self._report(service.name, "did not end when asked to: killed")
         child.clean_up()
