@@ -1,0 +1,107 @@
+"""The web process's application: `create_app` puts it together."""
+
+import time
+from typing import Final
+
+from apiflask import APIFlask
+from flask import Flask, Response, g, request
+from redis import Redis
+
+from penstock import __version__, health, openapi
+from penstock.auth.views import routes as account_routes
+from penstock.broker import make_redis
+from penstock.db import Database
+from penstock.errors import NotFound
+from penstock.ids import new_id
+from penstock.jobs.journal import Journal
+from penstock.jobs.live import LiveBroadcaster
+from penstock.jobs.services import PromptCounter
+from penstock.jobs.views import routes as job_routes
+from penstock.logs import get_logger
+from penstock.metrics import Metrics
+from penstock.places import Places
+from penstock.portal import views as portal
+from penstock.problems import install_problem_handlers
+from penstock.routing.views import routes as model_routes
+from penstock.services import Services, current_services
+from penstock.settings import Settings
+
+_WAITING_SHARE: Final = 0.75  # of the threads; the rest answer short requests
+log = get_logger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    *,
+    prompts: PromptCounter | None = None,
+    database: Database | None = None,
+    redis: Redis | None = None,
+) -> Flask:
+    """The application with all routes. It connects when the first request needs it to, so it starts while services
+    are down.
+
+    Without `prompts` the deployments' own tokenizers count.
+
+    """
+    app = APIFlask(
+        "penstock", title="Penstock", version=__version__, docs_path=None, json_errors=False, static_folder=None
+    )
+    app.config["SECRET_KEY"] = settings.secret_key.get_secret_value()
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.json.sort_keys = False
+    app.url_map.strict_slashes = False
+    app.extensions["penstock"] = make_services(settings, prompts, database, redis)
+    install_problem_handlers(app)
+    openapi.install(app)
+    app.before_request(_begin)
+    app.after_request(_finish)
+    for blueprint in (job_routes, model_routes, account_routes, health.blueprint(), openapi.blueprint()):
+        app.register_blueprint(blueprint)
+    portal.register(app)
+    openapi.leave_out_pages(app)
+    result: Flask = app
+    return result
+
+
+def make_services(
+    settings: Settings, prompts: PromptCounter | None, database: Database | None, redis: Redis | None
+) -> Services:
+    """The doors of one web process; those that are not given are opened by the settings."""
+    database = database or Database(settings)
+    redis = redis or make_redis(settings, retries=1)
+    waiting_places = Places(max(int(settings.web_threads * _WAITING_SHARE), 1))
+    return Services(
+        settings=settings,
+        database=database,
+        redis=redis,
+        journal=Journal(redis, publisher=new_id("web")),
+        live=LiveBroadcaster(redis),
+        prompts=prompts or _tokenizers(),
+        metrics=Metrics(database, lambda: waiting_places.taken),
+        waiting_places=waiting_places,
+    )
+
+
+def _tokenizers() -> PromptCounter:
+    from penstock.registry.tokenizer import TokenizerCache
+
+    cache: PromptCounter = TokenizerCache()
+    return cache
+
+
+def _begin() -> None:
+    g.began = time.perf_counter()
+    if "\0" in request.path:
+        raise NotFound("no path contains the character NUL")
+
+
+def _finish(response: Response) -> Response:
+    seconds = time.perf_counter() - g.began
+    route = request.url_rule.rule if request.url_rule else "unknown"
+    metrics = current_services().metrics
+    metrics.requests.labels(request.method, route, str(response.status_code)).inc()
+    metrics.latency.labels(request.method, route).observe(seconds)
+    log.debug(
+        "request.answered", method=request.method, route=route, status=response.status_code, seconds=round(seconds, 4)
+    )
+    return response

@@ -1,0 +1,164 @@
+"""The one decorator of the API's views: it checks key, query and body before the view runs, and documents them.
+
+A view gets what it asked for as keyword arguments: `principal`, then `headers`, `query` and `body` as their models.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from http import HTTPStatus
+from typing import Any, Final, TypeVar
+
+from apiflask import APIBlueprint
+from flask import request
+from pydantic import BaseModel, ValidationError
+
+from penstock.auth.services import Principal, Scope, authenticate
+from penstock.errors import Forbidden, Unauthenticated, UnsupportedMediaType
+from penstock.problems import PROBLEM_TYPE, Problem, explain_validation, refuse_field
+from penstock.services import current_services
+
+View = Callable[..., Any]
+Model = TypeVar("Model", bound=BaseModel)
+SECURITY_SCHEME: Final = "apiKey"
+_ALWAYS_POSSIBLE: Final = (401, 403, 500, 503)
+_ESCAPED_NUL: Final = b"\\u0000"
+_notes: Final = APIBlueprint("notes", __name__, enable_openapi=False)  # never registered: its decorators annotate
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What a view reads and answers with. `problems` are its error statuses beyond those that every view may answer.
+
+    `responses` holds further answers as OpenAPI response objects, by status.
+    """
+
+    scope: Scope
+    answer: type[BaseModel] | None = None
+    status: int = 200
+    answer_headers: type[BaseModel] | None = None
+    headers: type[BaseModel] | None = None
+    query: type[BaseModel] | None = None
+    body: type[BaseModel] | None = None
+    problems: Sequence[int] = ()
+    responses: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def endpoint(blueprint: APIBlueprint, method: str, path: str, contract: Contract) -> Callable[[View], View]:
+    """Register the view under `method` and `path` of the blueprint, behind its contract."""
+
+    def register(view: View) -> View:
+        @wraps(_document(view, contract))
+        def checked(**path_arguments: Any) -> Any:
+            return view(principal=_authenticated(contract.scope), **_read(contract), **path_arguments)
+
+        blueprint.add_url_rule(path, endpoint=view.__name__, view_func=checked, methods=[method])
+        return view
+
+    return register
+
+
+def schema_of(model: type[BaseModel]) -> dict[str, str]:
+    """A reference to the model's schema in the OpenAPI document."""
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def read_body(model: type[Model]) -> Model:
+    """The request's JSON body as `model`. Raises a `RequestError` that says what is wrong with it."""
+    if request.mimetype not in ("", "application/json") and not request.mimetype.endswith("+json"):
+        raise UnsupportedMediaType(f"the body is {request.mimetype}; send it as application/json")
+    data = request.get_data(cache=False)
+    try:
+        parsed = model.model_validate_json(data)
+    except ValidationError as error:
+        raise explain_validation(error) from None
+    if _ESCAPED_NUL in data:
+        _refuse_nul(parsed.model_dump(by_alias=True))
+    return parsed
+
+
+def read_query(model: type[Model]) -> Model:
+    """The request's query as `model`. Unknown and repeated parameters are refused."""
+    for name, values in request.args.lists():
+        if len(values) > 1:
+            raise refuse_field(name, "is given more than once", "give it once; several values go between commas")
+        if "\0" in values[0]:
+            raise refuse_field(name, "contains the character NUL", "it may hold any other character")
+    try:
+        return model.model_validate_strings(request.args.to_dict())
+    except ValidationError as error:
+        raise explain_validation(error) from None
+
+
+def read_headers(model: type[Model]) -> Model:
+    """The request's headers as `model`, whose field `last_event_id` is the header `Last-Event-ID`."""
+    wanted = {name: request.headers.get(name.replace("_", "-")) for name in model.model_fields}
+    try:
+        return model.model_validate_strings({name: value for name, value in wanted.items() if value is not None})
+    except ValidationError as error:
+        raise explain_validation(error) from None
+
+
+def _authenticated(scope: Scope) -> Principal:
+    services = current_services()
+    presented = _presented_key()
+    with services.database.transaction() as session:
+        principal = authenticate(session, presented, environment=services.settings.environment)
+    if not principal.may(scope):
+        has = ", ".join(sorted(principal.scopes)) or "none"
+        raise Forbidden(
+            f"this needs a key with the scope {scope.value}; the one that was sent has: {has}", scope=scope.value
+        )
+    return principal
+
+
+def _presented_key() -> str:
+    header = request.headers.get("Authorization")
+    if header is None:
+        raise Unauthenticated("no API key was sent: send it as `Authorization: Bearer psk_...`")
+    scheme, _, key = header.partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        raise Unauthenticated("the header Authorization must read `Bearer`, a space, and the API key")
+    return key.strip()
+
+
+def _refuse_nul(value: Any, path: tuple[str, ...] = ()) -> None:
+    # PostgreSQL keeps every character but this one.
+    if isinstance(value, str) and "\0" in value:
+        raise refuse_field(".".join(path), "contains the character NUL", "it may hold any other character")
+    members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, member in members:
+        _refuse_nul(str(name), (*path, "key"))
+        _refuse_nul(member, (*path, str(name)))
+
+
+def _read(contract: Contract) -> dict[str, BaseModel]:
+    given: dict[str, BaseModel] = {}
+    if contract.headers is not None:
+        given["headers"] = read_headers(contract.headers)
+    if contract.query is not None:
+        given["query"] = read_query(contract.query)
+    if contract.body is not None:
+        given["body"] = read_body(contract.body)
+    return given
+
+
+def _document(view: View, contract: Contract) -> View:
+    """Annotate the view with APIFlask's decorators; their wrappers, which parse and serialise, are dropped."""
+    annotated: View = _notes.doc(
+        security=[{SECURITY_SCHEME: [contract.scope.value]}],
+        responses=_problem_responses(contract) | dict(contract.responses),
+    )(view)
+    for location, model in (("headers", contract.headers), ("query", contract.query), ("json", contract.body)):
+        if model is not None:
+            _notes.input(model, location=location)(annotated)
+    if contract.answer is not None:
+        phrase = HTTPStatus(contract.status).phrase
+        _notes.output(contract.answer, contract.status, phrase, headers=contract.answer_headers)(annotated)
+    return annotated
+
+
+def _problem_responses(contract: Contract) -> dict[int, dict[str, Any]]:
+    statuses = {*contract.problems, *_ALWAYS_POSSIBLE} | ({422} if contract.query or contract.body else set())
+    content = {PROBLEM_TYPE: {"schema": schema_of(Problem)}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in sorted(statuses)}

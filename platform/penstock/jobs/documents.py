@@ -1,0 +1,141 @@
+"""The answers of the jobs' routes as Pydantic models: what the OpenAPI document says, held true by a test."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from penstock.jobs.states import JobState
+
+
+class Document(BaseModel):
+    """Exactly these members."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Choice(Document):
+    """One generated answer. `finish_reason` is null while it is being generated."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None
+
+
+class Output(Document):
+    """What was generated, so far or in the end."""
+
+    choices: list[Choice]
+
+
+class JobError(BaseModel):
+    """Why the job failed."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str
+    message: str
+
+
+class Usage(Document):
+    """Tokens. `cached_tokens` of the prompt's were not computed anew."""
+
+    prompt_tokens: int | None
+    cached_tokens: int
+    output_tokens: int
+
+
+class JobDocument(Document):
+    """A job. Times are RFC 3339 in UTC."""
+
+    id: str
+    object: Literal["job"]
+    kind: str
+    status: JobState
+    model: str = Field(description="As it was asked for")
+    model_name: str
+    model_version: str = Field(description="The version that serves it")
+    routing: dict[str, Any] = Field(description="Why this version")
+    input: dict[str, Any]
+    params: dict[str, Any] = Field(description="With the seed, drawn at submission if none was given")
+    job_class: Literal["interactive", "batch", "shadow"] = Field(alias="class")
+    priority: int
+    deadline: datetime | None
+    tags: list[str]
+    metadata: dict[str, str]
+    webhook: dict[str, Any] | None
+    retry_of: str | None
+    output: Output | None
+    error: JobError | None
+    usage: Usage
+    runs: int = Field(description="How often a worker has taken it")
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    queued_at: datetime
+    started_at: datetime | None
+    first_token_at: datetime | None
+    finished_at: datetime | None
+
+
+class QueueDocument(Document):
+    """Where a waiting job stands."""
+
+    position: int = Field(description="1 is the next that a worker takes")
+    blocker: str = Field(description="What it waits for, in words")
+
+
+class EventDocument(Document):
+    """One state event. `number` counts within the job and is the same whichever door the event leaves by."""
+
+    number: int
+    type: str
+    data: dict[str, Any]
+    created_at: datetime
+
+
+class RunDocument(Document):
+    """One worker's turn at the job."""
+
+    number: int
+    worker: str
+    started_at: datetime
+    resumed_at_position: int = Field(description="The journal position it went on from")
+    ended_at: datetime | None
+    outcome: str | None
+    reason: str | None
+
+
+class JobDetail(JobDocument):
+    """A job with its history. While it runs, `output` is what has been generated so far."""
+
+    queue: QueueDocument | None = Field(description="While it waits")
+    timeline: list[EventDocument]
+    run_history: list[RunDocument]
+
+
+class JobPage(Document):
+    """A page of jobs, newest first."""
+
+    object: Literal["list"]
+    data: list[JobDocument]
+    has_more: bool
+    next: str | None = Field(description="Give it as `after` to get the next page")
+
+
+class FinalEvent(EventDocument):
+    """The last event of a stream carries the finished job."""
+
+    job: JobDocument
+
+
+class OutputDelta(Document):
+    """One journal entry: a token, the text that it completed (if any), or the end of its choice."""
+
+    position: int = Field(description="Its place in the job's journal, from 0, over all choices")
+    choice: int
+    index: int = Field(description="Its place within its choice")
+    token_id: int | None
+    text: str
+    logprob: float | None = None
+    finish_reason: str | None = None

@@ -1,0 +1,229 @@
+"""A job's stream: its state events and its tokens, in order, from any point on and to the end.
+
+What is stored is the truth (events in PostgreSQL, tokens in the Redis journal and at last in PostgreSQL); live news
+only say when to look and spare the look where they can. A reader subscribes first, then catches up, then follows.
+
+A cursor `<event>.<position>` names what has been delivered: the last state event, and how many journal entries.
+Entries are held back until the event of the run that wrote them was delivered, so every reader sees one order:
+
+    queued, running, tokens of run 1, requeued, running, tokens of run 2, succeeded
+"""
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis.exceptions import RedisError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from penstock.clock import iso
+from penstock.db import Database
+from penstock.errors import ValidationFailed
+from penstock.jobs.events import EventType, events_after
+from penstock.jobs.journal import Journal, JournalEntry, unpack_entries
+from penstock.jobs.live import LiveBroadcaster, News
+from penstock.jobs.models import Event, Job, JobJournal
+from penstock.jobs.presentation import job_document
+
+POLL_SECONDS: Final = 2.0
+"""How often a reader looks at the stored events by itself, so that a lost last message cannot hang it."""
+
+_CURSOR: Final = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
+_ENDS_A_RUN: Final = frozenset({EventType.REQUEUED} | {kind for kind in EventType if kind.final})
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """What a reader has had: state events up to number `event`, journal entries before `position`."""
+
+    event: int = 0
+    position: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.event}.{self.position}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Cursor":
+        """Raises `ValidationFailed` when the text is none of ours."""
+        match = _CURSOR.fullmatch(text)
+        if match is None:
+            raise ValidationFailed(
+                f"{text!r} is no event id of a job's stream: one looks like 3.57 (state event, token position)",
+                field="Last-Event-ID",
+            )
+        return cls(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class StreamItem:
+    """One event of the stream; `cursor` is where a reader stands who has had it."""
+
+    cursor: Cursor
+    type: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where a stream comes from."""
+
+    database: Database
+    journal: Journal
+    live: LiveBroadcaster
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """The state events after a cursor, and the finished job when its last event is among them."""
+
+    events: list[Event]
+    finished: Job | None
+
+
+class JobStream:
+    """One reader's way through one job."""
+
+    def __init__(self, sources: Sources, job_id: str, cursor: Cursor) -> None:
+        self._sources = sources
+        self._job_id = job_id
+        self._event, self._position = cursor.event, cursor.position
+        self._run = 0  # the last run whose `running` event was delivered; only entries of runs up to it are delivered
+        self._seen_fence = 0  # the newest run whose entries were sighted before events were last read
+        self._ended = False
+
+    def follow(self) -> Iterator[list[StreamItem]]:
+        """Batches of items until the job's last event or the process's end; an empty one when nothing came for long."""
+        with self._sources.live.subscribed(self._job_id) as subscription:
+            self._run = self._runs_delivered()
+            yield self._catch_up(first=True)
+            looked_at = time.monotonic()
+            while not self._ended and not self._sources.live.closed:
+                news = subscription.take(POLL_SECONDS)
+                if self._must_look(news) or time.monotonic() - looked_at >= POLL_SECONDS:
+                    yield self._catch_up()
+                    looked_at = time.monotonic()
+                else:
+                    yield self._deliver(news)
+
+    def _must_look(self, news: News) -> bool:
+        """Whether the news cannot be delivered as they are: there are events, entries are missing, or a run is new."""
+        if news.look_again:
+            return True
+        expected = self._position
+        for append in news.appends:
+            if append.first_position > expected or any(entry.fence > self._seen_fence for entry in append.entries):
+                return True
+            expected = max(expected, append.first_position + len(append.entries))
+        return False
+
+    def _deliver(self, news: News) -> list[StreamItem]:
+        items: list[StreamItem] = []
+        for append in news.appends:
+            items += self._release(append.first_position, append.entries)
+        return items
+
+    def _catch_up(self, *, first: bool = False) -> list[StreamItem]:
+        """Everything that is stored and was not delivered yet."""
+        while True:
+            stored = self._read_events()
+            start = min([self._position, *(event.data["position"] for event in _rewinds(stored.events))])
+            entries = self._read_entries(start, stored, first=first)
+            newest = max((entry.fence for entry in entries), default=0)
+            if newest <= self._seen_fence or stored.finished is not None:
+                return self._merge(stored, start, entries)
+            # A run's events (whether it rewound the output, too) are stored before its first entry: read them again.
+            self._seen_fence = newest
+
+    def _merge(self, stored: _Stored, start: int, entries: Sequence[JournalEntry]) -> list[StreamItem]:
+        items: list[StreamItem] = []
+        for event in stored.events:
+            kind = EventType(event.type)
+            if kind in _ENDS_A_RUN:
+                items += self._release(start, entries)
+            if kind is EventType.REWOUND:
+                self._position = min(self._position, event.data["position"])
+            if kind is EventType.RUNNING:
+                self._run = event.data["run"]
+            self._event = event.number
+            items.append(self._state_item(event, stored.finished if kind.final else None))
+            self._ended = kind.final
+        return items + self._release(start, entries)
+
+    def _release(self, start: int, entries: Sequence[JournalEntry]) -> list[StreamItem]:
+        """The entries (the first stands at `start`) that come next and whose run was announced."""
+        items: list[StreamItem] = []
+        for entry in entries[max(self._position - start, 0) :]:
+            if entry.fence > self._run:
+                break
+            items.append(self._delta_item(entry))
+        return items
+
+    def _delta_item(self, entry: JournalEntry) -> StreamItem:
+        data: dict[str, Any] = {
+            "position": self._position,
+            "choice": entry.choice,
+            "index": entry.index,
+            "token_id": entry.token_id,
+            "text": entry.text,
+        }
+        if entry.logprob is not None:
+            data["logprob"] = entry.logprob
+        if entry.finish_reason is not None:
+            data["finish_reason"] = entry.finish_reason
+        self._position += 1
+        return StreamItem(Cursor(self._event, self._position), "output.delta", data)
+
+    def _state_item(self, event: Event, finished: Job | None) -> StreamItem:
+        data = event_document(event)
+        if finished is not None:
+            data["job"] = job_document(finished)
+        return StreamItem(Cursor(self._event, self._position), event.type, data)
+
+    def _read_events(self) -> _Stored:
+        with self._sources.database.transaction() as session:
+            events = events_after(session, self._job_id, self._event)
+            over = bool(events) and EventType(events[-1].type).final
+            return _Stored(events, session.get_one(Job, self._job_id) if over else None)
+
+    def _runs_delivered(self) -> int:
+        """The last run whose start the reader has heard of."""
+        with self._sources.database.transaction() as session:
+            runs = session.scalars(
+                select(Event.data["run"].as_integer()).where(
+                    Event.job_id == self._job_id, Event.number <= self._event, Event.type == EventType.RUNNING
+                )
+            )
+            return max(runs, default=0)
+
+    def _read_entries(self, start: int, stored: _Stored, *, first: bool) -> list[JournalEntry]:
+        """The journal from `start` on: PostgreSQL's when the job is over, else Redis's, else the checkpoint."""
+        if stored.finished is not None:
+            return self._kept_entries(start)
+        try:
+            entries = self._sources.journal.read(self._job_id, start)
+        except RedisError:
+            return self._kept_entries(start)
+        return entries if entries or not first else self._kept_entries(start)
+
+    def _kept_entries(self, start: int) -> list[JournalEntry]:
+        with self._sources.database.transaction() as session:
+            return kept_entries(session, self._job_id, start)
+
+
+def kept_entries(session: Session, job_id: str, start: int = 0) -> list[JournalEntry]:
+    """What PostgreSQL has of the job's journal from position `start` on."""
+    longer = select(JobJournal.entries).where(JobJournal.job_id == job_id, JobJournal.length > start)
+    data = session.scalar(longer)
+    return unpack_entries(data)[start:] if data is not None else []
+
+
+def event_document(event: Event) -> dict[str, Any]:
+    """How a state event looks from outside."""
+    return {"number": event.number, "type": event.type, "data": event.data, "created_at": iso(event.created_at)}
+
+
+def _rewinds(events: Sequence[Event]) -> Iterator[Event]:
+    return (event for event in events if event.type == EventType.REWOUND)

@@ -1,0 +1,199 @@
+"""The jobs' routes. A view parses, calls one service, renders."""
+
+import re
+from typing import Final
+
+from apiflask import APIBlueprint
+from flask import Response, jsonify, url_for
+from redis.exceptions import RedisError
+
+from penstock.auth.models import Tenant
+from penstock.auth.services import Principal, Scope
+from penstock.endpoints import Contract, endpoint, schema_of
+from penstock.jobs import services as jobs
+from penstock.jobs.details import describe, with_newest_output
+from penstock.jobs.documents import JobDetail, JobDocument, JobPage
+from penstock.jobs.models import Job
+from penstock.jobs.presentation import job_document
+from penstock.jobs.queries import ListQuery, StreamHeaders, StreamQuery, SubmitAnswerHeaders, SubmitHeaders
+from penstock.jobs.schemas import JobRequest
+from penstock.jobs.sse import stream_response
+from penstock.jobs.states import JobState
+from penstock.jobs.waiting import wait_asked, wait_until_final
+from penstock.logs import get_logger
+from penstock.services import Services, current_services
+
+log = get_logger(__name__)
+routes: Final = APIBlueprint("api_jobs", __name__, url_prefix="/v1/jobs", tag="Jobs")
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_JSON: Final = "application/json"
+_STREAM: Final = {
+    "description": (
+        "Server-Sent Events. Each has an `id` of the form `<event>.<position>`; sent back as `Last-Event-ID` it resumes "
+        "exactly there. `output.delta` events carry an OutputDelta, all others are the job's state events and carry an "
+        "EventDocument; the last one is a FinalEvent, after which the stream ends. A comment is sent when nothing else "
+        "was for 15 seconds."
+    ),
+    "content": {
+        "text/event-stream": {
+            "schema": {"type": "string"},
+            "example": (
+                "id: 2.1\nevent: output.delta\n"
+                'data: {"position": 0, "choice": 0, "index": 0, "token_id": 5, "text": "Hi"}\n\n'
+            ),
+        }
+    },
+}
+
+
+@endpoint(
+    routes,
+    "POST",
+    "",
+    Contract(
+        scope=Scope.JOBS_WRITE,
+        headers=SubmitHeaders,
+        body=JobRequest,
+        answer=JobDocument,
+        status=202,
+        answer_headers=SubmitAnswerHeaders,
+        problems=(400, 404, 413, 415, 429),
+        responses={
+            200: {
+                "description": "The job is over: with `Prefer: wait=N`, within N seconds",
+                "content": {_JSON: {"schema": schema_of(JobDocument)}},
+            }
+        },
+    ),
+)
+def submit_job(principal: Principal, headers: SubmitHeaders, body: JobRequest) -> tuple[Response, int, dict[str, str]]:
+    """Submit a job.
+
+    It is kept before the answer is sent, and served when its turn comes, whatever becomes of this connection.
+    """
+    services = current_services()
+    seconds = wait_asked(headers.prefer)
+    with services.database.transaction() as session:
+        job = jobs.submit(
+            session,
+            tenant_id=principal.tenant_id,
+            request=body,
+            prompts=services.prompts,
+            limits=_limits(services, session.get_one(Tenant, principal.tenant_id)),
+            traceparent=_traceparent(headers),
+        )
+    job = wait_until_final(services, job, seconds)
+    location = {"Location": url_for("api_jobs.get_job", job_id=job.id)}
+    if seconds:
+        location["Preference-Applied"] = f"wait={seconds}"
+    return jsonify(job_document(job)), 200 if JobState(job.state).final else 202, location
+
+
+@endpoint(routes, "GET", "", Contract(scope=Scope.JOBS_READ, query=ListQuery, answer=JobPage))
+def list_jobs(principal: Principal, query: ListQuery) -> Response:
+    """List jobs, newest first."""
+    with current_services().database.transaction() as session:
+        found, after = jobs.list_jobs(
+            session, principal.tenant_id, query.as_filter(), limit=query.limit, before=query.after
+        )
+    data = [job_document(job) for job in found]
+    return jsonify({"object": "list", "data": data, "has_more": after is not None, "next": after})
+
+
+@endpoint(routes, "GET", "/<job_id>", Contract(scope=Scope.JOBS_READ, answer=JobDetail, problems=(404,)))
+def get_job(principal: Principal, job_id: str) -> Response:
+    """Get a job, with its history, its place in the queue and its output so far."""
+    services = current_services()
+    with services.database.transaction() as session:
+        document = describe(session, principal.tenant_id, job_id)
+    return jsonify(with_newest_output(document, services.journal))
+
+
+@endpoint(
+    routes,
+    "POST",
+    "/<job_id>/cancel",
+    Contract(
+        scope=Scope.JOBS_WRITE,
+        answer=JobDocument,
+        problems=(404, 409),
+        responses={
+            202: {
+                "description": "It is running: its worker stops it at the next token and keeps the output so far",
+                "content": {_JSON: {"schema": schema_of(JobDocument)}},
+            }
+        },
+    ),
+)
+def cancel_job(principal: Principal, job_id: str) -> tuple[Response, int]:
+    """Cancel a job. What it has generated is kept."""
+    services = current_services()
+    with services.database.transaction() as session:
+        job = jobs.cancel(session, principal.tenant_id, job_id)
+    announce(services, job)
+    return jsonify(job_document(job)), 200 if JobState(job.state).final else 202
+
+
+@endpoint(
+    routes,
+    "POST",
+    "/<job_id>/retry",
+    Contract(
+        scope=Scope.JOBS_WRITE,
+        answer=JobDocument,
+        status=202,
+        answer_headers=SubmitAnswerHeaders,
+        problems=(400, 404, 422, 429),
+    ),
+)
+def retry_job(principal: Principal, job_id: str) -> tuple[Response, int, dict[str, str]]:
+    """Submit a finished job's request again, as a new job that names the old one in `retry_of`."""
+    services = current_services()
+    with services.database.transaction() as session:
+        job = jobs.retry(
+            session,
+            principal.tenant_id,
+            job_id,
+            prompts=services.prompts,
+            limits=_limits(services, session.get_one(Tenant, principal.tenant_id)),
+        )
+    return jsonify(job_document(job)), 202, {"Location": url_for("api_jobs.get_job", job_id=job.id)}
+
+
+@endpoint(
+    routes,
+    "GET",
+    "/<job_id>/events",
+    Contract(
+        scope=Scope.JOBS_READ,
+        headers=StreamHeaders,
+        query=StreamQuery,
+        problems=(404,),
+        responses={200: _STREAM, 204: {"description": "The event that `Last-Event-ID` names was the last"}},
+    ),
+)
+def stream_job(principal: Principal, headers: StreamHeaders, query: StreamQuery, job_id: str) -> Response:
+    """Stream a job's events and tokens, from its beginning or from any event on, while it runs or long after."""
+    return stream_response(
+        current_services(),
+        tenant_id=principal.tenant_id,
+        job_id=job_id,
+        last_event_id=headers.last_event_id or query.last_event_id,
+    )
+
+
+def announce(services: Services, job: Job) -> None:
+    """Tell live readers of a job's new state event. Without Redis they find it themselves, within seconds."""
+    try:
+        services.journal.announce([job.id])
+    except RedisError as error:
+        log.warning("job.not_announced", job=job.id, error=type(error).__name__)
+
+
+def _limits(services: Services, tenant: Tenant) -> jobs.Limits:
+    return jobs.Limits(tenant.max_queued_jobs or services.settings.max_queued_jobs)
+
+
+def _traceparent(headers: SubmitHeaders) -> str | None:
+    given = headers.traceparent
+    return given if given and _TRACEPARENT.fullmatch(given) else None
