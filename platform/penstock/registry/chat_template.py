@@ -16,7 +16,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from penstock.errors import ModelFolderInvalid, ValidationFailed
-from penstock.registry.files import file_in, read_json_if_there
+from penstock.registry.files import read_json_if_there, read_text
 
 TEMPLATE_FILE: Final = "chat_template.jinja"
 _CONFIG_FILE: Final = "tokenizer_config.json"
@@ -54,16 +54,18 @@ class ChatTemplate:
 def find_chat_template(folder: Path) -> str | None:
     """The text of `chat_template.jinja`, or else `chat_template` of `tokenizer_config.json`; None without both."""
     if (folder / TEMPLATE_FILE).exists():
-        return file_in(folder, TEMPLATE_FILE).read_text(encoding="utf-8")
+        return read_text(folder, TEMPLATE_FILE)
     template = read_json_if_there(folder, _CONFIG_FILE).get("chat_template")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
-    if template is not None and not isinstance(template, str):
-        raise ModelFolderInvalid(
-            f"{folder / _CONFIG_FILE}: chat_template must be text or a list of named texts", file=_CONFIG_FILE
-        )
-    return template
+    if template is None or isinstance(template, str):
+        return template
+    for entry in template if isinstance(template, list) else ():
+        match entry:
+            case {"name": "default", "template": str(text)}:
+                return text
+    raise ModelFolderInvalid(
+        f"{folder / _CONFIG_FILE}: chat_template must be text, or a list of named texts of which one is named default",
+        file=_CONFIG_FILE,
+    )
 
 
 class _GenerationBlock(Extension):

@@ -47,6 +47,15 @@ def file_in(folder: Path, name: str) -> Path:
     return path
 
 
+def read_text(folder: Path, name: str) -> str:
+    """A file of the folder that must hold UTF-8 text."""
+    path = file_in(folder, name)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise ModelFolderInvalid(f"{path} cannot be read as UTF-8 text: {error}", file=name) from error
+
+
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A file of the folder that must hold a JSON object."""
     path = file_in(folder, name)

@@ -26,6 +26,8 @@ TOKENIZER_FILES: Final = (
 )
 """Whatever decides how text becomes tokens; all but the first may be absent."""
 
+_STANDARD_TOKENS: Final = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+
 
 class ModelTokenizer:
     """Text to token ids and back. Safe to use from several threads."""
@@ -147,8 +149,9 @@ def _configuration(folder: Path) -> dict[str, Any]:
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """`bos_token`, `eos_token` and the like, as the chat template sees them."""
-    named = {key: _content(value) for key, value in config.items() if key.endswith("_token")}
+    """`bos_token`, `eos_token` and the like, as the chat template sees them, in transformers' order of adding them."""
+    keys = [*_STANDARD_TOKENS, *(key for key in config if key.endswith("_token"))]
+    named = {key: _content(config.get(key)) for key in keys}
     return {key: token for key, token in named.items() if token is not None}
 
 
