@@ -37,6 +37,15 @@ def test_philox_gives_the_published_answers(counter: Any, key: Any, answer: Any)
     assert tuple(int(each[0]) for each in philox4x32(tuple(words[:4]), tuple(words[4:]))) == answer
 
 
+@pytest.mark.parametrize(("seed", "index", "choice"), [(0, 0, 0), (2**64 - 1, 5, 0), (0x299F31D0A4093822, 7, 3)])
+def test_the_counter_is_the_position_and_the_key_the_seed(seed: int, index: int, choice: int) -> None:
+    """The contract that lets any other device, or any later version, repeat a draw."""
+    words = [np.array([each], np.uint64) for each in (index, choice, 0, 0, seed % 2**32, seed >> 32)]
+    first = int(philox4x32(tuple(words[:4]), tuple(words[4:]))[0][0])
+    noise = uniforms(np.array([seed], np.uint64), np.array([index]), np.array([choice], np.uint32))
+    assert noise.tolist() == [(first >> 8) / 2**24]
+
+
 def test_noise_is_uniform_over_positions_and_over_seeds() -> None:
     count = 50_000
     one, many = np.full(count, 12345, np.uint64), np.arange(count).astype(np.uint64)
@@ -147,6 +156,17 @@ def test_a_seed_gives_the_same_tokens_alone_in_a_crowd_and_resumed(llama: TinyMo
 
     other = run_all(engine_of(llama), [Request("x", prompt, sampled(2**63 + 6))])
     assert other.tokens("x") != alone
+
+
+def test_each_token_is_the_inverse_cdf_of_its_positions_noise(llama: TinyModel) -> None:
+    """Worked out by hand from the reference's probabilities, in id order."""
+    prompt, seed = random_prompt(21, seed=1), 987654321987654321
+    sampling = SamplingParams(temperature=0.9, seed=seed, max_tokens=24, ignore_eos=True)
+    tokens = run_all(engine_of(llama), [Request("x", prompt, sampling)]).tokens("x")
+    rows = llama.logprobs([*prompt, *tokens])[len(prompt) - 1 : -1]
+    noise = uniforms(np.full(24, seed, np.uint64), np.arange(24), np.zeros(24, np.uint32))
+    cdf = (rows.double() / 0.9).softmax(-1).cumsum(-1).numpy()
+    assert tokens == [int(np.searchsorted(row, u, side="right")) for row, u in zip(cdf, noise, strict=True)]
 
 
 def test_preemption_changes_no_drawn_token(llama: TinyModel) -> None:

@@ -176,6 +176,15 @@ def test_free_slots_are_what_could_start_now() -> None:
     assert house.scheduler.free_slots == 3
 
 
+def test_admission_leaves_those_that_run_a_page_to_grow() -> None:
+    house = House(pages=5, budget=64)
+    house.submit(Request("a", [0] * 7, SamplingParams(max_tokens=4)))
+    house.submit(Request("b", [1] * 12, SamplingParams(max_tokens=4)))
+    while house.busy:
+        house.step()
+    assert house.scheduler.preemptions == 0
+
+
 @pytest.mark.parametrize(("policy", "steps"), [("continuous", 10), ("static", 14), ("request", 18)])
 def test_policies_differ_in_when_they_let_in(policy: Policy, steps: int) -> None:
     """One long and four short, two rows: continuous fills the second row, static leaves it empty."""
