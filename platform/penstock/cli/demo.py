@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Final
 
 import click
+from rich.console import Console
+
 from penstock.client import Client, Job, Message, Params, TokenEvent, verify_webhook
 from penstock.client.webhooks import WebhookEvent
 from penstock.embedded.errors import EmbeddedError
 from penstock.embedded.platform import Platform
 from penstock.errors import PenstockError
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 MODEL: Final = "invoice-extractor"
 _PARAMS: Final[Params] = {"temperature": 0.0, "max_tokens": 128}
@@ -202,28 +201,21 @@ def _receiver(secret: str) -> Iterator[Receiver]:
 
 
 def _show(console: Console, outcomes: list[Outcome]) -> None:
-    table = Table(title="Invoices and what the model read in them", title_justify="left")
-    for column in ("invoice", "door", "answer", "exact", "version"):
-        table.add_column(column, overflow="fold")
-    table.add_column("first token", justify="right")
-    table.add_column("total", justify="right")
+    """A line of figures and the answer for each invoice; no table, so that it reads the same at any width."""
     for outcome in outcomes:
         job = outcome.job
-        table.add_row(
-            outcome.sample.name,
-            outcome.door,
-            Text(job.text or str(job.error)),
-            "yes" if outcome.exact else "[yellow]no",
-            job.model_version,
-            _milliseconds(job, job.first_token_at),
-            _milliseconds(job, job.finished_at),
+        console.out(
+            f"invoice {outcome.sample.name}  {outcome.door:<7}  version {job.model_version}"
+            f"  first token {_milliseconds(job, job.first_token_at)}  total {_milliseconds(job, job.finished_at)}"
+            f"  {'exact' if outcome.exact else 'not exact, expected ' + outcome.sample.answer}",
+            highlight=False,
         )
-    console.print(table)
+        console.out(f"  {job.text or job.error}", highlight=False)
 
 
 def _milliseconds(job: Job, moment: datetime | None) -> str:
     """From submit, by the database's clock."""
-    return f"{(moment - job.created_at).total_seconds() * 1000:.0f} ms" if moment else "-"
+    return f"{(moment - job.created_at).total_seconds() * 1000:5.0f} ms" if moment else "-"
 
 
 def _samples(count: int) -> list[Sample]:
