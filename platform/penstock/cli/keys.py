@@ -10,7 +10,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from penstock.auth.models import ApiKey, Tenant
-from penstock.auth.services import Scope, create_api_key, list_api_keys, revoke_api_key
+from penstock.auth.services import Scope, bootstrap, create_api_key, list_api_keys, revoke_api_key
 from penstock.cli.options import moment
 from penstock.cli.render import console_for, printable
 from penstock.clock import iso, utc_now
@@ -26,6 +26,17 @@ _tenant_option = click.option(
 @click.group()
 def keys() -> None:
     """Create, list and revoke API keys. Reads PENSTOCK_DATABASE_URL and the other settings."""
+
+
+@keys.command("bootstrap")
+def bootstrap_() -> None:
+    """On an empty database: make the first tenant, its administrator and an admin key, and print them, this once."""
+    settings = Settings.from_environment()
+    with _transaction(settings) as session:
+        made = bootstrap(session, environment=settings.environment)
+    if made is None:
+        raise click.ClickException("there is a tenant already; `penstock keys create` makes another key")
+    click.echo(f"email\t{made.email}\npassword\t{made.password}\napi key\t{made.api_key}")
 
 
 @keys.command()
