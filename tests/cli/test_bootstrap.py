@@ -21,7 +21,7 @@ def test_bootstrap_prints_a_working_key_once(database: Database, environment: di
     assert first.exit_code == 0
     printed = dict(line.split("\t") for line in first.stdout.strip().splitlines())
     with database.transaction() as session:
-        assert "admin" in authenticate(session, printed["api key"]).scopes
+        assert "admin" in authenticate(session, printed["api key"], environment="live").scopes
     again = CliRunner().invoke(keys, ["bootstrap"], env=environment)
     assert again.exit_code == 1
     assert "there is a tenant already" in again.output
