@@ -114,6 +114,13 @@ def test_a_server_that_stays_away_is_given_up(server: Misbehaving) -> None:
             next(events)
 
 
+@pytest.mark.timeout(30)
+def test_connections_that_never_bring_anything_new_are_given_up(server: Misbehaving) -> None:
+    server.always = stream("retry: 1000\n\n" + WHOLE_STREAM[0][:20], cut=True)
+    with Client(server.url, "psk_x", patience=0.8) as client, pytest.raises((ConnectionFailed, UnexpectedAnswer)):
+        list(client.jobs.stream("job_01"))
+
+
 def test_a_refusal_is_raised_at_once(server: Misbehaving, client: Client) -> None:
     server.replies.append(problem("not_found", 404))
     with pytest.raises(NotFound):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import httpx
 
@@ -12,6 +13,7 @@ from penstock.client.sse import messages
 from penstock.client.transport import Transport, is_temporary
 from penstock.errors import PenstockError
 
+_SETTLED_SECONDS: Final = 5.0
 OnLost = Callable[[PenstockError], None]
 """Called each time that the connection was lost and will be made again."""
 
@@ -31,7 +33,7 @@ class Follower:
     def events(self) -> Iterator[Event]:
         """Every event after the cursor, to the final one.
 
-        A connection that breaks is made again, until the server has been silent for `patience_seconds`: then
+        A connection that breaks is made again, until nothing new has come for `patience_seconds`: then
         `ConnectionFailed`. A refusal that is not for now (`NotFound`, `Unauthenticated`, ...) is raised at once.
         """
         while not self._ended:
@@ -58,16 +60,23 @@ class Follower:
                     continue
                 self._refuse_gap(event, cursor)
                 self._cursor = cursor
+                self._note_progress()
                 self._ended = isinstance(event, StateEvent) and event.final
                 yield event
                 if self._ended:
                     return
 
     def _heard(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """The same chunks. A server's comments show that it is well; what every new connection begins with does not."""
+        connected_at = time.monotonic()
         for chunk in chunks:
-            self._heard_at = time.monotonic()
-            self._failures = 0
+            if time.monotonic() - connected_at > _SETTLED_SECONDS:
+                self._note_progress()
             yield chunk
+
+    def _note_progress(self) -> None:
+        self._heard_at = time.monotonic()
+        self._failures = 0
 
     def _refuse_gap(self, event: Event, cursor: Cursor) -> None:
         """The ids count, so an event that was left out shows."""
