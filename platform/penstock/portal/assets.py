@@ -1,7 +1,7 @@
 """Templates and static files: where they live, and static files under addresses that name their content.
 
-All files of `web/static` are read once. One digest over all of them is part of every address, `/assets/<digest>/<name>`:
-browsers may keep them for a year, and stylesheets and scripts name their neighbours by relative paths.
+All files of `web/static` are read once. One digest over all of them is part of each address, `/assets/<digest>/<name>`.
+Browsers may keep them for a year, and stylesheets and scripts name their neighbours by relative paths.
 """
 
 import gzip

@@ -107,6 +107,8 @@ class JobForm:
 
 
 def _sentence(problem: Mapping[str, str]) -> str:
+    if problem["field"] in NUMBERS and problem["message"].startswith("has the wrong type"):
+        return "Write a whole number." if "integer" in problem["expected"] else "Write a number."
     text = "; ".join(part for part in (problem["message"], problem.get("expected", "")) if part)
     return f"{text[:1].upper()}{text[1:]}."
 

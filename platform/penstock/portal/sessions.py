@@ -20,8 +20,12 @@ def sign_in(user: User) -> None:
     """Begin a session in place of whatever the cookie held."""
     cookie.clear()
     cookie.permanent = True
-    cookie[_USER] = user.id
-    cookie[_SEAL] = _seal(user)
+    cookie.update(session_of(user))
+
+
+def session_of(user: User) -> dict[str, str]:
+    """What the cookie of a session of this person holds."""
+    return {_USER: user.id, _SEAL: _seal(user)}
 
 
 def sign_out() -> None:

@@ -65,12 +65,13 @@ def waterfall(job: Job, runs: Sequence[JobRun], now: datetime) -> Waterfall:
         spans.append(
             _span(job, "Queued again" if runs else "Queued", Phase.WAITING, free_since, end, job.finished_at is None)
         )
-    return Waterfall(spans, max((end - job.created_at).total_seconds(), max((span.end for span in spans), default=0.0)))
+    return Waterfall(spans, max((end - job.created_at).total_seconds(), 0.0))
 
 
 def _run_spans(job: Job, run: JobRun, number: int | None, end: datetime) -> list[Span]:
     suffix = f", run {number}" if number is not None else ""
-    run_end, going_on = run.ended_at or end, run.ended_at is None and job.finished_at is None
+    run_end = min(run.ended_at or end, end)  # the run's end is noted a moment after the job's
+    going_on = run.ended_at is None and job.finished_at is None
     if run.outcome not in (None, RunOutcome.FINISHED):
         return [_span(job, f"Lost{suffix}", Phase.LOST, run.started_at, run_end)]
     first_token = job.first_token_at

@@ -64,12 +64,27 @@ def why_this_version(job: Job) -> str:
     return f"Routed to version {job.model_version}."
 
 
+def telling_params(job: Job) -> dict[str, str]:
+    """The parameters that say something: those which are not at a value that changes nothing."""
+    idle = {"min_tokens": 0, "top_k": 0, "top_p": 1.0}
+    told = {name: value for name, value in job.params.items() if name not in idle or value != idle[name]}
+    return {
+        name: _value(value) for name, value in told.items() if value is not None and value is not False and value != []
+    }
+
+
 def excerpt(job: Job, length: int = 160) -> str:
     """What the job said, or else what it was asked, on one line."""
     said = " ".join(choice["text"] for choice in (job.output or {}).get("choices", []))
     asked = job.input.get("prompt") or " ".join(message["content"] for message in job.input.get("messages", [])[-1:])
     error = (job.error or {}).get("message", "")
     return " ".join((said or error or asked)[: length * 2].split())[:length]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(repr(member) for member in value)
+    return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def run_outcome(run: JobRun) -> str:
@@ -89,7 +104,7 @@ def event_line(event: Event) -> tuple[str, str]:
         case EventType.QUEUED:
             return "Submitted", f"for version {data.get('model_version')}"
         case EventType.RUNNING:
-            return f"Run {data.get('run')} started", f"on {data.get('worker')}"
+            return f"Run {data.get('run')} started", f"on worker {short_id(str(data.get('worker')))}"
         case EventType.REQUEUED:
             return "Back in the queue", str(data.get("reason", ""))
         case EventType.CANCEL_REQUESTED:

@@ -57,6 +57,8 @@ class LiveOutput {
     this.deltas = [];
     this.choices = new Map();
     this.tokens = 0;
+    // The server's figure is a moment old: what was swapped in tells ours before it is painted.
+    document.addEventListener("htmx:oobAfterSwap", () => element.hasAttribute("data-live") && this.tellCount());
   }
 
   add(delta) {
@@ -99,7 +101,6 @@ class LiveOutput {
   }
 
   tellCount() {
-    const shown = document.querySelector("[data-token-count]");
-    if (shown) shown.textContent = this.tokens;
+    for (const shown of document.querySelectorAll("[data-token-count]")) shown.textContent = this.tokens;
   }
 }
