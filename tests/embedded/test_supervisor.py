@@ -28,6 +28,13 @@ print("begun", flush=True)
 signal.pause()
 signal.pause()
 """
+AFTER_THE_OTHER = """
+import pathlib, signal, time
+signal.signal(signal.SIGTERM, lambda *_: pathlib.Path("{mine}").touch())
+print("begun", flush=True)
+while not (pathlib.Path("{mine}").exists() and pathlib.Path("{other}").exists()):
+    time.sleep(0.02)
+"""
 PARENT = f"""
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", {SLEEP!r}])
@@ -39,8 +46,10 @@ child.wait()
 class Program:
     """A service that is a line of Python; ready once it has printed something, unless told otherwise."""
 
-    def __init__(self, folder: StateFolder, code: str, *, name: str = "program", stop_seconds: float = 5.0) -> None:
-        self.name, self.stop_seconds = name, stop_seconds
+    def __init__(
+        self, folder: StateFolder, code: str, *, name: str = "program", stage: int = 0, stop_seconds: float = 5.0
+    ) -> None:
+        self.name, self.stage, self.stop_seconds = name, stage, stop_seconds
         self.ready: Callable[[], bool] = lambda: bool(self.log.last_lines())
         self.log = Log(folder.logs / f"{name}.log")
         self._folder, self._code = folder, code
@@ -117,14 +126,25 @@ def test_a_service_that_ends_before_it_is_ready_is_an_error_with_its_last_lines(
     assert failed.value.last_lines == ("the disk is on fire",)
 
 
-def test_stopping_ends_the_last_started_first(
+def test_what_leans_on_a_service_is_stopped_before_it(
     folder: StateFolder, supervisor: Supervisor, told: list[tuple[str, str]]
 ) -> None:
-    supervisor.start(Program(folder, SLEEP, name="first"), Program(folder, SLEEP, name="second"))
+    base = Program(folder, SLEEP, name="base", stage=0)
+    supervisor.start(base, Program(folder, SLEEP, name="upper", stage=1), Program(folder, SLEEP, name="middle"))
     processes = supervisor.processes
     supervisor.stop()
-    assert [name for name, line in told if line == "stopped"] == ["second", "first"]
+    stopped = [name for name, line in told if line == "stopped"]
+    assert stopped[0] == "upper"
+    assert set(stopped) == {"base", "middle", "upper"}
     assert not any(alive(pid) for pid in processes.values())
+
+
+def test_services_of_one_stage_are_asked_to_stop_together(folder: StateFolder, supervisor: Supervisor) -> None:
+    """Each ends only when it sees that the other has been asked too: one after the other, they would never end."""
+    for name, other in (("left", "right"), ("right", "left")):
+        code = AFTER_THE_OTHER.format(mine=folder.root / name, other=folder.root / other)
+        supervisor.start(Program(folder, code, name=name, stop_seconds=10_000))
+    supervisor.stop()
 
 
 def test_stopping_leaves_no_grandchild(folder: StateFolder, supervisor: Supervisor) -> None:

@@ -39,8 +39,8 @@ class Up:
         return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
 
 
-def command(state_dir: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "penstock", "up", "--state-dir", str(state_dir), *options]
+def command(name: str, state_dir: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "penstock", name, "--state-dir", str(state_dir), *options]
 
 
 def free_port() -> str:
@@ -51,7 +51,7 @@ def free_port() -> str:
 @contextmanager
 def started(state_dir: Path, *options: str) -> Iterator[Up]:
     """`penstock up`, read until it says that it is up."""
-    arguments = command(state_dir, "--port", free_port(), *options)
+    arguments = command("up", state_dir, "--port", free_port(), *options)
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         lines = []
@@ -70,7 +70,7 @@ def started(state_dir: Path, *options: str) -> Iterator[Up]:
 
 def refused(state_dir: Path, *options: str) -> str:
     """What `penstock up` says when it does not start."""
-    done = subprocess.run(command(state_dir, *options), capture_output=True, text=True)
+    done = subprocess.run(command("up", state_dir, *options), capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
     return " ".join(done.stderr.split())
 
@@ -102,9 +102,15 @@ def test_from_the_first_start_through_kill_9_to_an_orderly_end(state_dir: Path) 
     assert users_of(state_dir) == []
 
 
-def test_a_crashed_web_process_comes_back_at_the_same_place(state_dir: Path) -> None:
+def test_a_crashed_web_process_comes_back_and_another_shell_gets_the_settings(state_dir: Path) -> None:
     with started(state_dir, "--no-worker", "--tracking-uri", NOWHERE) as up:
-        [web] = [pid for pid in up.children() if psutil.Process(pid).cmdline()[-3:] == ["-m", "penstock", "web"]]
+        settings = subprocess.run(command("env", state_dir), capture_output=True, text=True, check=True).stdout
+        listing = f'{settings}\n"{sys.executable}" -m penstock keys list'
+        listed = subprocess.run(["bash", "-c", listing], capture_output=True, text=True, check=True).stdout
+        assert "first key" in listed
+
+        direct = psutil.Process(up.process.pid).children()
+        [web] = [child.pid for child in direct if child.cmdline()[-3:] == ["-m", "penstock", "web"]]
         family = [web, *(child.pid for child in psutil.Process(web).children(recursive=True))]
         os.kill(web, signal.SIGKILL)
         assert eventually(lambda: not any(alive(pid) for pid in family))
@@ -119,10 +125,13 @@ def test_a_crashed_web_process_comes_back_at_the_same_place(state_dir: Path) -> 
         up.process.send_signal(signal.SIGTERM)
         assert up.process.wait() == 0
     assert users_of(state_dir) == []
+    refusal = subprocess.run(command("env", state_dir), capture_output=True, text=True)
+    assert refusal.returncode == 1
+    assert "no platform runs on this folder" in refusal.stderr
 
 
 def test_stopping_while_it_still_starts_leaves_nothing(state_dir: Path) -> None:
-    arguments = command(state_dir, "--port", free_port(), "--no-worker")
+    arguments = command("up", state_dir, "--port", free_port(), "--no-worker")
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -153,6 +162,6 @@ def test_a_wrong_setting_stops_the_start_and_is_named(state_dir: Path, monkeypat
 
 @pytest.mark.parametrize("value", ["no-equals-sign", "name=", "name=/no/such/folder"])
 def test_a_model_option_that_names_no_folder_is_a_usage_error(state_dir: Path, value: str) -> None:
-    done = subprocess.run(command(state_dir, "--model", value), capture_output=True, text=True)
+    done = subprocess.run(command("up", state_dir, "--model", value), capture_output=True, text=True)
     assert done.returncode == 2
     assert "'--model'" in done.stderr

@@ -16,6 +16,7 @@ COMMANDS = {
     },
     "Platform": {
         "up": Lazy("penstock.cli.up:up", "Run everything on this machine.", "platform,embedded,worker"),
+        "env": Lazy("penstock.cli.up:env", "Print the settings of what runs here, for a shell.", "platform"),
         "demo": Lazy("penstock.cli.demo:demo", "Run everything and put real jobs through it.", "all"),
         "web": Lazy("penstock.cli.server:web", "Run the API and the portal.", "platform"),
         "control": Lazy("penstock.cli.server:control", "Run the control process.", "platform"),

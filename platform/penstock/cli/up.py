@@ -1,5 +1,6 @@
 """`penstock up`: the whole platform on this machine, until Ctrl-C."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.text import Text
 from penstock.embedded.platform import Platform
 from penstock.embedded.service import Report
 from penstock.embedded.services import External, Ports
-from penstock.embedded.state_folder import default_state_dir
+from penstock.embedded.state_folder import default_state_dir, environment_of_running
 from penstock.embedded.stop_switch import StopRequested, StopSwitch
 from penstock.errors import PenstockError
 
@@ -29,8 +30,7 @@ def _parse_models(_context: click.Context, _option: click.Parameter, values: tup
     return models
 
 
-@click.command()
-@click.option(
+_state_dir_option = click.option(
     "--state-dir",
     type=click.Path(path_type=Path, file_okay=False),
     envvar="PENSTOCK_STATE_DIR",
@@ -39,6 +39,10 @@ def _parse_models(_context: click.Context, _option: click.Parameter, values: tup
     show_default="~/.penstock, for root /var/lib/penstock",
     help="Folder that holds everything the embedded services keep.",
 )
+
+
+@click.command()
+@_state_dir_option
 @click.option("--host", envvar="PENSTOCK_WEB_HOST", default="127.0.0.1", show_default=True, show_envvar=True)
 @click.option(
     "--port",
@@ -104,6 +108,17 @@ def up(
             console.print("Stopped.")
         except PenstockError as error:
             raise click.ClickException(error.message) from error
+
+
+@click.command()
+@_state_dir_option
+def env(state_dir: Path) -> None:
+    """Print the settings of the platform that runs here, for a shell: eval "$(penstock env)".
+
+    They hold its passwords. With them, `penstock keys`, `penstock models` and the like work in that shell.
+    """
+    for name, value in environment_of_running(state_dir).items():
+        click.echo(f"export {name}={shlex.quote(value)}")
 
 
 def _reporter(console: Console) -> Report:

@@ -16,6 +16,8 @@ from penstock.embedded.state_folder import StateFolder
 class AppProcess:
     """One process of the platform. SIGTERM lets running jobs finish for a while, a second one does not."""
 
+    stage = 2
+
     def __init__(
         self,
         name: str,

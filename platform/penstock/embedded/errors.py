@@ -51,8 +51,8 @@ class PortInUse(EmbeddedError):
 
     code = "port_in_use"
 
-    def __init__(self, host: str, port: int, setting: str) -> None:
-        self.host, self.port, self.setting = host, port, setting
+    def __init__(self, port: int, setting: str, host: str = "127.0.0.1") -> None:
+        self.port, self.setting, self.host = port, setting, host
         super().__init__(f"Port {port} on {host} is in use by another program. Choose another one with {setting}.")
 
 

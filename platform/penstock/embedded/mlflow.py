@@ -17,6 +17,7 @@ class MLflow:
     """The embedded MLflow server: one process, loopback only, artifacts in the state folder."""
 
     name = "mlflow"
+    stage = 1
     stop_seconds = 10.0
 
     def __init__(self, folder: StateFolder, secrets: Secrets, port: int, database_url: str) -> None:

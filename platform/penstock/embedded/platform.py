@@ -96,7 +96,7 @@ class Platform:
         for process in processes:
             self.services.supervisor.await_ready(process)
         self.bootstrap = self._bootstrap()
-        self.services.supervisor.remember(url=self.url)
+        self.services.supervisor.remember(url=self.url, environment=self._environment)
 
     def _settle(self) -> None:
         """Fix the settings, which every process gets by its environment."""

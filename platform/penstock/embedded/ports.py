@@ -25,7 +25,7 @@ def choose(chosen: int | None, remembered: int | None, setting: str, host: str =
     """
     if chosen:
         if not is_free(chosen, host):
-            raise PortInUse(host, chosen, setting)
+            raise PortInUse(chosen, setting, host)
         return chosen
     if remembered and is_free(remembered, host):
         return remembered

@@ -55,6 +55,7 @@ class Postgres:
     """The embedded database server. `durable=False`, for tests alone, gives up safety against a power cut."""
 
     name = "postgres"
+    stage = 0
     stop_seconds = 60.0  # a fast shutdown writes a checkpoint first
 
     def __init__(self, folder: StateFolder, secrets: Secrets, port: int, *, durable: bool = True) -> None:

@@ -16,6 +16,7 @@ class Redis:
     """The embedded Redis server. `durable=False`, for tests alone, leaves writing to the system."""
 
     name = "redis"
+    stage = 0
     stop_seconds = 30.0
 
     def __init__(self, folder: StateFolder, secrets: Secrets, port: int, *, durable: bool = True) -> None:

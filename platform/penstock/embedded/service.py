@@ -27,6 +27,10 @@ class Service(Protocol):
         """Short and unique; its log is NAME.log."""
 
     @property
+    def stage(self) -> int:
+        """It leans on services of lower stages: all of one stage are stopped together, the highest first."""
+
+    @property
     def stop_seconds(self) -> float:
         """How long it may take to end when asked to, before it is killed."""
 

@@ -34,6 +34,33 @@ def default_state_dir() -> Path:
     return Path("/var/lib/penstock") if os.geteuid() == 0 else Path.home() / ".penstock"
 
 
+def environment_of_running(root: Path) -> dict[str, str]:
+    """The variables that a shell needs to work with the platform that runs on this folder.
+
+    Raises StateFolderUnusable when none runs there, or when it is another user's.
+    """
+    root = root.expanduser().absolute()
+    try:
+        running: dict[str, Any] = json.loads((root / "running.json").read_text())
+    except FileNotFoundError:
+        running = {}
+    except PermissionError as error:
+        raise StateFolderUnusable(root, "belongs to another user") from error
+    if "environment" not in running or (root / "lock").read_text() != str(running["pid"]) or not _is_locked(root):
+        raise StateFolderUnusable(root, "no platform runs on this folder; start it with `penstock up`")
+    environment: dict[str, str] = running["environment"]
+    return environment
+
+
+def _is_locked(root: Path) -> bool:
+    with (root / "lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def _password() -> str:
     return secrets.token_urlsafe(24)
 

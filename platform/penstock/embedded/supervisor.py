@@ -144,28 +144,37 @@ class Supervisor:
     # Stopping
 
     def stop(self) -> None:
-        """Stop every process, the last started first, and whatever they left behind."""
+        """Stop every process, the highest stage first, and whatever they left behind."""
         if not self._switch.is_on:
             self._switch.press()
         with self._lock:
-            for supervised in reversed(self._supervised.values()):
-                if supervised.child is not None:
-                    self._stop_child(supervised.service, supervised.child)
+            running = [(one.service, one.child) for one in self._supervised.values() if one.child is not None]
+            for stage in sorted({service.stage for service, _ in running}, reverse=True):
+                self._stop_together([(service, child) for service, child in running if service.stage == stage])
             self._supervised.clear()
         self._stopped.set()
         if self._watcher.is_alive():
             self._watcher.join()
         self.folder.forget_running()
 
-    def _stop_child(self, service: Service, child: Child) -> None:
-        child.send(child.command.stop_signal)
-        deadline = time.monotonic() + service.stop_seconds
-        hurried = False
-        while not child.ended_within(0.05) and time.monotonic() < deadline:
-            if self._switch.is_urgent and not hurried:
-                hurried = True
-                deadline = min(deadline, time.monotonic() + HURRIED_SECONDS)
-                child.send(child.command.stop_signal)
+    def _stop_together(self, group: list[tuple[Service, Child]]) -> None:
+        asked_at, hurried_at = time.monotonic(), None
+        for _, child in group:
+            child.send(child.command.stop_signal)
+        while group:
+            if hurried_at is None and self._switch.is_urgent:
+                hurried_at = time.monotonic()
+                for _, child in group:
+                    child.send(child.command.stop_signal)
+            for service, child in list(group):
+                patience = asked_at + service.stop_seconds
+                if hurried_at is not None:
+                    patience = min(patience, hurried_at + HURRIED_SECONDS)
+                if child.ended_within(0.02) or time.monotonic() > patience:
+                    self._end(service, child)
+                    group.remove((service, child))
+
+    def _end(self, service: Service, child: Child) -> None:
         if child.exit_code is None:
             self._report(service.name, "did not end when asked to: killed")
         child.clean_up()
