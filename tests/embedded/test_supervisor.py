@@ -147,6 +147,20 @@ def test_services_of_one_stage_are_asked_to_stop_together(folder: StateFolder, s
     supervisor.stop()
 
 
+def test_what_a_slow_service_logs_is_told_until_it_is_ready(
+    folder: StateFolder,
+    supervisor: Supervisor,
+    told: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("penstock.embedded.supervisor.REPORT_SECONDS", 0.05)
+    program = Program(folder, "import time; print('redo in progress', flush=True); time.sleep(600)")
+    line = ("program", "redo in progress")
+    program.ready = lambda: told.count(line) == 3
+    supervisor.start(program)
+    assert told == [line, line, line, ("program", "ready")]
+
+
 def test_stopping_leaves_no_grandchild(folder: StateFolder, supervisor: Supervisor) -> None:
     program = Program(folder, PARENT)
     supervisor.start(program)

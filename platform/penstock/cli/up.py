@@ -123,7 +123,8 @@ def env(state_dir: Path) -> None:
 
 def _reporter(console: Console) -> Report:
     def report(service: str, line: str) -> None:
-        console.print(Text.assemble((f"{service:>9}", "bold cyan"), "  ", line))
+        text = Text.assemble((f"{service:>9}", "bold cyan"), "  ", line)
+        console.print(text, no_wrap=True, overflow="ellipsis")
 
     return report
 

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from penstock.embedded.accounts import own_folder
 from penstock.embedded.child import Command
@@ -72,8 +74,9 @@ class Redis:
 
     def is_ready(self) -> bool:
         """Whether it answers PING; while it loads its data it answers LOADING."""
-        client = redis.Redis(host=LOOPBACK, port=self.port, password=self._secrets.redis_password, socket_timeout=5)
-        with client:
+        once = Retry(NoBackoff(), 0)
+        password = self._secrets.redis_password
+        with redis.Redis(host=LOOPBACK, port=self.port, password=password, socket_timeout=5, retry=once) as client:
             try:
                 return bool(client.ping())
             except (redis.ConnectionError, redis.TimeoutError):  # BusyLoadingError is a ConnectionError
