@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 from penstock import Client
-from penstock.client import ConnectionFailed, JobState, UnexpectedAnswer, UnknownProblem, WaitTimedOut
+from penstock.client import ConnectionFailed, JobState, UnexpectedAnswer, UnknownProblem, WaitTimedOut, backoff
 from penstock.errors import (
     Forbidden,
     JobAlreadyFinished,
@@ -234,6 +234,27 @@ def test_wait_returns_the_finished_job(server: Misbehaving, client: Client) -> N
     server.replies.extend([as_json(JOB), as_json(JOB | {"status": "running"}), as_json(FINISHED)])
     job = client.jobs.wait("job_01")
     assert (job.status, job.text, job.finished) == (JobState.SUCCEEDED, "Hé\u2028llo", True)
+
+
+def test_wait_outlasts_an_outage_that_a_single_request_does_not(
+    server: Misbehaving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backoff, "FIRST_SECONDS", 0.001)
+    server.replies.extend([as_json(JOB), *[HANG_UP] * 6, as_json(FINISHED)])
+    with Client(server.url, "psk_x", max_retries=0, patience=60) as client:
+        assert client.jobs.wait("job_01").finished
+
+
+def test_wait_does_not_outlast_a_refusal(server: Misbehaving, client: Client) -> None:
+    server.replies.extend([as_json(JOB), problem("not_found", 404)])
+    with pytest.raises(NotFound):
+        client.jobs.wait("job_01")
+
+
+def test_an_answer_of_another_shape_is_told_so(server: Misbehaving, client: Client) -> None:
+    server.replies.append(as_json(JOB | {"status": "lost"}))
+    with pytest.raises(UnexpectedAnswer, match="Job is not as expected: status"):
+        client.jobs.get("job_01")
 
 
 def test_wait_gives_up_in_time_and_says_where_the_job_stands(server: Misbehaving, client: Client) -> None:

@@ -21,7 +21,9 @@ def get(client: Client, job_id: str, as_json: bool) -> None:
 
 
 @click.command("list")
-@click.option("--status", multiple=True, type=click.Choice(list(JobState)), help="Only these; may be repeated.")
+@click.option(
+    "--status", multiple=True, type=click.Choice([state.value for state in JobState]), help="May be repeated."
+)
 @click.option("--model", help="Only jobs of this model.")
 @click.option("--tag", help="Only jobs with this tag.")
 @click.option(
@@ -31,7 +33,7 @@ def get(client: Client, job_id: str, as_json: bool) -> None:
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="At most so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one job a line.")
 @with_client
-def list_(client: Client, as_json: bool, limit: int, status: tuple[JobState, ...], **filters: object) -> None:
+def list_(client: Client, as_json: bool, limit: int, status: tuple[str, ...], **filters: object) -> None:
     """List jobs, newest first: a table on a terminal, tab-separated columns elsewhere."""
     found = client.jobs.list(
         status=list(status) or None,

@@ -45,14 +45,14 @@ def bootstrap_() -> None:
     "--scope",
     "scopes",
     multiple=True,
-    type=click.Choice(list(Scope)),
+    type=click.Choice([scope.value for scope in Scope]),
     help="May be repeated.  [default: jobs:read, jobs:write]",
 )
 @click.option(
     "--expires", type=moment, metavar="TIME", help="When it stops working, such as 90d or 2030-01-31T12:00:00Z."
 )
 @_tenant_option
-def create(name: str, scopes: tuple[Scope, ...], expires: datetime | None, tenant: str) -> None:
+def create(name: str, scopes: tuple[str, ...], expires: datetime | None, tenant: str) -> None:
     """Create a key and print it. It is shown this once and kept nowhere."""
     if expires is not None and expires <= utc_now():
         raise click.BadParameter("must lie in the future", param_hint="--expires")
@@ -62,7 +62,7 @@ def create(name: str, scopes: tuple[Scope, ...], expires: datetime | None, tenan
             session,
             tenant_id=_tenant(session, tenant).id,
             name=name,
-            scopes=scopes or (Scope.JOBS_READ, Scope.JOBS_WRITE),
+            scopes=map(Scope, scopes or (Scope.JOBS_READ, Scope.JOBS_WRITE)),
             environment=settings.environment,
             expires_at=expires,
         )

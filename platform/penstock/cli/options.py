@@ -23,7 +23,8 @@ def with_client(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--api-key", help="The API key.  [default: PENSTOCK_API_KEY]")
     @functools.wraps(command)
     def wrapped(url: str | None, api_key: str | None, **parameters: Any) -> Any:
-        with Client(url, api_key) as client:
+        # A person waits: few retries for single requests; streams and waiting have a patience of their own.
+        with Client(url, api_key, max_retries=2) as client:
             return command(client=client, **parameters)
 
     return wrapped

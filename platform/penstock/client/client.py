@@ -5,7 +5,7 @@ from typing import Self
 
 from penstock.client.config import connection
 from penstock.client.jobs import Jobs
-from penstock.client.models import Model
+from penstock.client.models import Model, ModelList, WebhookSecret, parse
 from penstock.client.transport import Transport
 
 
@@ -32,11 +32,11 @@ class Client:
 
     def models(self) -> list[Model]:
         """The models that take jobs, and the version behind each."""
-        return [Model.model_validate(document) for document in self._transport.request("GET", "/v1/models")["data"]]
+        return parse(ModelList, self._transport.request("GET", "/v1/models")).data
 
     def webhook_secret(self) -> str:
         """The secret that signs the tenant's webhooks, for `verify_webhook`."""
-        return str(self._transport.request("GET", "/v1/webhook-secret")["secret"])
+        return parse(WebhookSecret, self._transport.request("GET", "/v1/webhook-secret")).secret
 
     def close(self) -> None:
         """Close every connection."""

@@ -108,6 +108,4 @@ def _state(event_id: str | None, data: dict[str, Any]) -> StateEvent:
 
 
 def _known(event_id: str | None) -> str:
-    if event_id is None:
-        raise ValueError("it has no id")
-    return event_id
+    return str(Cursor.parse(event_id or ""))

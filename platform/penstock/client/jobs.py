@@ -9,10 +9,11 @@ from uuid import uuid4
 
 from penstock.client.errors import WaitTimedOut
 from penstock.client.events import Cursor, Event
-from penstock.client.models import Job, Message, Params, Webhook
-from penstock.client.stream import Follower, OnLost
-from penstock.client.transport import Transport
-from penstock.errors import ValidationFailed
+from penstock.client.models import Job, JobPage, Message, Params, Webhook, parse
+from penstock.client.patience import OnLost, Patience
+from penstock.client.stream import Follower
+from penstock.client.transport import Transport, is_temporary
+from penstock.errors import PenstockError, ValidationFailed
 from penstock.jobs.states import JobState
 
 _PATH: Final = "/v1/jobs"
@@ -86,8 +87,9 @@ class Jobs:
         more = True
         while more:
             page = self._transport.request("GET", _PATH, query=query)
-            yield from map(Job.model_validate, page["data"])
-            more, query["after"] = page["has_more"], page["next"]
+            found = parse(JobPage, page)
+            yield from found.data
+            more, query["after"] = found.has_more, found.next
 
     def cancel(self, job_id: str) -> Job:
         """Stop the job: at once while it waits, at its next token while it runs. What it wrote is kept.
@@ -103,11 +105,12 @@ class Jobs:
     def wait(self, job_id: str, timeout: float | None = None) -> Job:
         """The job once it has finished, however it ended.
 
-        Raises `WaitTimedOut` after `timeout` seconds; the job goes on.
+        Raises `WaitTimedOut` after `timeout` seconds; the job goes on. Outages are borne for the client's `patience`.
         """
         deadline = time.monotonic() + timeout if timeout is not None else float("inf")
         seconds = _FIRST_PAUSE_SECONDS
-        while not (job := self.get(job_id)).finished:
+        patience = Patience(min(self._patience_seconds, timeout or float("inf")))
+        while not (job := self._get_patiently(job_id, patience)).finished:
             if time.monotonic() + seconds > deadline:
                 raise WaitTimedOut(f"{job_id} is {job.status.value} after {timeout:g} seconds; it goes on", job=job)
             time.sleep(seconds)
@@ -126,11 +129,22 @@ class Jobs:
         """
         cursor = _cursor(last_event_id) if last_event_id is not None else Cursor()
         path = f"{_path(job_id)}/events"
-        follower = Follower(self._transport, path, cursor, patience_seconds=self._patience_seconds, on_lost=on_lost)
-        return follower.events()
+        return Follower(self._transport, path, cursor, Patience(self._patience_seconds, on_lost)).events()
+
+    def _get_patiently(self, job_id: str, patience: Patience) -> Job:
+        while True:
+            try:
+                job = self.get(job_id)
+            except PenstockError as error:
+                if not is_temporary(error):
+                    raise
+                patience.bear(error)
+            else:
+                patience.note_progress()
+                return job
 
     def _job(self, method: str, path: str, *, body: Any = None, headers: Mapping[str, str] | None = None) -> Job:
-        return Job.model_validate(self._transport.request(method, path, body=body, headers=headers))
+        return parse(Job, self._transport.request(method, path, body=body, headers=headers))
 
 
 def _cursor(last_event_id: str) -> Cursor:

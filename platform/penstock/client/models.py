@@ -1,10 +1,11 @@
 """What is sent to the server, and what it answers with as frozen models, which keep members that they do not know."""
 
 from datetime import datetime
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from penstock.client.errors import UnexpectedAnswer
 from penstock.jobs.states import JobState
 
 
@@ -43,6 +44,19 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
 
+AnyDocument = TypeVar("AnyDocument", bound=Document)
+
+
+def parse(kind: type[AnyDocument], document: object) -> AnyDocument:
+    """The server's answer as a model. Raises `UnexpectedAnswer` naming the first member that is not as it should be."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UnexpectedAnswer(f"the server's {kind.__name__} is not as expected: {place}: {first['msg']}") from error
+
+
 class Choice(Document):
     """One answer of the model. `finish_reason` is None while it goes on, and when it was cut short."""
 
@@ -73,6 +87,12 @@ class JobError(Document):
     message: str
 
 
+class ModelList(Document):
+    """All models."""
+
+    data: list["Model"]
+
+
 class Model(Document):
     """A model that takes jobs. `ready` says whether a worker would take one now, `state` the same in words."""
 
@@ -89,6 +109,12 @@ class Model(Document):
     def name(self) -> str:
         """What jobs ask for."""
         return self.id
+
+
+class WebhookSecret(Document):
+    """What signs a tenant's webhooks."""
+
+    secret: str
 
 
 class Queue(Document):
@@ -165,3 +191,11 @@ class Job(Document):
     def to_json(self) -> str:
         """The job's document."""
         return self.model_dump_json(by_alias=True)
+
+
+class JobPage(Document):
+    """One page of a listing."""
+
+    data: list[Job]
+    has_more: bool
+    next: str | None

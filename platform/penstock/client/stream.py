@@ -1,53 +1,46 @@
 """Following a job's stream to its end, through every lost connection, without a token twice or none."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import httpx
 
-from penstock.client.backoff import pause
 from penstock.client.errors import UnexpectedAnswer
 from penstock.client.events import REWOUND, Cursor, Event, StateEvent, TokenEvent, decode
+from penstock.client.patience import Patience
 from penstock.client.sse import messages
 from penstock.client.transport import Transport, is_temporary
 from penstock.errors import PenstockError
 
 _SETTLED_SECONDS: Final = 5.0
-OnLost = Callable[[PenstockError], None]
-"""Called each time that the connection was lost and will be made again."""
 
 
 class Follower:
     """One reader of one stream. It remembers what it gave out, and asks for what comes after that."""
 
-    def __init__(
-        self, transport: Transport, path: str, cursor: Cursor, *, patience_seconds: float, on_lost: OnLost
-    ) -> None:
-        self._transport, self._path, self._cursor, self._on_lost = transport, path, cursor, on_lost
-        self._patience_seconds = patience_seconds
-        self._heard_at = time.monotonic()
-        self._failures = 0
+    def __init__(self, transport: Transport, path: str, cursor: Cursor, patience: Patience) -> None:
+        self._transport, self._path, self._cursor, self._patience = transport, path, cursor, patience
         self._ended = False
 
     def events(self) -> Iterator[Event]:
         """Every event after the cursor, to the final one.
 
-        A connection that breaks is made again, until nothing new has come for `patience_seconds`: then
+        A connection that breaks is made again, until patience ends with nothing new: then
         `ConnectionFailed`. A refusal that is not for now (`NotFound`, `Unauthenticated`, ...) is raised at once.
         """
         while not self._ended:
             try:
                 yield from self._one_connection()
             except httpx.TransportError as error:
-                self._wait_or_raise(self._transport.connection_failed(error))
+                self._patience.bear(self._transport.connection_failed(error))
             except PenstockError as error:
                 if not is_temporary(error):
                     raise
-                self._wait_or_raise(error)
+                self._patience.bear(error)
             else:
                 if not self._ended:
-                    self._wait_or_raise(UnexpectedAnswer(f"the stream {self._path} keeps ending before its job does"))
+                    self._patience.bear(UnexpectedAnswer(f"the stream {self._path} keeps ending before its job does"))
 
     def _one_connection(self) -> Iterator[Event]:
         headers = {"Last-Event-ID": str(self._cursor)} if self._cursor != Cursor() else {}
@@ -60,7 +53,7 @@ class Follower:
                     continue
                 self._refuse_gap(event, cursor)
                 self._cursor = cursor
-                self._note_progress()
+                self._patience.note_progress()
                 self._ended = isinstance(event, StateEvent) and event.final
                 yield event
                 if self._ended:
@@ -71,12 +64,8 @@ class Follower:
         connected_at = time.monotonic()
         for chunk in chunks:
             if time.monotonic() - connected_at > _SETTLED_SECONDS:
-                self._note_progress()
+                self._patience.note_progress()
             yield chunk
-
-    def _note_progress(self) -> None:
-        self._heard_at = time.monotonic()
-        self._failures = 0
 
     def _refuse_gap(self, event: Event, cursor: Cursor) -> None:
         """The ids count, so an event that was left out shows."""
@@ -89,11 +78,3 @@ class Follower:
             raise UnexpectedAnswer(
                 f"the stream {self._path} went from {self._cursor} to {cursor}: something is missing"
             )
-
-    def _wait_or_raise(self, error: PenstockError) -> None:
-        self._failures += 1
-        seconds = max(pause(self._failures), float(error.extra.get("retry_after", 0)))
-        if time.monotonic() + seconds - self._heard_at > self._patience_seconds:
-            raise error
-        self._on_lost(error)
-        time.sleep(seconds)
