@@ -92,7 +92,7 @@ def test_whatever_a_job_holds_is_text(person: Person, deployment: Deployment, da
                 finished_at=job.created_at,
                 output={"choices": [choice]},
                 error={"code": "<code>", "message": HOSTILE},
-            )  # fmt: skip
+            )
         )
     for path in (f"/jobs/{job.id}", f"/jobs/{job.id}/changes", "/jobs", "/jobs/rows", f"/jobs/new?from={job.id}"):
         html = person.get(path).text

@@ -1,5 +1,6 @@
 """Signing in and out: who gets in, where to, how long, and how guessing is slowed down."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -33,9 +34,8 @@ def test_a_wrong_password_and_an_unknown_account_are_answered_alike(make_person:
     wrong, unknown = person.sign_in("not it"), person.sign_in("not it", email="nobody@example.com")
     assert wrong.status_code == unknown.status_code == 401
     assert "do not belong together" in wrong.text
-    assert wrong.text.replace(person.email, "X").count("X") == unknown.text.replace("nobody@example.com", "X").count(
-        "X"
-    )
+    apart_from_values = [re.sub(r'value="[^"]*"', "", answer.text) for answer in (wrong, unknown)]
+    assert apart_from_values[0] == apart_from_values[1]
     assert person.get("/jobs").status_code == 302
 
 
