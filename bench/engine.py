@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from penstock_engine import Engine, EngineConfig, Request, SamplingParams
+from penstock_engine.config import DType
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class Load:
         return [[draw.randrange(vocabulary) for _ in range(self.prompt)] for _ in range(self.batch)]
 
 
-def measure_engine(folder: Path, load: Load, threads: int, dtype: str) -> dict[str, float]:
+def measure_engine(folder: Path, load: Load, threads: int, dtype: DType) -> dict[str, float]:
     """Tokens per second with prefill, and the median step in steady decoding."""
     config = EngineConfig(
         max_running=load.batch, token_budget=max(512, load.batch), threads=threads, dtype=dtype, prefix_cache=False
-    )  # type: ignore[arg-type]  # argparse holds dtype to the choices
+    )
     engine = Engine.from_folder(folder, config)
     sampling = SamplingParams(temperature=0, max_tokens=load.output, ignore_eos=True)
     for number, prompt in enumerate(load.prompts(engine.model_config.vocab_size)):

@@ -60,7 +60,7 @@ class FlatCache:
             self.entries[path].locks += by
 
     def evict(self, count: int) -> list[int]:
-        freed = []
+        freed: list[int] = []
         while len(freed) < count and (leaves := [path for path in self.entries if self._is_evictable(path)]):
             oldest = min(leaves, key=lambda path: self.entries[path].last_used)
             freed.append(self.entries.pop(oldest).page)

@@ -30,7 +30,10 @@ def healthy_requests() -> list[Request]:
     return [Request(f"ok{at}", prompt, greedy(10)) for at, prompt in enumerate(prompts)]
 
 
-@pytest.mark.parametrize("sampling", [greedy(10), SamplingParams(top_k=5, top_p=0.9, max_tokens=10, logprobs=3)])
+@pytest.mark.parametrize(
+    "sampling",
+    [greedy(10), SamplingParams(max_tokens=10), SamplingParams(top_k=5, top_p=0.9, max_tokens=10, logprobs=3)],
+)
 @pytest.mark.parametrize("place", [0, 19])
 def test_nan_fails_its_own_request_alone(poisoned: TinyModel, place: int, sampling: SamplingParams) -> None:
     engine = Engine.from_folder(poisoned.folder, EngineConfig(dtype="float32"))
@@ -88,12 +91,13 @@ def test_a_failed_step_names_its_requests_and_can_be_repeated(llama: TinyModel, 
     for request in requests:
         engine.submit(request)
 
-    run, failures = Run(), []
+    run = Run()
+    failures: list[StepFailed] = []
     while engine.has_work:
         try:
             step_once(engine, run)
-        except StepFailed as failure:
-            failures.append(failure)
+        except StepFailed as caught:
+            failures.append(caught)
             check_pages(engine._scheduler, engine._allocator, engine._cache)
 
     (failure,) = failures

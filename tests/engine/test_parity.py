@@ -8,6 +8,7 @@ import torch
 from penstock_engine import Engine, EngineConfig, Request
 from penstock_engine.layers import attention, rotary
 from penstock_engine.models import decoder
+from penstock_kernels import store_kv
 from torch import Tensor
 
 from tests.engine.driving import Parity, Run, greedy, parity, run_all
@@ -157,7 +158,7 @@ class TestTheCheckItself:
         self.assert_caught(llama)
 
     def test_a_slot_off_by_one(self, llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        right = decoder.store_kv
+        right = store_kv
 
         def shifted(pool: Tensor, slots: Tensor, kv: Tensor) -> None:
             right(pool, slots ^ 1, kv)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from penstock_engine import Engine, EngineConfig, Request, SamplingParams
 from penstock_engine.philox import philox4x32, uniforms
 from penstock_engine.sampler import draw
-from scipy.stats import chisquare, kstest
+from scipy.stats import chisquare, kstest  # type: ignore[import-untyped]  # scipy ships no types
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from tests.engine.driving import Run, greedy, run_all, step_once
@@ -33,15 +33,17 @@ DRAWS = 20_000
 )
 def test_philox_gives_the_published_answers(counter: Any, key: Any, answer: Any) -> None:
     """The known-answer vectors of Random123."""
-    words = [np.array([each], np.uint64) for each in (*counter, *key)]
-    assert tuple(int(each[0]) for each in philox4x32(tuple(words[:4]), tuple(words[4:]))) == answer
+    c0, c1, c2, c3, k0, k1 = (np.array([each], np.uint64) for each in (*counter, *key))
+    assert tuple(int(each[0]) for each in philox4x32((c0, c1, c2, c3), (k0, k1))) == answer
 
 
 @pytest.mark.parametrize(("seed", "index", "choice"), [(0, 0, 0), (2**64 - 1, 5, 0), (0x299F31D0A4093822, 7, 3)])
 def test_the_counter_is_the_position_and_the_key_the_seed(seed: int, index: int, choice: int) -> None:
     """The contract that lets any other device, or any later version, repeat a draw."""
-    words = [np.array([each], np.uint64) for each in (index, choice, 0, 0, seed % 2**32, seed >> 32)]
-    first = int(philox4x32(tuple(words[:4]), tuple(words[4:]))[0][0])
+    position, chosen, zero, low, high = (
+        np.array([each], np.uint64) for each in (index, choice, 0, seed % 2**32, seed >> 32)
+    )
+    first = int(philox4x32((position, chosen, zero, zero), (low, high))[0][0])
     noise = uniforms(np.array([seed], np.uint64), np.array([index]), np.array([choice], np.uint32))
     assert noise.tolist() == [(first >> 8) / 2**24]
 
@@ -59,7 +61,9 @@ def expected(logits: torch.Tensor, temperature: float, top_k: int, top_p: float)
     steps: list[Any] = [TemperatureLogitsWarper(temperature)]
     steps += [TopKLogitsWarper(top_k)] if top_k else []
     steps += [TopPLogitsWarper(top_p)] if top_p < 1 else []
-    return LogitsProcessorList(steps)(torch.zeros(1, 1), logits.unsqueeze(0)).double().softmax(-1)[0].numpy()
+    scores: torch.Tensor = LogitsProcessorList(steps)(torch.zeros(1, 1), logits.unsqueeze(0))
+    probabilities: np.ndarray = scores.double().softmax(-1)[0].numpy()
+    return probabilities
 
 
 def drawn_counts(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> np.ndarray:

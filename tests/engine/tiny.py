@@ -57,7 +57,8 @@ class TinyModel:
     def logprobs(self, tokens: Sequence[int]) -> torch.Tensor:
         """The reference's log probabilities of what follows each token, [tokens, vocabulary]."""
         with torch.inference_mode():
-            return self.reference(torch.tensor([list(tokens)])).logits[0].log_softmax(-1)
+            logits: torch.Tensor = self.reference(torch.tensor([list(tokens)])).logits[0]
+            return logits.log_softmax(-1)
 
 
 def make_tiny(folder: Path, kind: str = "llama", **overrides: Any) -> TinyModel:

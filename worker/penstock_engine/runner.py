@@ -31,7 +31,7 @@ class ModelRunner:
         forward = build_forward_batch(batch, self._tables, self._pool, self._device, self._dtype)
         logits = self._model(forward)
         sampled = batch.sampled
-        return sample(logits, sampled, self._tables) if sampled else NOTHING_SAMPLED
+        return sample(logits[: len(sampled)], sampled, self._tables) if sampled else NOTHING_SAMPLED
 
     @torch.inference_mode()
     def scrub(self, pages: list[int]) -> None:

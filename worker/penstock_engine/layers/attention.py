@@ -28,7 +28,7 @@ class Rectangle:
 
     runs: int
     queries: int
-    tokens: Tensor | None  # [runs * queries], index of each query in the batch, padded by repeating; None: all in order
+    tokens: Tensor | None  # [runs * queries], index of each query in the batch, padded by repeating; None: in order
     pages: Tensor  # [runs * pages_per_run], padded with the null page
     mask: Tensor  # [runs, 1, queries, slots], 0 where a query may look and -inf elsewhere
 
@@ -100,16 +100,16 @@ def _visible(slots: int, last: NDArray[np.int64]) -> NDArray[np.bool_]:
 def paged_attention(q: Tensor, pool: KVPool, layer: int, plan: AttentionPlan, *, kv_heads: int, scale: float) -> Tensor:
     """Attend `q` [tokens, heads, head_dim] to what the pool holds of each token's past, itself included.
 
-    Returns [tokens, heads * head_dim]. Query heads are grouped: heads / kv_heads of them share a K/V head.
+    Returns [tokens, heads * head_dim]; rows that no rectangle covers, padding, come out zero. Query heads are grouped:
+    heads / kv_heads of them share a K/V head.
     """
-    out: Tensor | None = None
+    out = torch.zeros(len(q), q.shape[1] * q.shape[2], dtype=q.dtype, device=q.device)
     for rectangle in plan.rectangles:
         part = _attend(q, pool.pages(layer), rectangle, kv_heads, scale)
         if rectangle.tokens is None:
-            return part
-        out = torch.empty_like(q).flatten(1) if out is None else out
-        out.index_copy_(0, rectangle.tokens, part)
-    assert out is not None  # a batch has at least one token
+            out[: len(part)] = part
+        else:
+            out.index_copy_(0, rectangle.tokens, part)
     return out
 
 
@@ -118,7 +118,7 @@ def _attend(q: Tensor, pages: Tensor, rectangle: Rectangle, kv_heads: int, scale
     runs, queries, head_dim = rectangle.runs, rectangle.queries, q.shape[-1]
     kv = pages.index_select(0, rectangle.pages).view(runs, -1, 2 * kv_heads, head_dim).transpose(1, 2)
     k, v = kv[:, :kv_heads], kv[:, kv_heads:]  # [runs, kv_heads, slots, head_dim]
-    chosen = q if rectangle.tokens is None else q.index_select(0, rectangle.tokens)
+    chosen = q[: runs * queries] if rectangle.tokens is None else q.index_select(0, rectangle.tokens)
     grouped = chosen.view(runs, queries, kv_heads, -1, head_dim)
     groups = grouped.shape[3]
     if queries == 1 or groups == 1:

@@ -47,7 +47,8 @@ class SelfAttention(nn.Module):
             q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
             qkv = torch.cat((self.q_norm(q), self.k_norm(k), v), dim=1)
         rotary(qkv[:, : self.heads + self.kv_heads], *angles)
-        store_kv(batch.pool.slots(self.layer), batch.slots, qkv[:, self.heads :])
+        tokens = len(batch.slots)  # the rows after these are padding
+        store_kv(batch.pool.slots(self.layer), batch.slots, qkv[:tokens, self.heads :])
         q = qkv[:, : self.heads]
         attended = paged_attention(q, batch.pool, self.layer, batch.attention, kv_heads=self.kv_heads, scale=self.scale)
         out: Tensor = self.o_proj(attended)
@@ -129,7 +130,7 @@ class CausalLM(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """Logits in float32 of the tokens to be sampled after, [sampled, vocabulary]."""
+        """Logits in float32 of the tokens to be sampled after, [padded sampled, vocabulary]."""
         logits: Tensor = self.lm_head(self.model(self.rotary(batch.positions), batch))
         return logits.float()
 
