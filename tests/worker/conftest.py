@@ -1,12 +1,14 @@
 """A real worker process on the test's services, with the model of `examples/invoices`."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +22,7 @@ from penstock.registry.models import Deployment, Hosting, Worker
 from penstock.settings import Settings
 from redis import Redis
 from sqlalchemy import select
+
 from tests.conftest import ROOT
 from tests.factories import make_deployment, make_tenant, submit_job
 
@@ -39,10 +42,12 @@ def eventually(look: Callable[[], T], what: str) -> T:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the demo model, which may be trained on while tests run."""
+    """The demo model in float32, where the order of a sum does not change which token is likeliest."""
     folder = tmp_path_factory.mktemp("model")
     for file in (ROOT / "examples/invoices/model").iterdir():
         shutil.copy(file, folder)
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}))
     return folder
 
 
@@ -79,6 +84,7 @@ class WorkerProcess:
             "PENSTOCK_SWEEP_SECONDS": "0.2",
             "PENSTOCK_CHECKPOINT_SECONDS": "0.3",
             "PENSTOCK_ENGINE_THREADS": "1",
+            "PENSTOCK_ENGINE_KV_BYTES": str(2**27),
             "PENSTOCK_LOG_LEVEL": "info",
             "PENSTOCK_LOG_FORMAT": "console",
         } | {f"PENSTOCK_{name.upper()}": str(value) for name, value in overrides.items()}
@@ -128,24 +134,32 @@ class StartWorker(Protocol):
     def __call__(self, *, wait: bool = True, **overrides: Any) -> WorkerProcess: ...
 
 
-@pytest.fixture
-def start_worker(settings: Settings, database: Database, redis: Redis, tmp_path: Path) -> Iterator[StartWorker]:
-    """Starts workers, by default waiting until one hosts a model; ends them all, and shows their logs on failure."""
+@contextmanager
+def worker_starter(settings: Settings, database: Database, folder: Path) -> Iterator[StartWorker]:
+    """Starts workers, by default waiting until they host a model; ends them all, and prints their logs."""
     workers: list[WorkerProcess] = []
 
     def start(*, wait: bool = True, **overrides: Any) -> WorkerProcess:
-        worker = WorkerProcess(settings, tmp_path / f"worker-{len(workers)}.log", **overrides)
+        worker = WorkerProcess(settings, folder / f"worker-{len(workers)}.log", **overrides)
         workers.append(worker)
         if wait:
             eventually(lambda: is_ready(database, worker), "a ready worker")
         return worker
 
-    yield start
-    for worker in workers:
-        engines = worker.children
-        worker.kill()
-        print(f"--- {worker.log.name}\n{worker.log.read_text()}")
-        eventually(lambda: not any(map(is_alive, engines)), "the end of the engines")  # noqa: B023 - called at once
+    try:
+        yield start
+    finally:
+        engines = [pid for worker in workers for pid in worker.children]
+        for worker in workers:
+            worker.kill()
+            print(f"--- {worker.log.name}\n{worker.log.read_text()}")
+        eventually(lambda: not any(map(is_alive, engines)), "the end of the engines")
+
+
+@pytest.fixture
+def start_worker(settings: Settings, database: Database, redis: Redis, tmp_path: Path) -> Iterator[StartWorker]:
+    with worker_starter(settings, database, tmp_path) as start:
+        yield start
 
 
 def is_ready(database: Database, worker: WorkerProcess) -> bool:
@@ -163,6 +177,11 @@ class Jobs:
     def submit(self, prompt: str = "Invoice", **body: Any) -> str:
         with self._database.transaction() as session:
             return submit_job(session, self._tenant, input={"prompt": prompt}, **body).id
+
+    def submit_many(self, prompts: Sequence[str], **body: Any) -> list[str]:
+        """All in one transaction, so that they begin to wait together."""
+        with self._database.transaction() as session:
+            return [submit_job(session, self._tenant, input={"prompt": prompt}, **body).id for prompt in prompts]
 
     def get(self, job_id: str) -> Job:
         with self._database.transaction() as session:

@@ -92,9 +92,11 @@ class Serving:
         """The next waiting job, with a place in the engine reserved for it, and its checkpoint."""
         if not server.bridge.reserve():
             return None
-        before, claim = time.monotonic(), None
+        claim = None
         try:
             with self._database.transaction() as session:
+                session.connection()  # however long that takes: the lease and the run begin after it
+                begun = time.monotonic()
                 claim = lease.claim(
                     session,
                     worker_id=self._worker_id,
@@ -106,7 +108,7 @@ class Serving:
                 server.bridge.release()
         if claim is None:
             return None
-        job = RunningJob(claim, claimed_at=time.monotonic(), lease_until=before + self._lease_seconds)
+        job = RunningJob(claim, claimed_at=begun, lease_until=begun + self._lease_seconds)
         return job, claim.checkpoint
 
     def _run(self, job: RunningJob, checkpoint: list[JournalEntry], server: Server) -> None:
