@@ -8,11 +8,13 @@ import os
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from celery import Celery
+from celery.platforms import SecurityWarning
 from celery.signals import setup_logging
 
 from penstock.broker import CONTROL_QUEUE, make_celery, make_redis
@@ -53,6 +55,8 @@ def serve(app: Celery) -> int:
     """Take tasks from the control queue until SIGTERM or SIGINT; returns the worker's exit status."""
     # A receiver of this signal keeps Celery from replacing the process's log handlers.
     setup_logging.connect(_keep_logging, weak=False)
+    # Celery warns of root for fear of pickled messages; ours are JSON alone.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     worker = app.Worker(
         hostname=f"control-{os.getpid()}@{socket.gethostname()}",
         pool="threads",

@@ -1,12 +1,16 @@
 """`penstock keys` and `migrate`, on a real database."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from penstock.auth.services import authenticate
 from penstock.db import Database
 from penstock.errors import Unauthenticated
+from penstock.migrate import upgrade
 from penstock.settings import Settings
+from pydantic import SecretStr
+from sqlalchemy import text
 
 from tests.cli.conftest import Call
 from tests.factories import make_tenant
@@ -78,3 +82,17 @@ def test_a_database_that_does_not_answer_is_one_line(server_call: Call, monkeypa
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: PENSTOCK_DATABASE_URL: PostgreSQL does not answer")
     assert "secret" not in result.stderr
+
+
+def test_starters_that_migrate_at_once_wait_for_each_other(settings: Settings, database: Database) -> None:
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("DROP DATABASE IF EXISTS several_starters"))
+        connection.execute(text("CREATE DATABASE several_starters"))
+    url = settings.database_url.get_secret_value().rsplit("/", 1)[0] + "/several_starters"
+    fresh = settings.model_copy(update={"database_url": SecretStr(url)})
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: upgrade(fresh), range(4)))
+    first, *others = sorted(results, key=lambda result: result[0] or "")
+    assert first[0] is None
+    assert first[1] is not None
+    assert others == [(first[1], first[1])] * 3
