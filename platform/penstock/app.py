@@ -37,17 +37,16 @@ def create_app(
     database: Database | None = None,
     redis: Redis | None = None,
 ) -> Flask:
-    """The application with all routes. It connects when the first request needs it to, so it starts while services
-    are down.
+    """The application with all routes. It connects when a request needs it to, so it starts while services are down.
 
     Without `prompts` the deployments' own tokenizers count.
-
     """
     app = APIFlask(
         "penstock", title="Penstock", version=__version__, docs_path=None, json_errors=False, static_folder=None
     )
     app.config["SECRET_KEY"] = settings.secret_key.get_secret_value()
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    # One more than we take: Werkzeug cuts a body of unknown length off at the limit and says nothing (see `read_body`).
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
     app.json.sort_keys = False
     app.url_map.strict_slashes = False
     app.extensions["penstock"] = make_services(settings, prompts, database, redis)

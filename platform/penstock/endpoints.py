@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from penstock.auth.services import Principal, Scope, authenticate
 from penstock.errors import Forbidden, Unauthenticated, UnsupportedMediaType
-from penstock.problems import PROBLEM_TYPE, Problem, explain_validation, refuse_field
+from penstock.problems import PROBLEM_TYPE, Problem, body_too_large, explain_validation, refuse_field
 from penstock.services import current_services
 
 View = Callable[..., Any]
@@ -68,6 +68,9 @@ def read_body(model: type[Model]) -> Model:
     if request.mimetype not in ("", "application/json") and not request.mimetype.endswith("+json"):
         raise UnsupportedMediaType(f"the body is {request.mimetype}; send it as application/json")
     data = request.get_data(cache=False)
+    limit = current_services().settings.max_body_bytes
+    if len(data) > limit:
+        raise body_too_large(limit)
     try:
         parsed = model.model_validate_json(data)
     except ValidationError as error:

@@ -79,6 +79,11 @@ def refuse_field(field: str, message: str, expected: str) -> errors.ValidationFa
     return errors.ValidationFailed(f"{field}: {message}; {expected}", field=field, errors=[problem])
 
 
+def body_too_large(limit: int) -> errors.BodyTooLarge:
+    """The error for a body of more than `limit` bytes."""
+    return errors.BodyTooLarge(f"the body may have at most {limit} bytes", limit_bytes=limit)
+
+
 def _explain(detail: ErrorDetails) -> dict[str, str]:
     field = ".".join(str(part) for part in detail["loc"])
     message, expected = _in_words(detail)
@@ -164,10 +169,7 @@ def _from_http(error: HTTPException) -> PenstockError:
     known: dict[int, Callable[[], PenstockError]] = {
         404: lambda: errors.NotFound(f"there is nothing at {request.path}"),
         405: lambda: errors.MethodNotAllowed(f"{request.path} does not take {request.method}"),
-        413: lambda: errors.BodyTooLarge(
-            f"the body may have at most {current_app.config['MAX_CONTENT_LENGTH']} bytes",
-            limit_bytes=current_app.config["MAX_CONTENT_LENGTH"],
-        ),
+        413: lambda: body_too_large(current_app.config["MAX_CONTENT_LENGTH"] - 1),
         415: lambda: errors.UnsupportedMediaType("send the body as application/json"),
     }
     make = known.get(error.code or 500)

@@ -1,12 +1,13 @@
 """The web application on real services, tenants with keys, and a worker by hand that uses the real lease."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import structlog
 from flask import Flask
 from flask.testing import FlaskClient
 from penstock.app import create_app
@@ -24,6 +25,12 @@ from tests.factories import WordCounter, make_deployment, make_tenant, make_work
 
 ALL_SCOPES = tuple(Scope)
 BODY = {"model": "tiny", "input": {"prompt": "hello there"}}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_logs() -> None:
+    """Log lines without the coloured tracebacks of structlog's first configuration, which take seconds each."""
+    structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
 
 
 @pytest.fixture
@@ -168,7 +175,7 @@ def read_events(chunks: Iterator[str] | Any) -> Iterator[Received]:
                 yield Received(fields["id"], fields["event"], json.loads(fields["data"]))
 
 
-def stream(caller: Caller, job_id: str, last_event_id: str | None = None) -> Iterator[Received]:
+def stream(caller: Caller, job_id: str, last_event_id: str | None = None) -> Generator[Received, None, None]:
     """The events of a job's stream, one by one as the application produces them; closed with the generator."""
     headers = {"Last_Event_ID": last_event_id} if last_event_id else {}
     response = caller.get(f"/v1/jobs/{job_id}/events", **headers)

@@ -31,11 +31,9 @@ def describe(session: Session, tenant_id: str, job_id: str) -> dict[str, Any]:
 
 
 def with_newest_output(document: dict[str, Any], journal: Journal) -> dict[str, Any]:
-    """The document of an unfinished job with the output that Redis has; as it is where Redis has none or does not
-    answer.
+    """The document of an unfinished job with the output that Redis has, or as it is where Redis cannot say.
 
     Asked outside of any transaction, so that a silent Redis holds up no row.
-
     """
     if document["output"] is None or document["finished_at"] is not None:
         return document

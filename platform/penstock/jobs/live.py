@@ -21,7 +21,7 @@ from penstock.jobs.journal import LiveAppend, LiveMessage, unpack_live
 from penstock.logs import get_logger
 
 _BACKLOG: Final = 512  # appends that wait for one slow reader; beyond, it looks again at what is stored
-_LISTEN_SECONDS: Final = 1.0
+_LISTEN_SECONDS: Final = 0.2  # and so how long closing takes at most
 _BACKOFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 log = get_logger(__name__)
 

@@ -29,10 +29,10 @@ _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f
 _JSON: Final = "application/json"
 _STREAM: Final = {
     "description": (
-        "Server-Sent Events. Each has an `id` of the form `<event>.<position>`; sent back as `Last-Event-ID` it resumes "
-        "exactly there. `output.delta` events carry an OutputDelta, all others are the job's state events and carry an "
-        "EventDocument; the last one is a FinalEvent, after which the stream ends. A comment is sent when nothing else "
-        "was for 15 seconds."
+        "Server-Sent Events. Each has an `id` of the form `<event>.<position>`; sent back as `Last-Event-ID` it "
+        "resumes exactly there. `output.delta` events carry an OutputDelta, all others are the job's state events and "
+        "carry an EventDocument; the last one is a FinalEvent, after which the stream ends. A comment is sent when "
+        "nothing else was for 15 seconds."
     ),
     "content": {
         "text/event-stream": {

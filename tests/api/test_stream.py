@@ -1,0 +1,296 @@
+"""A job's stream: complete, in order, and resumable at every event, whatever fails underneath."""
+
+from itertools import islice
+
+import pytest
+from flask import Flask
+from penstock.db import Database
+from penstock.jobs import lease
+from penstock.jobs.documents import EventDocument, FinalEvent, OutputDelta
+from penstock.jobs.journal import Journal, JournalEntry
+from penstock.jobs.states import JobState
+from redis import Redis
+
+from tests.api.conftest import Caller, Received, Worker, stream
+
+pytestmark = pytest.mark.usefixtures("deployment")
+
+
+def finished_job(caller: Caller, worker: Worker, *texts: str) -> str:
+    job_id = caller.submit()
+    worker.claim()
+    worker.write(*texts)
+    worker.finish()
+    return job_id
+
+
+def text_of(events: list[Received]) -> str:
+    return "".join(event.data["text"] for event in events if event.type == "output.delta")
+
+
+def test_a_finished_job_replays_from_its_beginning(caller: Caller, worker: Worker) -> None:
+    job_id = finished_job(caller, worker, "Hel", "lo")
+    events = list(stream(caller, job_id))
+
+    assert [event.type for event in events] == [
+        "job.queued",
+        "job.running",
+        "output.delta",
+        "output.delta",
+        "output.delta",
+        "job.succeeded",
+    ]
+    assert [event.id for event in events] == ["1.0", "2.0", "2.1", "2.2", "2.3", "3.3"]
+    assert text_of(events) == "Hello"
+    assert events[-2].data["finish_reason"] == "stop"
+    assert events[-1].data["job"]["output"]["choices"][0]["text"] == "Hello"
+
+
+def test_every_event_is_what_the_document_says(caller: Caller, worker: Worker) -> None:
+    *events, last = stream(caller, finished_job(caller, worker, "a"))
+
+    for event in events:
+        model = OutputDelta if event.type == "output.delta" else EventDocument
+        model.model_validate(event.data)
+    FinalEvent.model_validate(last.data)
+
+
+def test_a_stream_resumes_exactly_after_every_event(caller: Caller, worker: Worker) -> None:
+    job_id = caller.submit()
+    worker.claim()
+    worker.write("a", "b")
+    worker.lose()
+    worker.claim()
+    worker.write("c")
+    worker.finish()
+    whole = list(stream(caller, job_id))
+
+    assert text_of(whole) == "abc"
+    for number, event in enumerate(whole[:-1], start=1):
+        assert list(stream(caller, job_id, event.id)) == whole[number:], event.id
+
+
+def test_after_the_last_event_there_is_no_content(caller: Caller, worker: Worker) -> None:
+    job_id = finished_job(caller, worker, "a")
+    *_, last = stream(caller, job_id)
+
+    assert caller.get(f"/v1/jobs/{job_id}/events", Last_Event_ID=last.id).status_code == 204
+
+
+def test_the_query_resumes_for_those_who_cannot_set_the_header(caller: Caller, worker: Worker) -> None:
+    job_id = finished_job(caller, worker, "a")
+    answer = caller.get(f"/v1/jobs/{job_id}/events?last_event_id=2.0")
+
+    assert "id: 2.1" in answer.text
+    assert "id: 2.0\n" not in answer.text
+
+
+def test_a_live_reader_gets_each_token_as_it_is_journalled(caller: Caller, worker: Worker) -> None:
+    job_id = caller.submit()
+    events = stream(caller, job_id)
+    assert next(events).type == "job.queued"
+
+    worker.claim()
+    assert next(events).type == "job.running"
+    worker.write("one")
+    assert next(events).data["text"] == "one"
+    worker.write("two", "three")
+    assert [event.data["text"] for event in islice(events, 2)] == ["two", "three"]
+    worker.finish()
+    assert [event.type for event in events] == ["output.delta", "job.succeeded"]
+
+
+def test_a_cancelled_waiting_job_ends_its_stream(caller: Caller) -> None:
+    job_id = caller.submit()
+    events = stream(caller, job_id)
+    next(events)
+    caller.post(f"/v1/jobs/{job_id}/cancel")
+
+    assert [event.type for event in events] == ["job.cancelled"]
+
+
+def test_a_lost_worker_neither_repeats_nor_drops_a_token(caller: Caller, worker: Worker) -> None:
+    job_id = caller.submit()
+    events = stream(caller, job_id)
+    worker.claim()
+    worker.write("a", "b")
+    early = list(islice(events, 4))
+    worker.lose()
+    worker.claim()
+    worker.write("c")
+    worker.finish()
+    whole = early + list(events)
+
+    assert [event.type for event in whole if event.type != "output.delta"] == [
+        "job.queued",
+        "job.running",
+        "job.requeued",
+        "job.running",
+        "job.succeeded",
+    ]
+    assert text_of(whole) == "abc"
+    assert [event.data["position"] for event in whole if event.type == "output.delta"] == [0, 1, 2, 3]
+
+
+def test_a_reader_who_was_never_told_anything_still_gets_it_all(caller: Caller, worker: Worker, redis: Redis) -> None:
+    job_id = caller.submit()
+    events = stream(caller, job_id)
+    next(events)
+    worker.journal = _Mute(redis)
+    worker.claim()
+    worker.write("a")
+    worker.finish(announce=False)
+
+    assert [event.type for event in events] == ["job.running", "output.delta", "output.delta", "job.succeeded"]
+
+
+def test_a_lost_publication_is_made_up_from_the_journal(caller: Caller, worker: Worker, redis: Redis) -> None:
+    job_id = caller.submit()
+    worker.claim()
+    events = stream(caller, job_id)
+    list(islice(events, 2))
+    telling, worker.journal = worker.journal, _Mute(redis)
+    worker.write("lost", " and")
+    worker.journal = telling
+    worker.write(" found")
+    worker.finish()
+
+    assert text_of(list(events)) == "lost and found"
+
+
+def test_tokens_that_redis_and_worker_lost_together_are_rewound_aloud(
+    caller: Caller, worker: Worker, redis: Redis, database: Database
+) -> None:
+    job_id = caller.submit()
+    events = stream(caller, job_id)
+    worker.claim()
+    worker.write("kept")
+    worker.checkpoint()
+    worker.write("lost", "lost too")
+    early = list(islice(events, 5))
+    redis.flushall()
+    worker.lose()
+    held = worker.claim()
+    with database.transaction() as session:
+        lease.note_rewind(session, held, len(worker.entries))
+    worker.journal.rewrite(job_id, held.fence, worker.entries)
+    worker.write("new", "newer", "newest")
+    worker.finish()
+    late = list(events)
+
+    assert text_of(early) == "keptlostlost too"
+    assert [event.type for event in late][:3] == ["job.requeued", "job.running", "output.rewound"]
+    assert late[2].data["data"] == {"position": 1}
+    assert (late[2].id, late[3].id) == ("5.1", "5.2")
+    assert text_of(late) == "newnewernewest"
+    assert text_of(list(stream(caller, job_id))) == "keptnewnewernewest"
+    assert text_of(list(stream(caller, job_id, early[-1].id))) == "newnewernewest"
+
+
+def test_the_rewind_is_noticed_even_when_its_run_was_announced_before_it(
+    caller: Caller, worker: Worker, redis: Redis, database: Database
+) -> None:
+    job_id = caller.submit()
+    events = stream(caller, job_id)
+    worker.claim()
+    worker.write("lost", "lost")
+    list(islice(events, 4))
+    redis.flushall()
+    worker.lose()
+    held = worker.claim()
+    assert [event.type for event in islice(events, 2)] == ["job.requeued", "job.running"]
+    with database.transaction() as session:
+        lease.note_rewind(session, held, 0)
+    worker.write("new", "new", "new")
+
+    assert [event.type for event in islice(events, 2)] == ["output.rewound", "output.delta"]
+    worker.finish()
+    assert [event.data["position"] for event in events if event.type == "output.delta"] == [1, 2, 3]
+
+
+def test_a_finished_job_replays_without_redis_having_it(caller: Caller, worker: Worker, redis: Redis) -> None:
+    job_id = finished_job(caller, worker, "Hel", "lo")
+    before = list(stream(caller, job_id))
+    redis.flushall()
+
+    assert list(stream(caller, job_id)) == before
+
+
+def test_a_new_reader_of_a_running_job_gets_the_checkpoint_when_redis_was_emptied(
+    caller: Caller, worker: Worker, redis: Redis
+) -> None:
+    job_id = caller.submit()
+    worker.claim()
+    worker.write("a", "b")
+    worker.checkpoint()
+    redis.flushall()
+
+    assert text_of(list(islice(stream(caller, job_id), 4))) == "ab"
+
+
+def test_log_probabilities_are_streamed_where_they_were_asked_for(caller: Caller, worker: Worker) -> None:
+    job_id = caller.submit(params={"logprobs": True})
+    held = worker.claim()
+    worker.entries = [JournalEntry(0, 0, 7, "x", -0.25, held.fence)]
+    worker.journal.rewrite(job_id, held.fence, worker.entries)
+    worker.finish(JobState.SUCCEEDED)
+    deltas = [event.data for event in stream(caller, job_id) if event.type == "output.delta"]
+
+    assert deltas[0]["logprob"] == -0.25
+    assert "logprob" not in deltas[1]
+
+
+@pytest.mark.parametrize("cursor", ["nonsense", "3", "3.", "-1.0", "1.0.0", "１.0", "99999999999.0"])
+def test_an_event_id_that_is_none_is_refused(caller: Caller, cursor: str) -> None:
+    answer = caller.get(f"/v1/jobs/{caller.submit()}/events?last_event_id={cursor}")
+
+    assert (answer.status_code, answer.json["code"], answer.json["field"]) == (
+        422,
+        "validation_failed",
+        "Last-Event-ID",
+    )
+
+
+def test_an_event_that_has_not_happened_is_refused(caller: Caller) -> None:
+    answer = caller.get(f"/v1/jobs/{caller.submit()}/events", Last_Event_ID="7.0")
+
+    assert answer.status_code == 422
+    assert "1 state events" in answer.json["detail"]
+
+
+def test_an_unknown_job_has_no_stream(caller: Caller) -> None:
+    assert caller.get("/v1/jobs/job_unknown/events").status_code == 404
+
+
+def test_streams_are_bounded_so_that_others_are_still_answered(app: Flask, caller: Caller) -> None:
+    services = app.extensions["penstock"]
+    job_id = caller.submit()
+    open_streams = [stream(caller, job_id) for _ in range(services.waiting_places.count)]
+    for events in open_streams:
+        next(events)
+    answer = caller.get(f"/v1/jobs/{job_id}/events")
+
+    assert (answer.status_code, answer.json["code"]) == (503, "service_unavailable")
+    open_streams[0].close()
+    assert next(stream(caller, job_id)).type == "job.queued"
+    for events in open_streams:
+        events.close()
+    assert services.waiting_places.taken == 0
+
+
+def test_streams_end_when_the_process_stops(app: Flask, caller: Caller) -> None:
+    events = stream(caller, caller.submit())
+    next(events)
+    app.extensions["penstock"].stop_streams()
+
+    assert list(events) == []
+
+
+class _Mute(Journal):
+    """A journal whose publications are lost on the way."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis, publisher="mute")
+
+    def _publish(self, message: object) -> None:
+        pass
