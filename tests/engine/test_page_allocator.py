@@ -1,12 +1,13 @@
 """No page is handed out twice, lost, or taken back twice."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock_engine.errors import OutOfPages
 from penstock_engine.page_allocator import NULL_PAGE, PageAllocator
 
 
+@settings(deadline=None)
 @given(total=st.integers(1, 20), moves=st.lists(st.integers(-20, 20), max_size=60))
 def test_pages_are_conserved(total: int, moves: list[int]) -> None:
     """A positive move takes so many pages; a negative one gives the oldest taken back."""

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock_engine import Engine, EngineConfig, Request, SamplingParams
 from penstock_engine.philox import philox4x32, uniforms
@@ -99,6 +99,7 @@ def test_the_check_notices_a_slightly_wrong_temperature() -> None:
     assert chisquare(counts, expected(logits, 1.0, 0, 1.0) * DRAWS).pvalue < 1e-6
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**16),
     vocabulary=st.sampled_from([3, 63, 64, 65, 2000]),
