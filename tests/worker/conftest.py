@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 60.0
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T], what: str) -> T:
+def eventually(look: Callable[[], T | None], what: str) -> T:
     """What `look` finds as soon as it finds anything."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:

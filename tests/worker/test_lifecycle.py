@@ -100,7 +100,7 @@ def test_a_frozen_worker_that_wakes_up_writes_nothing(
         job = jobs.finished(job_id)
     finally:
         os.kill(zombie.pid, signal.SIGCONT)
-    eventually(lambda: f"lease.lost" in zombie.log.read_text(), "the loss of the lease")  # noqa: F541
+    eventually(lambda: "lease.lost" in zombie.log.read_text(), "the loss of the lease")
     assert job.fence == 2
     assert {entry.fence for entry in journal(job_id)} == {1, 2}
     assert jobs.get(job_id).output == job.output

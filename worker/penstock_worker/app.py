@@ -20,7 +20,6 @@ from penstock.db import Database
 from penstock.ids import new_id
 from penstock.jobs.housekeeping import Housekeeper
 from penstock.jobs.journal import Journal
-from penstock.jobs.states import RunOutcome
 from penstock.logs import get_logger
 from penstock.registry.hosting_services import WorkerCard, register_worker, remove_worker
 from penstock.settings import Settings
@@ -32,8 +31,7 @@ from penstock_worker.hosting import Host
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.patience import DATABASE_OUTAGE, GaveUp, until_done
 from penstock_worker.results import Results
-from penstock_worker.running import GivenBack
-from penstock_worker.serving import Serving
+from penstock_worker.serving import STOPPING, Serving
 from penstock_worker.stopping import StopSignals
 from penstock_worker.tasks import make_controller, register_serve, request_shutdown
 
@@ -63,7 +61,6 @@ class WorkerProcess:
         self._card = WorkerCard(
             new_id("wrk"), socket.gethostname(), os.getpid(), settings.worker_device, settings.worker_slots
         )
-        self._exit_code = 0
         journal = Journal(self._redis, self._card.id)
         self._celery = make_celery(settings)
         self._held = HeldJobs()
@@ -97,39 +94,36 @@ class WorkerProcess:
             self._start("hosting", lambda: self._host.run(self._stopped)),
             self._start("housekeeping", lambda: self._housekeeper.run(self._stopped)),
         ]
-        self._consume()
+        exit_code = self._consume()
         self._host.close()
         self._stopped.set()
         self._heartbeat.wake()
         for part in parts:
             part.join()
         self._leave()
-        return self._exit_code
+        return exit_code
 
     def _register(self) -> None:
         with self._own_database.transaction() as session:
             register_worker(session, self._card)
 
-    def _consume(self) -> None:
+    def _consume(self) -> int:
         """Answer doorbells until shutdown is requested and every pool thread has returned."""
         register_serve(self._celery, self._serving.answer)
         controller = make_controller(
             self._celery, worker_id=self._card.id, slots=self._card.slots, closing=self._begin_drain
         )
         controller.start()
-        self._exit_code = self._exit_code or controller.exitcode or 0
+        return controller.exitcode or 0
 
     def _await_signals(self) -> None:
         """The first signal lets running jobs finish for a while, the second hands them back at once."""
         self._signals.wait()
-        self._shut_down()
-        self._signals.wait()
-        self._hand_back()
-
-    def _shut_down(self) -> None:
         self._begin_drain()
         request_shutdown()
         self._doorbells.wake()
+        self._signals.wait()
+        self._hand_back()
 
     def _begin_drain(self) -> None:
         """Take no new job."""
@@ -149,8 +143,9 @@ class WorkerProcess:
 
     def _hand_back(self) -> None:
         """Give what is unfinished back to the queue; the next holder goes on at the exact token."""
+        self._serving.handing_back.set()
         for job, _ in self._held.snapshot():
-            if job.end(GivenBack(RunOutcome.HANDED_BACK, "the worker is stopping")):
+            if job.end(STOPPING):
                 self._writer.mark(job)
         deadline = time.monotonic() + _HAND_BACK_SECONDS
         while len(self._held) and time.monotonic() < deadline:
@@ -171,15 +166,17 @@ class WorkerProcess:
         log.info("worker.stopped", worker=self._card.id)
 
     def _start(self, name: str, work: Callable[[], None]) -> threading.Thread:
-        """Run a part in a thread. Without any one of them the worker is of no use: a part that fails ends it."""
+        """Run a part in a thread. No part can do without the others: should one fail, the worker is as good as dead.
+
+        Then it ends at once: its engines end with it, and the reaper gives its jobs to others.
+        """
 
         def guarded() -> None:
             try:
                 work()
             except Exception:
                 log.exception("worker.part_failed", part=name)
-                self._exit_code = 1
-                self._shut_down()
+                os._exit(1)
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()

@@ -44,6 +44,8 @@ class Heartbeat:
         self._database = database
         self._held = held
         self._writer = writer
+        self._renewal_seconds = settings.lease_seconds / _RENEWALS_PER_LEASE
+        self._beat_seconds = min(_LONGEST_BEAT_SECONDS, self._renewal_seconds, settings.checkpoint_seconds)
         self._reported: dict[str, HostingReport] = {}
         self._renewed_at = self._checkpointed_at = float("-inf")
         self._wake = threading.Event()
@@ -55,14 +57,12 @@ class Heartbeat:
 
     def run(self, host: Host, stop: threading.Event) -> None:
         """Beat until `stop` is set."""
-        settings = self._settings
-        seconds = min(_LONGEST_BEAT_SECONDS, settings.lease_seconds / _RENEWALS_PER_LEASE, settings.checkpoint_seconds)
         while not stop.is_set():
             self._watch_engines(host)
             self._attempt(self._tend_leases)
             self._attempt(self._checkpoint)
             self._attempt(lambda: self._report(host))
-            self._wake.wait(seconds)
+            self._wake.wait(self._beat_seconds)
             self._wake.clear()
 
     def _attempt(self, work: Callable[[], None]) -> None:
@@ -71,6 +71,10 @@ class Heartbeat:
             work()
         except DATABASE_OUTAGE as error:
             log.warning("database.unreachable", what="heartbeat", error=type(error).__name__)
+
+    def _due(self, last: float, period: float) -> bool:
+        """Whether this beat is nearer to the end of the period than the next one will be."""
+        return time.monotonic() - last >= period - self._beat_seconds / 2
 
     def _watch_engines(self, host: Host) -> None:
         for model in host.models:
@@ -83,7 +87,7 @@ class Heartbeat:
     def _tend_leases(self) -> None:
         """Renew when a third of the lease has gone; at every other beat only look for what is to be stopped."""
         jobs = [job for job, bridge in self._held.snapshot() if bridge.lively]
-        if time.monotonic() - self._renewed_at >= self._settings.lease_seconds / _RENEWALS_PER_LEASE:
+        if self._due(self._renewed_at, self._renewal_seconds):
             self._renew(jobs)
         elif jobs:
             with self._database.transaction() as session:
@@ -122,7 +126,7 @@ class Heartbeat:
 
     def _checkpoint(self) -> None:
         """Copy the journals that have grown to PostgreSQL, in one transaction."""
-        if time.monotonic() - self._checkpointed_at < self._settings.checkpoint_seconds:
+        if not self._due(self._checkpointed_at, self._settings.checkpoint_seconds):
             return
         grown = [job for job, _ in self._held.snapshot() if len(job.entries) > job.checkpointed and job.ending is None]
         progress = [job.progress for job in grown]

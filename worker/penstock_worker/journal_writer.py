@@ -21,6 +21,7 @@ from penstock_worker.running import Lost, RunningJob
 MOST_UNWRITTEN_ENTRIES: Final = 100_000
 """Entries that may wait for Redis before the engines are paused."""
 _RETRY_SECONDS: Final = 0.25
+_IDLE_SECONDS: Final = 0.5
 _LEASE_MARGIN_SECONDS: Final = 0.2
 """For the way to Redis: nothing is sent so shortly before a lease may run out."""
 
@@ -83,7 +84,7 @@ class JournalWriter:
     def _take_round(self) -> _Round:
         with self._changed:
             if not self._next:
-                self._changed.wait(0.1)
+                self._changed.wait(_IDLE_SECONDS)
             taken, self._next = self._next, _Round()
         return taken
 

@@ -4,7 +4,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from penstock.db import Database
 from penstock.errors import LeaseLost, PenstockError
@@ -20,10 +20,13 @@ from sqlalchemy import select, update
 from penstock_worker.bridge import Bridge
 from penstock_worker.held import HeldJobs
 from penstock_worker.journal_writer import JournalWriter
+from penstock_worker.messages import Submit
 from penstock_worker.patience import DATABASE_OUTAGE
 from penstock_worker.requests import request_of
 from penstock_worker.results import Results
-from penstock_worker.running import Ending, Finished, GivenBack, Lost, RunningJob
+from penstock_worker.running import Finished, GivenBack, Lost, RunningJob
+
+STOPPING: Final = GivenBack(RunOutcome.HANDED_BACK, "the worker is stopping")
 
 log = get_logger(__name__)
 
@@ -45,7 +48,10 @@ class Server(Protocol):
 
 
 class Serving:
-    """What the Celery task does. Any number of pool threads answer at once; each holds one job at a time."""
+    """What the Celery task does. Any number of pool threads answer at once; each holds one job at a time.
+
+    Once `closing` is set nothing more is claimed; once `handing_back` is, whatever was claimed goes back.
+    """
 
     def __init__(
         self,
@@ -68,6 +74,7 @@ class Serving:
         self._ready_servers = ready_servers
         self._lease_seconds = lease_seconds
         self.closing = threading.Event()
+        self.handing_back = threading.Event()
 
     def answer(self, deployment_id: str) -> None:
         """Run jobs of the deployment, and then of every other in turn, so that none has all the threads for itself."""
@@ -115,11 +122,15 @@ class Serving:
         """Hold the job from its claim to its end, and write the end down."""
         bridge = server.bridge
         with self._held.holding(job, bridge):
+            if self.handing_back.is_set():  # it was claimed too late to be seen among the held
+                job.end(STOPPING)
             self._writer.announce(job.id)
-            if (ending := self._prepare(job, checkpoint, server.tokenizer)) is not None:
-                job.end(ending)
-            if not bridge.submit(job, request_of(job)):
+            request = self._prepare(job, checkpoint, server.tokenizer)
+            if request is None:
+                bridge.release()
+            elif not bridge.submit(job, request):
                 job.end(GivenBack(RunOutcome.HANDED_BACK, "the engine is being restarted"))
+            if job.ending is not None:
                 self._writer.mark(job)
             job.settled.wait()
             bridge.abort(job)
@@ -127,25 +138,26 @@ class Serving:
         if isinstance(job.ending, Finished):
             server.note_finished()
 
-    def _prepare(self, job: RunningJob, checkpoint: list[JournalEntry], tokenizer: ModelTokenizer) -> Ending | None:
-        """Make the job ready for the engine. An ending when it cannot or need not run; one job's fault is its own."""
+    def _prepare(self, job: RunningJob, checkpoint: list[JournalEntry], tokenizer: ModelTokenizer) -> Submit | None:
+        """What to ask of the engine. None when the run has ended already: one job's fault is its own."""
         try:
             self._restore(job, checkpoint, tokenizer)
+            if job.job.cancel_requested_at is not None:
+                job.end(Finished(JobState.CANCELLED), "cancelled")
+            return request_of(job) if job.ending is None else None
         except LeaseLost:
-            return Lost()
+            job.end(Lost())
         except PenstockError as error:
-            return Finished(JobState.FAILED, {"code": error.code, "message": error.message})
+            job.end(Finished(JobState.FAILED, {"code": error.code, "message": error.message}))
         except RedisError as error:
-            return GivenBack(RunOutcome.HANDED_BACK, f"Redis does not answer ({type(error).__name__})")
+            job.end(GivenBack(RunOutcome.HANDED_BACK, f"Redis does not answer ({type(error).__name__})"))
         except DATABASE_OUTAGE as error:
-            return GivenBack(RunOutcome.HANDED_BACK, f"PostgreSQL does not answer ({type(error).__name__})")
+            job.end(GivenBack(RunOutcome.HANDED_BACK, f"PostgreSQL does not answer ({type(error).__name__})"))
         except Exception as error:
             log.exception("job.preparation_failed", job=job.id)
             message = f"the worker could not prepare the job: {type(error).__name__}"
-            return Finished(JobState.FAILED, {"code": "internal_error", "message": message})
-        if job.job.cancel_requested_at is not None:
-            job.end(Finished(JobState.CANCELLED), "cancelled")
-        return job.ending
+            job.end(Finished(JobState.FAILED, {"code": "internal_error", "message": message}))
+        return None
 
     def _restore(self, job: RunningJob, checkpoint: list[JournalEntry], tokenizer: ModelTokenizer) -> None:
         """Shut earlier holders out and take over what they journalled: the longer of Redis and PostgreSQL."""

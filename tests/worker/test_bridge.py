@@ -1,0 +1,151 @@
+"""A real engine process at the other end of the bridge."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from penstock.jobs.journal import Journal
+from penstock.jobs.lease import Claim
+from penstock.jobs.models import Job
+from penstock.jobs.states import JobState
+from penstock.registry.tokenizer import ModelTokenizer
+from penstock_worker.bridge import Bridge, EngineFailed
+from penstock_worker.journal_writer import JournalWriter
+from penstock_worker.messages import EngineSpec
+from penstock_worker.requests import request_of
+from penstock_worker.running import Finished, RunningJob
+from redis import Redis
+
+from tests.worker.conftest import eventually
+
+PLACES = 3
+
+
+class OpenBridge:
+    """A bridge whose reader runs, and jobs for it."""
+
+    def __init__(self, bridge: Bridge, folder: Path) -> None:
+        self.bridge = bridge
+        self._tokenizer = ModelTokenizer.from_folder(folder)
+        self._count = 0
+
+    def job(self, max_tokens: int) -> RunningJob:
+        self._count += 1
+        params = {"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True}
+        row = Job(
+            id=f"job_{self._count}", tenant_id="ten", params=params, seed=1, priority=0, job_class=0, input={}, runs=1
+        )
+        job = RunningJob(Claim(row, 1, []), claimed_at=time.monotonic(), lease_until=time.monotonic() + 60)
+        job.restore([], self._tokenizer, [5, 6, 7])
+        return job
+
+    def submit(self, job: RunningJob) -> None:
+        assert self.bridge.reserve()
+        assert self.bridge.submit(job, request_of(job))
+
+
+@pytest.fixture(scope="module")
+def opened(model_folder: Path) -> Iterator[OpenBridge]:
+    writer = JournalWriter(Journal(Redis(port=1), "nobody"), linger_seconds=1)  # marked only; it never runs
+    spec = EngineSpec(str(model_folder), max_running=PLACES, kv_bytes=2**27, threads=1)
+    bridge = Bridge(spec, writer, places=PLACES, stall_seconds=60)
+    started, ended = threading.Event(), []
+
+    def own() -> None:  # Linux ends the process with the thread that started it
+        bridge.start()
+        started.set()
+        ended.append(bridge.read())
+
+    thread = threading.Thread(target=own)
+    thread.start()
+    assert started.wait(60)
+    yield OpenBridge(bridge, model_folder)
+    bridge.stop()
+    thread.join(30)
+    assert ended == ["the engine process ended with exit code 0"]
+
+
+def test_jobs_run_together_and_leave_their_places(opened: OpenBridge) -> None:
+    jobs = [opened.job(max_tokens=20) for _ in range(PLACES)]
+    for job in jobs:
+        opened.submit(job)
+    eventually(lambda: all(job.ending for job in jobs), "the ends")
+    assert {job.ending for job in jobs} == {Finished(JobState.SUCCEEDED)}
+    assert {len(job.entries) for job in jobs} == {21}
+    assert len({job.choices[0].token_ids[-1] for job in jobs}) == 1  # greedy, and the same prompt
+    eventually(lambda: opened.bridge.free_places == PLACES, "the places")
+
+
+def test_no_more_is_reserved_than_fits(opened: OpenBridge) -> None:
+    bridge = opened.bridge
+    assert [bridge.reserve() for _ in range(PLACES + 1)] == [True] * PLACES + [False]
+    for _ in range(PLACES):
+        bridge.release()
+    bridge.places = 1
+    assert [bridge.reserve(), bridge.reserve()] == [True, False]
+    bridge.release()
+    bridge.places = PLACES
+
+
+def test_a_paused_engine_generates_nothing_and_then_goes_on(opened: OpenBridge) -> None:
+    opened.bridge.pause(True)
+    job = opened.job(max_tokens=10)
+    opened.submit(job)
+    time.sleep(0.2)
+    assert job.entries == []
+    assert opened.bridge.lively
+    opened.bridge.pause(False)
+    eventually(lambda: job.ending, "the end")
+    assert len(job.entries) == 11
+
+
+def test_an_aborted_job_gives_its_place_back(opened: OpenBridge) -> None:
+    job = opened.job(max_tokens=900)
+    opened.submit(job)
+    eventually(lambda: job.entries, "a token")
+    opened.bridge.abort(job)
+    eventually(lambda: opened.bridge.free_places == PLACES, "the place")
+    assert not opened.bridge.busy
+
+
+def test_an_idle_engine_answers_pings(opened: OpenBridge) -> None:
+    heard = opened.bridge._heard_at
+    deadline = time.monotonic() + 30
+    while opened.bridge._heard_at == heard and time.monotonic() < deadline:
+        opened.bridge.watch()
+        time.sleep(0.05)
+    assert opened.bridge._heard_at > heard
+
+
+def test_a_refused_request_fails_its_job_with_the_engines_reason(opened: OpenBridge) -> None:
+    job = opened.job(max_tokens=5)
+    job.prompt_ids = [5] * 2000
+    opened.submit(job)
+    eventually(lambda: job.ending, "the refusal")
+    assert isinstance(job.ending, Finished)
+    assert job.ending.error is not None
+    assert job.ending.error["code"] == "prompt_too_long"
+    assert "2000" in job.ending.error["message"]
+
+
+def test_a_resumed_job_that_had_all_its_tokens_just_ends(opened: OpenBridge) -> None:
+    done = opened.job(max_tokens=5)
+    opened.submit(done)
+    eventually(lambda: done.ending, "the end")
+    successor = opened.job(max_tokens=5)
+    successor.choices[0].replay(done.entries[:-1])
+    successor.entries = done.entries[:-1]
+    opened.submit(successor)
+    eventually(lambda: successor.ending, "the end")
+    assert successor.ending == Finished(JobState.SUCCEEDED)
+    assert successor.entries == done.entries
+
+
+def test_a_folder_that_is_no_model_fails_with_the_engines_reason(tmp_path: Path) -> None:
+    writer = JournalWriter(Journal(Redis(port=1), "nobody"), linger_seconds=1)
+    bridge = Bridge(EngineSpec(str(tmp_path), max_running=1), writer, places=1, stall_seconds=60)
+    with pytest.raises(EngineFailed, match=r"config\.json") as failure:
+        bridge.start()
+    assert failure.value.code == "model_not_found"
