@@ -12,6 +12,7 @@ from typing import Final
 
 import psycopg
 from celery import Celery
+from kombu.exceptions import OperationalError as BrokerError
 from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import select
@@ -52,7 +53,7 @@ class Housekeeper:
         while not stop.is_set():
             try:
                 self._listen_and_sweep(stop)
-            except (psycopg.Error, DBAPIError, RedisError, OSError) as error:
+            except (psycopg.Error, DBAPIError, RedisError, BrokerError, OSError) as error:
                 self._last_failure = time.monotonic()
                 log.warning("housekeeping.interrupted", error=type(error).__name__, detail=str(error).split("\n")[0])
                 stop.wait(min(self._settings.sweep_seconds, 1.0))
