@@ -1,6 +1,6 @@
-"""Chromium, and the portal in two ways: the whole platform with a real worker, and a site whose worker a test plays by hand.
+"""Chromium, and the portal in two ways: the whole platform with a real worker, and a site whose worker a test plays.
 
-A page that writes an error to its console, breaks its content security policy or is wider than the screen fails its test.
+A page that writes an error to its console, breaks its content security policy or is wider than the screen fails.
 """
 
 import os
@@ -25,7 +25,7 @@ from penstock.jobs.journal import Journal
 from penstock.jobs.models import Job
 from penstock.registry.models import Deployment
 from penstock.settings import Settings
-from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, expect, sync_playwright
 from redis import Redis
 from werkzeug.serving import make_server
 
@@ -48,6 +48,8 @@ FLAGS = (
 )
 # What a browser writes for every answer of that status; the test that provokes one names it.
 FAILED_LOAD = "Failed to load resource"
+
+expect.set_options(timeout=60_000)  # a busy machine is slow, not wrong
 
 
 def chromium_path() -> str:
@@ -138,7 +140,7 @@ def open_tab(browser: Browser) -> Iterator[Callable[..., Tab]]:
 
 @dataclass(frozen=True)
 class Site:
-    """The portal in this process behind a cuttable line, and a worker that the test plays with the real lease and journal."""
+    """The portal in this process behind a line that can be cut, and a worker that the test plays by hand."""
 
     base: str
     line: Proxy

@@ -1,4 +1,4 @@
-"""Every page on a narrow and a wide screen, light and dark: no violation that axe finds, operable by keyboard, remembered theme."""
+"""Every page, narrow and wide, light and dark: nothing that axe finds, usable by keyboard, the theme remembered."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -116,11 +116,11 @@ def test_messages_are_added_and_removed(site: Site, open_tab: OpenTab) -> None:
     tab.open("/jobs/new")
     tab.sign_in()
     page = tab.page
-    page.get_by_label("Message").nth(1).fill("What is 2 + 2?")
+    page.get_by_role("textbox", name="Message").nth(1).fill("What is 2 + 2?")
     page.get_by_role("button", name="Add a message").click()
-    page.get_by_label("Message").nth(2).fill("4")
+    page.get_by_role("textbox", name="Message").nth(2).fill("4")
     page.get_by_role("button", name="Add a message").click()
-    page.get_by_label("Message").nth(3).fill("And 3 + 3?")
+    page.get_by_role("textbox", name="Message").nth(3).fill("And 3 + 3?")
     page.get_by_role("button", name="Remove this message").nth(0).click()
     page.get_by_role("button", name="Submit").click()
     page.wait_for_url("**/jobs/job_*")

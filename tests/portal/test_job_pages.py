@@ -114,9 +114,14 @@ def test_the_form_offers_models_with_their_readiness(person: Person, database: D
         make_worker(session, make_deployment(session, "loading-one"), state="loading")
         make_deployment(session, "absent-one")
     page = person.get("/jobs/new").text
-    assert "ready-one · version 4 · 1 worker ready" in page
-    assert "loading-one · version 1 · loading, 0%" in page
-    assert "absent-one · version 1 · no worker hosts it now" in page
+    for model, said in (
+        ("ready-one", "1 worker ready. Its context holds 256 tokens."),
+        ("loading-one", "Loading, 0%."),
+        ("absent-one", "No worker hosts it now: jobs wait until one does."),
+        ("other", "Not among the models that take jobs now."),
+    ):
+        assert (f"{model} · version" in page) is (model != "other")
+        assert said in person.get(f"/jobs/readiness?model={model}").text
 
 
 def test_the_list_filters_by_its_address(person: Person, deployment: Deployment, database: Database) -> None:

@@ -162,7 +162,8 @@ def test_a_short_bar_can_be_seen_and_stays_inside() -> None:
 def test_the_curl_command_sends_the_same_request() -> None:
     job = make_job(
         model="tiny", input={"prompt": "it's \"quoted\"\n$HOME `x`"},
-        params={"temperature": 0.0, "top_k": 0, "stop": []}, seed=7, job_class=1, priority=0, tags=["a"], user_metadata={}, webhook=None,
+        params={"temperature": 0.0, "top_k": 0, "stop": []},
+        seed=7, job_class=1, priority=0, tags=["a"], user_metadata={}, webhook=None,
     )  # fmt: skip
     words = shlex.split(as_curl(job, "https://penstock.example").replace("\\\n", " "))
     assert words[:2] == ["curl", "https://penstock.example/v1/jobs"]

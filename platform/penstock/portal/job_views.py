@@ -72,6 +72,14 @@ def new() -> str:
     return _compose(form, models, {})
 
 
+@blueprint.get("/readiness")
+def readiness() -> str:
+    """Whether the model that the form names is ready, for a form that is open."""
+    with current_services().database.transaction() as session:
+        models = _models(session)
+    return render_template("portal/jobs/readiness.html", models=models, chosen=request.args.get("model", ""))
+
+
 @blueprint.post("/new")
 def submit() -> tuple[str, int] | AnyResponse:
     """Submit what the form asks for and go to the new job; the API's errors are shown at their fields."""

@@ -90,7 +90,7 @@ def _readiness(hostings: Sequence[Hosting]) -> tuple[str, str]:
         return "loading", f"loading, {max(hosting.progress for hosting in loading):.0%}"
     if failed := by_state.get("failed"):
         return "failed", f"could not be loaded: {failed[0].error}"
-    return "absent", "no worker hosts it now; jobs wait until one does"
+    return "absent", "no worker hosts it now: jobs wait until one does"
 
 
 def _now(session: Session) -> datetime:
