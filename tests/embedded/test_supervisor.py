@@ -7,14 +7,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from penstock.embedded.child import Command, Log, session_members
 from penstock.embedded.errors import ServiceFailed
 from penstock.embedded.service import Report
 from penstock.embedded.state_folder import StateFolder
 from penstock.embedded.stop_switch import StopRequested, StopSwitch
-from penstock.embedded.supervisor import Supervisor, end_leftovers
+from penstock.embedded.supervisor import Supervisor
 
 from tests.embedded.probes import alive, eventually
 
@@ -260,32 +259,3 @@ def _write_lines(descriptor: int, count: int) -> None:
     for number in range(count):
         os.write(descriptor, f"line {number}\n".encode())
     os.close(descriptor)
-
-
-def test_children_of_a_killed_supervisor_are_ended_with_their_descendants(
-    folder: StateFolder, supervisor: Supervisor
-) -> None:
-    """The leader is dead, its child lives on: the next supervisor knows both by the session."""
-    program = Program(folder, PARENT)
-    supervisor.start(program)
-    remembered = folder.read_running()
-    grandchild = int(program.log.last_lines()[0].split()[1])
-    supervisor._stopped.set()  # it watches no longer, as if it had been killed
-    supervisor._watcher.join()
-    os.kill(supervisor.processes["program"], signal.SIGKILL)
-    assert eventually(lambda: not alive(supervisor.processes["program"]))
-    assert alive(grandchild)
-    end_leftovers(folder, lambda _name, _line: None)
-    assert not alive(grandchild)
-    assert folder.read_running() == {}
-    assert remembered["children"][0]["pid"] == supervisor.processes["program"]
-
-
-def test_a_process_that_only_has_a_remembered_id_is_left_alone(folder: StateFolder) -> None:
-    me = psutil.Process()
-    folder.write_private(
-        "running.json",
-        {"children": [{"name": "program", "pid": me.pid, "created": me.create_time() - 1000}]},
-    )
-    end_leftovers(folder, lambda _name, _line: None)
-    assert me.is_running()

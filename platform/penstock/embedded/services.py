@@ -6,13 +6,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from penstock.embedded.leftovers import end_leftovers
 from penstock.embedded.mlflow import MLflow
 from penstock.embedded.postgres import Postgres
 from penstock.embedded.redis import Redis
 from penstock.embedded.service import Report, silent
 from penstock.embedded.state_folder import MINIMUM_FREE_BYTES, StateFolder
 from penstock.embedded.stop_switch import StopSwitch
-from penstock.embedded.supervisor import Supervisor, end_leftovers
+from penstock.embedded.supervisor import Supervisor
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,15 @@
 """Keeps processes running: started in order, restarted after crashes, stopped in reverse, none left."""
 
 import os
-import signal
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
-from penstock.embedded.child import Child, Log, is_alive, kill_session, session_members
-from penstock.embedded.errors import EmbeddedError
+from penstock.embedded.child import Child, Log
+from penstock.embedded.errors import EmbeddedError, NoDiskSpace
+from penstock.embedded.leftovers import describe_children
 from penstock.embedded.service import Report, Service, failure, silent
 from penstock.embedded.state_folder import StateFolder
 from penstock.embedded.stop_switch import StopSwitch
@@ -20,7 +18,6 @@ FIRST_BACKOFF, LONGEST_BACKOFF = 0.2, 30.0  # seconds before a restart; doubled 
 STEADY_SECONDS = 60.0  # a process that ran so long has not crashed "in a row"
 REPORT_SECONDS = 3.0  # between two lines of progress about one service that is not ready yet
 HURRIED_SECONDS = 5.0  # what a process gets to end after the second request to stop
-LEFTOVER_SECONDS = 15.0  # what an earlier supervisor's children get to end before they are killed
 
 
 @dataclass
@@ -67,6 +64,7 @@ class Supervisor:
         with self._lock:
             self._supervised[service.name] = supervised
             self._spawn(supervised)
+            self._remember_children()
         if not self._watcher.is_alive():
             self._watcher.start()
 
@@ -76,7 +74,6 @@ class Supervisor:
         supervised.child = Child(supervised.service.command(), supervised.log)
         supervised.ready = False
         supervised.started_at = time.monotonic()
-        self._remember_children()
 
     def await_ready(self, service: Service) -> None:
         """Wait until a launched service serves, telling what it logs meanwhile."""
@@ -121,6 +118,8 @@ class Supervisor:
             if supervised.child is None:
                 if time.monotonic() >= supervised.restart_at:
                     self._spawn(supervised)
+                    with suppress(NoDiskSpace):  # no reason not to restart
+                        self._remember_children()
             elif supervised.child.exit_code is not None:
                 self._note_crash(supervised, supervised.child.end)
             elif not supervised.ready and supervised.service.is_ready():
@@ -183,53 +182,9 @@ class Supervisor:
     # What a later supervisor needs to know, should this one be killed
 
     def _remember_children(self) -> None:
-        self.remember(
-            children=[
-                {"name": name, "pid": pid, "created": psutil.Process(pid).create_time()}
-                for name, pid in self.processes.items()
-                if is_alive(pid)
-            ]
-        )
+        self.remember(**describe_children(self.processes))
 
     def remember(self, **facts: Any) -> None:
         """Add to what `running.json` says about us."""
         known = self.folder.read_running()
         self.folder.write_private("running.json", known | {"pid": os.getpid()} | facts)
-
-
-def end_leftovers(folder: StateFolder, report: Report) -> None:
-    """End the children of a supervisor that was killed on this folder, and their descendants.
-
-    On Linux they have been told to end by the kernel already. PostgreSQL is left to its own `prepare`, which
-    never kills it.
-    """
-    children = [child for child in folder.read_running().get("children", []) if child["name"] != "postgres"]
-    children = [child for child in children if child["created"] >= psutil.boot_time()]
-    for child in children:
-        if living := _session_of(child):
-            report(child["name"], f"ending process {child['pid']} of an earlier run")
-            # The leader ends its own descendants in order; without it each is asked by itself.
-            for pid in [child["pid"]] if child["pid"] in living else living:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + LEFTOVER_SECONDS
-    for child in children:
-        while _session_of(child) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        if _session_of(child):
-            kill_session(child["pid"])
-    folder.forget_running()
-
-
-def _is_same_process(child: dict[str, Any]) -> bool:
-    try:
-        return bool(psutil.Process(child["pid"]).create_time() == child["created"])
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _session_of(child: dict[str, Any]) -> list[int]:
-    """The living processes of the session that `child` led, unless another process has its id by now."""
-    if psutil.pid_exists(child["pid"]) and not _is_same_process(child):
-        return []
-    return [pid for pid in session_members(child["pid"]) if is_alive(pid)]
