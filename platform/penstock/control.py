@@ -4,6 +4,7 @@ A Celery worker with a few threads takes what the relays ring for; beside it run
 reaper) and, where MLflow is configured, the synchroniser. SIGTERM lets attempts in flight end, then stops all of them.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -57,6 +58,9 @@ def serve(app: Celery) -> int:
     setup_logging.connect(_keep_logging, weak=False)
     # Celery warns of root for fear of pickled messages; ours are JSON alone.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    # Each delivery has a line of ours; Celery's two about every message say less.
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     worker = app.Worker(
         hostname=f"control-{os.getpid()}@{socket.gethostname()}",
         pool="threads",
