@@ -22,6 +22,7 @@ from penstock.broker import CONTROL_QUEUE, make_celery, make_redis
 from penstock.db import Database
 from penstock.jobs.housekeeping import Housekeeper
 from penstock.logs import get_logger
+from penstock.registry.mlflow_sync import Synchroniser
 from penstock.settings import Settings
 from penstock.webhooks import tasks as webhook_tasks
 
@@ -38,8 +39,6 @@ def run_control(settings: Settings) -> int:
     companions = Companions()
     companions.start("housekeeper", Housekeeper(database, redis, app, settings).run)
     if settings.mlflow_tracking_uri is not None:
-        from penstock.registry.mlflow_sync import Synchroniser
-
         companions.start("synchroniser", Synchroniser(database, settings).run)
     log.info("control.started", concurrency=CONCURRENCY, companions=companions.names)
     try:
@@ -58,8 +57,8 @@ def serve(app: Celery) -> int:
     setup_logging.connect(_keep_logging, weak=False)
     # Celery warns of root for fear of pickled messages; ours are JSON alone.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    # Each delivery has a line of ours; Celery's two about every message say less.
-    for name in ("celery.worker.strategy", "celery.app.trace"):
+    # Celery's two lines about every message and httpx's about every request say less than ours.
+    for name in ("celery.worker.strategy", "celery.app.trace", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
     worker = app.Worker(
         hostname=f"control-{os.getpid()}@{socket.gethostname()}",

@@ -66,11 +66,11 @@ def test_messages_that_are_none(call: Call, tmp_path: Path, content: bytes, hint
 
 
 def test_model_output_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    evil = "a\x1b]0;owned\x07\x1b[2Jb\r\x9b31m\tc\n\x00"
-    assert printable(evil) == "a\\x1b]0;owned\\x07\\x1b[2Jb\\x0d\\x9b31m\tc\n\\x00"
+    evil = "a\x1b]0;owned\x07\x1b[2Jb\r\x9b31m\tc\n\x00\u202e"
+    assert printable(evil) == "a\\x1b]0;owned\\x07\\x1b[2Jb\\r\\x9b31m\tc\n\\x00\\u202e"
     write_text(Console(force_terminal=True, color_system=None, markup=False), evil, end="")
     shown = capsys.readouterr().out
-    assert not {"\x1b", "\x07", "\r", "\x9b", "\x00"} & set(shown)
+    assert not {"\x1b", "\x07", "\r", "\x9b", "\x00", "\u202e"} & set(shown)
 
 
 def test_a_pipe_gets_the_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

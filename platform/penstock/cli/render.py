@@ -19,7 +19,7 @@ STYLES: Final = {
     JobState.CANCELLED: "magenta",
     JobState.EXPIRED: "red",
 }
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def console_for(stream: str = "stdout") -> Console:
@@ -29,7 +29,7 @@ def console_for(stream: str = "stdout") -> Console:
 
 def printable(text: str) -> str:
     """The text with every control character but tab and line feed made visible: none may steer the terminal."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def write_text(console: Console, text: str, end: str = "\n") -> None:
