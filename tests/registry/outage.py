@@ -18,7 +18,9 @@ class Way:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self.open = True
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        own = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.url = f"http://{own}"
+        self._own_name, self._target_name = own.encode(), address.netloc.encode()
 
     def cut(self) -> None:
         """End what is open and let nothing more through."""
@@ -39,8 +41,8 @@ class Way:
                 continue
             server = socket.create_connection(self._target)
             self._pairs.append((client, server))
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+            self._start_pump(client, server, {self._own_name: self._target_name})  # MLflow wants its own name as Host
+            self._start_pump(server, client, {})
 
     def close(self) -> None:
         self.cut()
@@ -49,6 +51,9 @@ class Way:
         for pair in self._pairs:
             for end in pair:
                 end.close()
+
+    def _start_pump(self, source: socket.socket, sink: socket.socket, names: dict[bytes, bytes]) -> None:
+        threading.Thread(target=_pump, args=(source, sink, names), daemon=True).start()
 
 
 @contextmanager
@@ -62,9 +67,11 @@ def way_to(target: str) -> Iterator[Way]:
     thread.join()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _pump(source: socket.socket, sink: socket.socket, names: dict[bytes, bytes]) -> None:
     with suppress(OSError):
         while piece := source.recv(65536):
+            for old, new in names.items():
+                piece = piece.replace(old, new)
             sink.sendall(piece)
     for end in (source, sink):
         with suppress(OSError):

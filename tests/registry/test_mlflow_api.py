@@ -5,9 +5,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
 import pytest
 from penstock.errors import ModelNotFound, ServiceUnavailable, SettingsError, ValidationFailed
+from penstock.registry import mlflow_api
 from penstock.registry.mlflow_api import MlflowApi
 from penstock.settings import MlflowSettings, Settings
 from pydantic import SecretStr
@@ -32,11 +32,11 @@ def test_models_come_with_the_versions_that_followed_aliases_name(mlflow: Mlflow
     assert (second.aliases, second.followed) == ({}, {})
 
 
-def test_pages_are_read_to_the_end(mlflow: MlflowApi, registry_settings: Settings) -> None:
-    names = {f"model-{number:03}" for number in range(103)}
-    with httpx.Client(base_url=f"{registry_settings.mlflow_tracking_uri}/api/2.0/mlflow/") as http:
-        for name in names:
-            http.post("registered-models/create", json={"name": name}).raise_for_status()
+def test_pages_are_read_to_the_end(mlflow: MlflowApi, registrar: Registrar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_api, "_PAGE", 2)
+    names = {f"model-{number}" for number in range(5)}
+    for name in names:
+        registrar.ask("POST", "registered-models/create", name=name).raise_for_status()
     calls: list[int] = []
     assert {model.name for model in mlflow.models(between=lambda: calls.append(1))} == names
     assert len(calls) == len(names)

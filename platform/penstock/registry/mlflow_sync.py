@@ -5,6 +5,8 @@ accepted and served by what is known.
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from sqlalchemy import text
@@ -25,12 +27,15 @@ log = get_logger(__name__)
 
 
 class Synchroniser:
-    """Follows the registry. Each control process may run one: of several, one acts at a time."""
+    """Follows the registry. Each control process may run one: of several, one acts at a time.
+
+    `failures` counts the turns in a row that failed.
+    """
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database, self._poll_seconds = database, settings.model_poll_seconds
         self._mlflow = MlflowApi(settings) if settings.mlflow_tracking_uri is not None else None
-        self._failures = 0
+        self.failures = 0
 
     def run(self, stop: threading.Event) -> None:
         """Follow the registry until `stop` is set; without MLFLOW_TRACKING_URI there is nothing to follow."""
@@ -38,9 +43,14 @@ class Synchroniser:
             log.warning("registry.not_configured", reason="MLFLOW_TRACKING_URI is not set: no model is synchronised")
             return
         pause = 0.0
-        with self._mlflow:
-            while not stop.wait(pause):
-                pause = self._attempt()
+        while not stop.wait(pause):
+            pause = self.attempt()
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection to MLflow; `run` does it at its end."""
+        if self._mlflow is not None:
+            self._mlflow.close()
 
     def tick(self) -> bool:
         """Read the registry and follow it, once. False when another process is at it.
@@ -49,40 +59,43 @@ class Synchroniser:
         """
         if self._mlflow is None:
             raise ServiceUnavailable("MLFLOW_TRACKING_URI is not set, so there is no registry to follow")
-        with self._database.transaction() as session:
-            if not _elected(session):
+        with self.elected() as session:
+            if session is None:
                 return False
             # Read while elected: what is read later can never be overwritten by what was read earlier.
             models = self._mlflow.models(between=lambda: _keep_alive(session))
             reconcile(session, models)
         return True
 
-    def _attempt(self) -> float:
-        """One turn, come what may; answers with the seconds to pause."""
+    @contextmanager
+    def elected(self) -> Iterator[Session | None]:
+        """The transaction of the one that may act, which it is until it ends; None when another is at it."""
+        with self._database.transaction() as session:
+            # A process that freezes while MLflow is asked loses transaction and election after this long.
+            session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '15s'"))
+            won = session.scalar(text("SELECT pg_try_advisory_xact_lock(:election)"), {"election": _ELECTION})
+            yield session if won else None
+
+    def attempt(self) -> float:
+        """One turn, come what may; answers with the seconds to pause, which grow while turns fail."""
         try:
             self.tick()
         except (ServiceUnavailable, OperationalError) as error:
             self._note_failure(error)
         except Exception:
             log.exception("registry.turn_failed")
-            self._failures += 1
+            self.failures += 1
         else:
-            if self._failures:
-                log.info("registry.followed_again", failed_turns=self._failures)
-            self._failures = 0
-        return float(min(self._poll_seconds * 2 ** min(self._failures, 10), max(_LONGEST_PAUSE, self._poll_seconds)))
+            if self.failures:
+                log.info("registry.followed_again", failed_turns=self.failures)
+            self.failures = 0
+        return float(min(self._poll_seconds * 2 ** min(self.failures, 10), max(_LONGEST_PAUSE, self._poll_seconds)))
 
     def _note_failure(self, error: Exception) -> None:
-        if self._failures == 0:
+        if self.failures == 0:
             reason = error.message if isinstance(error, ServiceUnavailable) else str(error.__cause__ or error)
             log.warning("registry.unreachable", reason=reason)
-        self._failures += 1
-
-
-def _elected(session: Session) -> bool:
-    # The lock lasts as long as the transaction, which waits for MLflow; a frozen process loses both after this long.
-    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '15s'"))
-    return bool(session.scalar(text("SELECT pg_try_advisory_xact_lock(:election)"), {"election": _ELECTION}))
+        self.failures += 1
 
 
 def _keep_alive(session: Session) -> None:
