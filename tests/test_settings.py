@@ -55,7 +55,7 @@ def test_a_bad_value_is_refused_by_its_variables_name(
 def test_every_missing_variable_is_named_at_once(environment: pytest.MonkeyPatch) -> None:
     for name in REQUIRED:
         environment.delenv(name)
-    with pytest.raises(SettingsError, match="PENSTOCK_DATABASE_URL.*; PENSTOCK_REDIS_URL"):
+    with pytest.raises(SettingsError, match=r"PENSTOCK_DATABASE_URL.*; PENSTOCK_REDIS_URL"):
         Settings.from_environment()
 
 

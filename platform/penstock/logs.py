@@ -42,6 +42,7 @@ def configure_logs(settings: Settings, process: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each poll of MLflow would drown the rest
     structlog.contextvars.bind_contextvars(process=process)
 
 

@@ -4,7 +4,6 @@ Each field is set by the variable `PENSTOCK_<FIELD>`, except that `mlflow_tracki
 `MLFLOW_TRACKING_...`. A bad value stops the process at start-up with a `SettingsError` that names the variable.
 """
 
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
@@ -132,8 +131,119 @@ class Settings(MlflowSettings):
     )
     webhook_timeout_seconds: float = Field(default=15.0, gt=0, description="How long one webhook attempt may take")
 
-    # Where we write
-    state_dir: Path = Field(default=Path("~/.penstock"), description="Folder of the embedded services' data")
+    # Logs
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level that is logged"
+    )
+    log_format: Literal["json", "console"] = Field(default="json", description="How a log line looks")
+
+    @field_validator("database_url")
+    @classmethod
+    def _use_psycopg(cls, url: SecretStr) -> SecretStr:
+        scheme, separator, rest = url.get_secret_value().partition("://")
+        if not separator or scheme not in ("postgres", "postgresql", "postgresql+psycopg"):
+            raise ValueError("must be a PostgreSQL address: postgresql://user:password@host:port/name")
+        return SecretStr(f"postgresql+psycopg://{rest}")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _must_be_redis(cls, url: SecretStr) -> SecretStr:
+        if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must be a Redis address: redis://:password@host:port/0")
+        return url
+
+    @classmethod
+    def from_environment(cls, **known: Any) -> Self:
+        """Settings as the environment gives them, except for what is `known` already.
+
+        Raises `SettingsError` naming every variable that is wrong.
+        """
+        try:
+            return cls(**known)
+        except ValidationError as error:
+            raise SettingsError(
+                "; ".join(_explain(problem["loc"], problem["msg"]) for problem in error.errors())
+            ) from None
+
+
+class Settings(MlflowSettings):
+    """Everything that the environment decides. Durations are seconds, sizes are bytes."""
+
+    # Services
+    database_url: SecretStr = Field(description="PostgreSQL, as postgresql://user:password@host:port/name")
+    redis_url: SecretStr = Field(description="Redis, as redis://:password@host:port/0")
+    database_pool_size: int = Field(default=8, ge=1, le=200, description="Connections that one process keeps")
+
+    # Web
+    secret_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="Signs the portal's session cookies; `penstock up` makes one and keeps it",
+    )
+    environment: str = Field(
+        default="live",
+        pattern=r"^[a-z0-9]{1,12}$",
+        description="The second part of every API key: psk_<environment>_...",
+    )
+    web_host: str = Field(default="127.0.0.1", description="Address that the web process listens on")
+    web_port: int = Field(default=8080, ge=1, le=65535, description="Port that the web process listens on")
+    web_threads: int = Field(
+        default=64, ge=2, le=2000, description="Requests and streams that one web process serves at once"
+    )
+    public_url: str | None = Field(
+        default=None, description="How clients reach the web process, where a proxy stands before it"
+    )
+    secure_cookies: bool = Field(default=False, description="Send session cookies over HTTPS alone")
+    max_body_bytes: int = Field(default=1_048_576, ge=1024, description="Largest request body that is accepted")
+    max_queued_jobs: int = Field(default=100_000, ge=1, description="Jobs that one tenant may have waiting")
+
+    # Job path
+    lease_seconds: float = Field(
+        default=15.0, ge=0.5, description="How long a worker may stay silent before its jobs are taken back"
+    )
+    sweep_seconds: float = Field(
+        default=1.0, gt=0, description="How often lost leases and unrung doorbells are looked for"
+    )
+    checkpoint_seconds: float = Field(
+        default=1.0, gt=0, description="How often running jobs' tokens are copied to PostgreSQL"
+    )
+    journal_linger_seconds: int = Field(
+        default=600, ge=0, description="How long a finished job's tokens stay in Redis for live readers"
+    )
+    max_own_crashes: int = Field(
+        default=3, ge=1, description="Engine crashes while running alone after which a job is given up"
+    )
+
+    # Worker
+    worker_slots: int = Field(default=256, ge=1, le=4096, description="Jobs that one worker runs at once")
+    worker_device: str = Field(default="auto", description="auto, cpu or cuda[:N]: where the engine computes")
+    worker_models: str = Field(
+        default="*", description="Names of the models that a worker hosts, separated by commas; * is all"
+    )
+    worker_drain_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        description="How long a stopping worker lets its jobs finish before it hands them back",
+    )
+    engine_threads: int | None = Field(
+        default=None, ge=1, description="Threads of one CPU engine; all cores without it"
+    )
+    engine_kv_bytes: int | None = Field(
+        default=None, ge=1, description="Memory of one engine's KV pool; measured without it"
+    )
+    engine_stall_seconds: float = Field(
+        default=120.0,
+        gt=0,
+        description="How long an engine may have work and take no step before it is restarted",
+    )
+    model_poll_seconds: float = Field(default=2.0, gt=0, description="How often MLflow's aliases are read")
+
+    # Webhooks
+    webhook_allow_loopback: bool = Field(
+        default=False, description="Let webhooks go to loopback addresses, for development"
+    )
+    webhook_timeout_seconds: float = Field(default=15.0, gt=0, description="How long one webhook attempt may take")
+
+    # Logs
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level that is logged"
     )

@@ -106,7 +106,6 @@ class Platform:
             "mlflow_tracking_uri": self.services.tracking_uri,
             "web_host": self._host,
             "web_port": str(self.port),
-            "state_dir": str(self.services.folder.root),
             **self._extra_settings,
         }
         self.settings = Settings.from_environment(**known)
