@@ -65,7 +65,7 @@ class Housekeeper:
         self._each_transaction(self._expire)
         with self._database.transaction() as session:
             self._relay.ring(session, _deployments_with_waiting_jobs(session))
-            for delivery_id in due_deliveries(session, _MOST_DELIVERIES):
+            for delivery_id in due_deliveries(session, self._relay.room_for_webhooks(_MOST_DELIVERIES)):
                 self._relay.ring_webhook(delivery_id)
 
     def _listen_and_sweep(self, stop: threading.Event) -> None:

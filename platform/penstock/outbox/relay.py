@@ -63,6 +63,10 @@ class Relay:
                     self.ring_webhook(message.payload["delivery_id"])
         return len(batch)
 
+    def room_for_webhooks(self, most: int) -> int:
+        """How many deliveries may be rung for again, so that slow receivers cannot make the queue grow without end."""
+        return max(most - self._redis.llen(CONTROL_QUEUE), 0)
+
     def ring_webhook(self, delivery_id: str) -> None:
         """Ask a control process to attempt the delivery."""
         self._celery.send_task(DELIVER_WEBHOOK_TASK, args=[delivery_id], queue=CONTROL_QUEUE)
