@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from penstock_engine.radix_cache import TreeNode
 
+# A delta ends with "stop" or "length"; "error" is what a RequestFailure is, and "abort" what the caller asked for.
 FinishReason = Literal["stop", "length", "abort", "error"]
 RequestClass = Literal["interactive", "batch", "shadow"]
 CLASS_RANK: dict[str, int] = {"interactive": 0, "batch": 1, "shadow": 2}

@@ -88,7 +88,7 @@ class Scheduler:
         for generation in [each for each in self.running if each.request.id == request_id]:
             self._leave(generation)
             gone.append(generation)
-        self.blocked = False
+        self.blocked = self.blocked and not gone
         return bool(gone)
 
     def _add_decodes(self, batch: ScheduleBatch) -> None:
