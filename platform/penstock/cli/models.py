@@ -114,12 +114,12 @@ def _describe(folder: Path) -> ModelFolder:
 
 
 def _standing(version: VersionStanding | None) -> str:
-    return f"{version.version} ({version.summary})" if version is not None else "none"
+    return f"{version.version} ({version.state})" if version is not None else "none"
 
 
 def _versions_table(versions: list[RegistryVersion], standing: ModelStanding | None) -> Table:
     known = (standing.champion, standing.challenger, standing.incoming) if standing is not None else ()
-    summaries = {one.version: one.summary for one in known if one is not None}
+    summaries = {one.version: one.state for one in known if one is not None}
     table = Table("version", "aliases", "stands", "registered", "files", "folder", box=None, pad_edge=False)
     for version in versions:
         table.add_row(

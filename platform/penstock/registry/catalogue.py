@@ -16,23 +16,28 @@ class VersionStanding:
     """A version and how it stands on live workers. `progress` is the furthest loading one's, 0 to 1."""
 
     version: str
-    deployment_id: str
+    created_at: datetime
     context_length: int
     recipe: dict[str, Any]
-    ready_workers: int
-    loading_workers: int
-    failed_workers: int
+    hosting_states: frozenset[HostingState]
     progress: float
     error: str | None
 
     @property
-    def summary(self) -> str:
-        """The standing in a few words."""
-        if self.ready_workers:
-            return f"ready on {self.ready_workers} worker{'s' if self.ready_workers > 1 else ''}"
-        if self.loading_workers:
-            return f"loading, {self.progress:.0%}"
-        return f"cannot be loaded: {self.error}" if self.failed_workers else "on no worker"
+    def ready(self) -> bool:
+        """Whether a live worker would take a job now."""
+        return HostingState.READY in self.hosting_states
+
+    @property
+    def state(self) -> str:
+        """The standing in a few words, with the reason."""
+        if self.ready:
+            return "ready"
+        if HostingState.LOADING in self.hosting_states:
+            return f"loading ({self.progress:.0%})"
+        if HostingState.FAILED in self.hosting_states:
+            return f"could not be loaded: {self.error}"
+        return "no worker hosts it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +80,13 @@ def list_models(session: Session) -> list[ModelStanding]:
 
 
 def _version(deployment: Deployment, hostings: list[Hosting]) -> VersionStanding:
-    def count(state: HostingState) -> int:
-        return sum(hosting.state == state for hosting in hostings)
-
+    loading = [hosting.progress for hosting in hostings if hosting.state == HostingState.LOADING]
     return VersionStanding(
         version=deployment.model_version,
-        deployment_id=deployment.id,
+        created_at=deployment.created_at,
         context_length=deployment.context_length,
         recipe=deployment.recipe,
-        ready_workers=count(HostingState.READY),
-        loading_workers=count(HostingState.LOADING),
-        failed_workers=count(HostingState.FAILED),
-        progress=max((hosting.progress for hosting in hostings if hosting.state == HostingState.LOADING), default=0.0),
+        hosting_states=frozenset(HostingState(hosting.state) for hosting in hostings),
+        progress=max(loading, default=0.0),
         error=next((hosting.error for hosting in hostings if hosting.error), None),
     )

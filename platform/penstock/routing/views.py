@@ -14,6 +14,13 @@ from penstock.services import current_services
 routes: Final = APIBlueprint("api_models", __name__, url_prefix="/v1/models", tag="Models")
 
 
+class IncomingVersion(BaseModel):
+    """The version that is to serve next."""
+
+    version: str
+    state: str = Field(description="How far it has come, or why it cannot be loaded")
+
+
 class ModelDocument(BaseModel):
     """A model that takes jobs."""
 
@@ -28,6 +35,8 @@ class ModelDocument(BaseModel):
     recipe: dict[str, Any] = Field(description="How the version was quantized")
     ready: bool = Field(description="Whether a worker would take a job now; else jobs wait until one does")
     state: str = Field(description="The same in words, with the reason")
+    incoming: IncomingVersion | None = Field(description="Takes over once a worker has it ready")
+    reason: str = Field(description="Why this version serves, and what is going on")
 
 
 class ModelList(BaseModel):
