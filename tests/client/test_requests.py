@@ -22,6 +22,7 @@ from penstock.errors import (
 from tests.client.server import FINISHED, JOB, Misbehaving, Reply, as_json, problem
 
 HANG_UP = Reply(hang_up=True)
+BAD_GATEWAY = Reply(502, {"Content-Type": "text/html"}, b"<html>bad gateway")
 
 
 def test_submit_sends_what_was_given_and_nothing_else(server: Misbehaving, client: Client) -> None:
@@ -114,7 +115,9 @@ def test_models_and_the_webhook_secret(server: Misbehaving, client: Client) -> N
     assert client.webhook_secret() == "whsec_dGVzdA=="
 
 
-@pytest.mark.parametrize("failure", [HANG_UP, problem("service_unavailable", 503), problem("quota_exceeded", 429)])
+@pytest.mark.parametrize(
+    "failure", [HANG_UP, BAD_GATEWAY, problem("service_unavailable", 503), problem("quota_exceeded", 429)]
+)
 def test_a_get_is_tried_again(server: Misbehaving, client: Client, failure: Reply) -> None:
     server.replies.extend([failure, failure, as_json(JOB)])
     assert client.jobs.get("job_01").id == "job_01"
@@ -135,8 +138,9 @@ def test_a_broken_get_ends_as_connection_failed(server: Misbehaving, client: Cli
     assert len(server.asked) == 4
 
 
-def test_a_submit_that_may_have_arrived_is_not_repeated(server: Misbehaving, client: Client) -> None:
-    server.replies.append(HANG_UP)
+@pytest.mark.parametrize("failure", [HANG_UP, BAD_GATEWAY])
+def test_a_submit_that_may_have_arrived_is_not_repeated(server: Misbehaving, client: Client, failure: Reply) -> None:
+    server.replies.append(failure)
     with pytest.raises(ConnectionFailed):
         client.jobs.submit(model="tiny", prompt="x")
     assert len(server.asked) == 1
@@ -220,7 +224,7 @@ def test_an_error_that_is_not_known_keeps_code_and_status(server: Misbehaving, c
     [
         Reply(200, {"Content-Type": "text/html"}, b"<html>"),
         Reply(200, {"Content-Type": "application/json"}, b"[]"),
-        Reply(502, {"Content-Type": "text/html"}, b"<html>bad gateway"),
+        Reply(500, {"Content-Type": "text/html"}, b"<html>oops"),
         Reply(301, {"Location": "https://example.com/"}, b""),
     ],
 )

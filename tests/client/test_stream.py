@@ -93,7 +93,13 @@ def test_nothing_follows_the_last_event(server: Misbehaving, client: Client) -> 
 
 
 @pytest.mark.parametrize(
-    "failure", [Reply(hang_up=True), problem("service_unavailable", 503), problem("quota_exceeded", 429)]
+    "failure",
+    [
+        Reply(hang_up=True),
+        Reply(504, body=b"<html>"),
+        problem("service_unavailable", 503),
+        problem("quota_exceeded", 429),
+    ],
 )
 def test_a_server_that_is_away_for_a_while_is_waited_for(server: Misbehaving, client: Client, failure: Reply) -> None:
     lost: list[PenstockError] = []

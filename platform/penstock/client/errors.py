@@ -3,21 +3,22 @@
 PenstockError
 ├── (all of penstock.errors)     what the server answered, with `code`, `status`, `field`, `message` and `extra`
 ├── UnknownProblem               the server answered with a code that this client does not know
-├── ConnectionFailed             the server cannot be reached, or stopped answering
+├── ConnectionFailed             the server (or a proxy's way to it) does not answer
 ├── UnexpectedAnswer             what answers there is not Penstock
 ├── WaitTimedOut                 the job has not finished in the time that was given
 └── WebhookInvalid               a webhook is not from whom it says, altered, or too old
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
 from penstock import errors
 from penstock.errors import PenstockError
 
-_STANDARD_MEMBERS = frozenset({"type", "title", "status", "code", "detail", "field"})
+GATEWAY_STATUSES: Final = frozenset({502, 503, 504})
+_STANDARD_MEMBERS: Final = frozenset({"type", "title", "status", "code", "detail", "field"})
 
 
 class UnknownProblem(PenstockError):
@@ -62,10 +63,7 @@ def error_from(response: httpx.Response) -> PenstockError:
     """The exception that stands for an error response whose body was read."""
     document = _problem_of(response)
     if document is None:
-        return UnexpectedAnswer(
-            f"{response.request.method} {response.request.url.copy_with(query=None)} answered {response.status_code} "
-            f"without a problem document; is that the address of a Penstock server?"
-        )
+        return _not_from_us(response)
     kind = next((kind for kind in _known_kinds() if kind.code == document["code"]), UnknownProblem)
     error = kind(str(document.get("detail") or document.get("title") or document["code"]))
     error.field = document.get("field")
@@ -73,6 +71,14 @@ def error_from(response: httpx.Response) -> PenstockError:
     if kind is UnknownProblem:
         vars(error).update(code=document["code"], status=response.status_code)
     return error
+
+
+def _not_from_us(response: httpx.Response) -> PenstockError:
+    address = response.request.url.copy_with(query=None)
+    answered = f"{response.request.method} {address} answered {response.status_code} without a problem document"
+    if response.status_code in GATEWAY_STATUSES:
+        return ConnectionFailed(f"{answered}: a proxy cannot reach the server behind it")
+    return UnexpectedAnswer(f"{answered}; is that the address of a Penstock server?")
 
 
 def _problem_of(response: httpx.Response) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ class Follower:
         while not self._ended:
             try:
                 yield from self._one_connection()
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 self._patience.bear(self._transport.connection_failed(error))
             except PenstockError as error:
                 if not is_temporary(error):

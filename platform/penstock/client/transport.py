@@ -10,7 +10,7 @@ import httpx
 import penstock
 from penstock.client.backoff import LONGEST_ASKED_SECONDS, asked_pause, pause
 from penstock.client.config import Connection
-from penstock.client.errors import ConnectionFailed, UnexpectedAnswer, error_from
+from penstock.client.errors import GATEWAY_STATUSES, ConnectionFailed, UnexpectedAnswer, error_from
 from penstock.errors import PenstockError
 
 _REFUSED_FOR_NOW: Final = frozenset({429, 503})
@@ -22,8 +22,8 @@ STREAM_SILENCE_SECONDS: Final = 45.0
 class Transport:
     """One server and one key. Thread-safe.
 
-    A GET is repeated after every connection error and after 429 and 503. Anything else is repeated only where the
-    server cannot have acted on it: when the connection was never made, and after 429.
+    A GET is repeated after every connection error and after 429, 502, 503 and 504. Anything else is repeated only where
+    the server cannot have acted on it: when the connection was never made, and after 429.
     """
 
     def __init__(self, connection: Connection, *, timeout: float, max_retries: int) -> None:
@@ -60,7 +60,7 @@ class Transport:
             failures += 1
             try:
                 response = self._http.send(request)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 if failures > self._max_retries or not _may_repeat(method, error):
                     raise self.connection_failed(error) from error
                 time.sleep(pause(failures))
@@ -93,7 +93,7 @@ class Transport:
 
     def _repeat_in(self, method: str, response: httpx.Response, failures: int) -> float | None:
         """Seconds after which to repeat, or None when that is not safe, not asked for, or too far away."""
-        refused = response.status_code == 429 or (response.status_code == 503 and method == "GET")
+        refused = response.status_code == 429 or (method == "GET" and response.status_code in GATEWAY_STATUSES)
         if not refused or failures > self._max_retries:
             return None
         asked = asked_pause(response) or 0.0
@@ -105,7 +105,7 @@ def is_temporary(error: PenstockError) -> bool:
     return error.status in _REFUSED_FOR_NOW
 
 
-def _may_repeat(method: str, error: httpx.TransportError) -> bool:
+def _may_repeat(method: str, error: httpx.RequestError) -> bool:
     return method == "GET" or isinstance(error, _NEVER_SENT)
 
 
