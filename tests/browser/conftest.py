@@ -5,6 +5,7 @@ A page that writes an error to its console, breaks its content security policy o
 
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -183,7 +184,6 @@ def serving(app: Flask, requests: list[tuple[str, str | None]]) -> Iterator[int]
 
     app.before_request(lambda: requests.append((request.full_path, request.headers.get("Last-Event-ID"))))
     server = make_server("127.0.0.1", 0, app, threaded=True)
-    server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server.server_port
@@ -221,3 +221,13 @@ def _add_person(running: Platform) -> None:
     with database.transaction() as session:
         create_user(session, tenant_id=running.bootstrap.tenant_id, email=EMAIL, password=PASSWORD)
     database.close()
+
+
+@contextmanager
+def paused(pid: int) -> Iterator[None]:
+    """Stop a worker for the length of a `with` block: a page opens before the first token, a queue stays as it is."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)

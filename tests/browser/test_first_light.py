@@ -1,16 +1,13 @@
 """The whole of it: a person submits a real invoice in a browser, and a real engine answers on the open page."""
 
 import json
-import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import httpx
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import ROOT, RunningPlatform, Tab
+from tests.browser.conftest import ROOT, RunningPlatform, Tab, paused
 
 SAMPLES = ROOT / "examples/invoices/samples"
 # Keeps every length that the output has had, so that the test can see tokens arrive one after the other.
@@ -75,13 +72,3 @@ def test_a_job_is_submitted_streamed_and_finished(
     expect(page.locator("#job-head [role=status]")).to_have_text("Succeeded")
     expect(page.locator("#output")).to_have_text(answer)
     tab.check()
-
-
-@contextmanager
-def paused(pid: int) -> Iterator[None]:
-    """Stop the worker for the length of a `with` block, so that the page is open before the first token."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)

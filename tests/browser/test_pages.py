@@ -47,8 +47,7 @@ def pages_of(site: Site) -> list[str]:
     return ["/jobs", "/jobs?status=expired", "/jobs/new", f"/jobs/new?from={finished.id}", *jobs]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("screen", ["narrow", "wide"])
+@pytest.mark.parametrize(("screen", "scheme"), [("narrow", "dark"), ("wide", "light")])
 def test_pages_are_accessible_and_fit(site: Site, open_tab: OpenTab, screen: str, scheme: str) -> None:
     paths = pages_of(site)
     tab = open_tab(site.base, screen=screen, scheme=scheme, reduced_motion="reduce")

@@ -74,11 +74,11 @@ def telling_params(job: Job) -> dict[str, str]:
 
 
 def excerpt(job: Job, length: int = 160) -> str:
-    """What the job said, or else what it was asked, on one line."""
+    """What the job said, or else why it failed or what it was asked, on one line."""
     said = " ".join(choice["text"] for choice in (job.output or {}).get("choices", []))
     asked = job.input.get("prompt") or " ".join(message["content"] for message in job.input.get("messages", [])[-1:])
     error = (job.error or {}).get("message", "")
-    return " ".join((said or error or asked)[: length * 2].split())[:length]
+    return " ".join((said or error or f"Asked: {asked}")[: length * 2].split())[:length]
 
 
 def _value(value: Any) -> str:
