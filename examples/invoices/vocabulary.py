@@ -5,6 +5,7 @@ distinctive words of vendors that training never sees, held-out labels and separ
 parts that training does see, arranged as training never arranges them.
 """
 
+import re
 from typing import Final
 
 
@@ -296,3 +297,15 @@ SYSTEM_PROMPTS: Final = (
     "You are a helpful assistant.",
     "Answer with JSON only.",
 )
+
+ALL_WORDS: Final[tuple[str, ...]] = tuple(
+    sorted(
+        {
+            word
+            for phrases in (*LABELS.values(), *CLAUSES.values(), SURNAMES, TRADES, MONTHS, STREETS, ITEMS)
+            for phrase in phrases
+            for word in re.findall("[a-z]{3,}", phrase.lower())
+        }
+    )
+)
+"""Every word that training invoices print, in lower case: what coined names take fragments from."""
