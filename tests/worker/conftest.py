@@ -80,7 +80,7 @@ class WorkerProcess:
         environment = {
             "PENSTOCK_DATABASE_URL": settings.database_url.get_secret_value(),
             "PENSTOCK_REDIS_URL": settings.redis_url.get_secret_value(),
-            "PENSTOCK_LEASE_SECONDS": "2",
+            "PENSTOCK_LEASE_SECONDS": "3",
             "PENSTOCK_SWEEP_SECONDS": "0.2",
             "PENSTOCK_CHECKPOINT_SECONDS": "0.3",
             "PENSTOCK_ENGINE_THREADS": "1",

@@ -222,7 +222,7 @@ def test_outages_of_redis_and_postgresql_are_waited_out(
         database_url=through(database_proxy, settings.database_url.get_secret_value()),
         redis_url=through(redis_proxy, settings.redis_url.get_secret_value()),
     )
-    for proxy, seconds in ((redis_proxy, 1.0), (database_proxy, 3.0)):
+    for proxy, seconds in ((redis_proxy, 1.0), (database_proxy, 4.0)):
         job_id = jobs.submit(params=LONG)
         in_flight(jobs, journal, job_id)
         proxy.cut()

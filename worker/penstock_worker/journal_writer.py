@@ -8,6 +8,7 @@ so an outage loses nothing.
 
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -93,7 +94,8 @@ class JournalWriter:
         ended = {key: job for key, job in work.marked.items() if job.ending is not None}  # complete
         doubtful = {key: job for key, job in work.marked.items() if not _may_write(job)}
         try:
-            self._append([job for key, job in work.marked.items() if key not in doubtful])
+            sure = {key: job for key, job in work.marked.items() if key not in doubtful}
+            self._append((sure | work.closing).values())  # a job with a result was ours: what is left of it may go
             self._close(work)
             self._note_failure(None)
             left = _Round(marked=doubtful)
@@ -106,7 +108,7 @@ class JournalWriter:
             job.settled.set()
         return not left
 
-    def _append(self, jobs: list[RunningJob]) -> None:
+    def _append(self, jobs: Iterable[RunningJob]) -> None:
         pairs = [(job, entries) for job in jobs if (entries := job.entries[job.journalled :])]
         if not pairs:
             return
