@@ -79,6 +79,7 @@ def test_submit_and_wait_prints_the_answer(connected_call: Call, connected: Clie
     assert (result.exit_code, result.stdout) == (0, "Héllo\n")
     assert "succeeded" in result.stderr
     assert "tiny version 1" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_waiting_for_a_job_that_fails_ends_with_1(connected_call: Call, connected: Client, worker: Worker) -> None:
@@ -86,6 +87,7 @@ def test_waiting_for_a_job_that_fails_ends_with_1(connected_call: Call, connecte
         result = connected_call("submit", "-m", "tiny", "x", "--wait", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["status"] == "failed"
+    assert result.stderr == ""
 
 
 def test_waiting_no_longer_than_asked(connected_call: Call, worker: Worker) -> None:
@@ -158,6 +160,12 @@ def test_get_shows_the_job_and_its_blocker(connected_call: Call, connected: Clie
     document = json.loads(connected_call("get", job.id, "--json").stdout)
     assert document["class"] == "interactive"
     assert document["queue"]["position"] == 1
+
+
+def test_nothing_is_wrapped_into_a_pipe(connected_call: Call, connected: Client, worker: Worker) -> None:
+    job = connected.jobs.submit(model="tiny", prompt="x")
+    run_next(worker, "word " * 100)
+    assert "word " * 100 in connected_call("get", job.id).stdout
 
 
 def test_list_filters_and_gives_columns(connected_call: Call, connected: Client, worker: Worker) -> None:

@@ -19,12 +19,15 @@ STYLES: Final = {
     JobState.CANCELLED: "magenta",
     JobState.EXPIRED: "red",
 }
+_UNLIMITED_WIDTH: Final = 100_000
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def console_for(stream: str = "stdout") -> Console:
-    """A console that interprets no markup and highlights nothing."""
-    return Console(stderr=stream == "stderr", markup=False, highlight=False, emoji=False)
+    """A console that interprets no markup, highlights nothing, and breaks no line where there is no terminal."""
+    stderr = stream == "stderr"
+    width = None if Console(stderr=stderr).is_terminal else _UNLIMITED_WIDTH
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=width)
 
 
 def printable(text: str) -> str:

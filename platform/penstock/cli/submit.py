@@ -180,7 +180,8 @@ def _progress() -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    return Progress(*columns, console=console_for("stderr"), transient=True)
+    console = console_for("stderr")
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _print_outputs(finished: list[Job], files: Sequence[Path], as_json: bool) -> None:
