@@ -1,5 +1,6 @@
 """A job's stream: complete, in order, and resumable at every event, whatever fails underneath."""
 
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import pytest
@@ -8,12 +9,21 @@ from penstock.db import Database
 from penstock.jobs import lease
 from penstock.jobs.documents import EventDocument, FinalEvent, OutputDelta
 from penstock.jobs.journal import Journal, JournalEntry
+from penstock.jobs.live import LiveBroadcaster
 from penstock.jobs.states import JobState
+from penstock.jobs.stream import Cursor, JobStream, Sources, StreamItem
 from redis import Redis
 
 from tests.api.conftest import Caller, Received, Worker, stream
 
 pytestmark = pytest.mark.usefixtures("deployment")
+
+
+@pytest.fixture
+def live(app: Flask) -> LiveBroadcaster:
+    """The application's own, which ends with it."""
+    broadcaster: LiveBroadcaster = app.extensions["penstock"].live
+    return broadcaster
 
 
 def finished_job(caller: Caller, worker: Worker, *texts: str) -> str:
@@ -132,30 +142,81 @@ def test_a_lost_worker_neither_repeats_nor_drops_a_token(caller: Caller, worker:
     assert [event.data["position"] for event in whole if event.type == "output.delta"] == [0, 1, 2, 3]
 
 
-def test_a_reader_who_was_never_told_anything_still_gets_it_all(caller: Caller, worker: Worker, redis: Redis) -> None:
+def test_a_reader_who_is_told_nothing_still_gets_it_all(
+    caller: Caller, worker: Worker, redis: Redis, live: LiveBroadcaster
+) -> None:
     job_id = caller.submit()
-    events = stream(caller, job_id)
-    next(events)
-    worker.journal = _Mute(redis)
     worker.claim()
+    batches = settled_batches(worker, live, job_id)
+    worker.journal = MuteJournal(redis)
     worker.write("a")
     worker.finish(announce=False)
 
-    assert [event.type for event in events] == ["job.running", "output.delta", "output.delta", "job.succeeded"]
+    items = next(batch for batch in islice(batches, 5) if batch)
+    assert [item.type for item in items] == ["output.delta", "output.delta", "job.succeeded"]
 
 
-def test_a_lost_publication_is_made_up_from_the_journal(caller: Caller, worker: Worker, redis: Redis) -> None:
+def test_a_lost_publication_is_made_up_from_the_journal(
+    caller: Caller, worker: Worker, redis: Redis, live: LiveBroadcaster
+) -> None:
     job_id = caller.submit()
     worker.claim()
-    events = stream(caller, job_id)
-    list(islice(events, 2))
-    telling, worker.journal = worker.journal, _Mute(redis)
-    worker.write("lost", " and")
+    worker.write("nothing ")
+    batches = settled_batches(worker, live, job_id)
+    telling, worker.journal = worker.journal, MuteJournal(redis)
+    worker.write("is ", "lost ")
     worker.journal = telling
-    worker.write(" found")
-    worker.finish()
+    worker.write("here")
 
-    assert text_of(list(events)) == "lost and found"
+    items = next(batch for batch in islice(batches, 5) if batch)
+    assert [item.data["text"] for item in items] == ["is ", "lost ", "here"]
+
+
+def settled_batches(worker: Worker, live: LiveBroadcaster, job_id: str) -> Iterator[list[StreamItem]]:
+    """The batches of a new reader that has had everything so far and has nothing left to look at."""
+    batches = JobStream(Sources(worker.database, worker.journal, live), job_id, Cursor()).follow()
+    assert next(batches)
+    assert next(batches) == []  # that it is connected was news, and made it look
+    return batches
+
+
+def test_what_redis_lost_at_the_very_end_comes_from_the_database(
+    caller: Caller, worker: Worker, redis: Redis, database: Database
+) -> None:
+    job_id = caller.submit()
+    held = worker.claim()
+    worker.write("a")
+    events = stream(caller, job_id)
+    list(islice(events, 3))
+    worker.entries.append(JournalEntry(0, 1, 8, "b", None, held.fence))
+    redis.flushall()
+    with database.transaction() as session:
+        lease.finish(session, held, lease.Finish(JobState.SUCCEEDED, worker.entries, prompt_tokens=2))
+
+    assert [(event.id, event.type) for event in events] == [("2.2", "output.delta"), ("3.2", "job.succeeded")]
+
+
+def test_a_run_that_begins_between_two_looks_is_not_mistaken_for_the_last_one(
+    caller: Caller, worker: Worker, redis: Redis, database: Database, live: LiveBroadcaster
+) -> None:
+    """The reader reads the events, then a new run rewinds the output and goes on, then the reader reads the journal."""
+    job_id = caller.submit()
+    worker.claim()
+    worker.write("old", "old")
+
+    def rewind() -> None:
+        redis.flushall()
+        worker.lose()
+        held = worker.claim()
+        with database.transaction() as session:
+            lease.note_rewind(session, held, 0)
+        worker.write("new", "new", "new")
+
+    sources = Sources(database, InterruptedJournal(redis, rewind), live)
+    items = next(JobStream(sources, job_id, Cursor(2, 2)).follow())
+
+    assert [str(item.cursor) for item in items] == ["3.2", "4.2", "5.0", "5.1", "5.2", "5.3"]
+    assert [item.data["text"] for item in items[3:]] == ["new", "new", "new"]
 
 
 def test_tokens_that_redis_and_worker_lost_together_are_rewound_aloud(
@@ -286,7 +347,7 @@ def test_streams_end_when_the_process_stops(app: Flask, caller: Caller) -> None:
     assert list(events) == []
 
 
-class _Mute(Journal):
+class MuteJournal(Journal):
     """A journal whose publications are lost on the way."""
 
     def __init__(self, redis: Redis) -> None:
@@ -294,3 +355,16 @@ class _Mute(Journal):
 
     def _publish(self, message: object) -> None:
         pass
+
+
+class InterruptedJournal(Journal):
+    """A journal before whose first reading something happens."""
+
+    def __init__(self, redis: Redis, happening: Callable[[], None]) -> None:
+        super().__init__(redis, publisher="reader")
+        self._happenings = [happening]
+
+    def read(self, job_id: str, first_position: int = 0) -> list[JournalEntry]:
+        while self._happenings:
+            self._happenings.pop()()
+        return super().read(job_id, first_position)

@@ -11,7 +11,7 @@ Entries are held back until the event of the run that wrote them was delivered, 
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -94,7 +94,7 @@ class JobStream:
         self._seen_fence = 0  # the newest run whose entries were sighted before events were last read
         self._ended = False
 
-    def follow(self) -> Iterator[list[StreamItem]]:
+    def follow(self) -> Generator[list[StreamItem], None, None]:
         """Batches of items until the job's last event or the process's end; an empty one when nothing came for long."""
         with self._sources.live.subscribed(self._job_id) as subscription:
             self._run = self._runs_delivered()
