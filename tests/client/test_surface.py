@@ -1,6 +1,7 @@
 """The client's public surface is what docs/client.md says, and it needs nothing of the platform."""
 
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import penstock
 import pytest
 from penstock import client
-from penstock.cli import main
+from penstock.cli import COMMANDS, main
 from penstock.client import Client
 from penstock.client.jobs import Jobs
 
@@ -82,18 +83,47 @@ def test_the_client_runs_where_only_the_bare_install_is() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "http://127.0.0.1:1\n", "")
 
 
-@pytest.mark.parametrize("command", ["", "submit", "get", "list", "watch", "cancel", "retry"])
-def test_the_jobs_commands_run_where_only_the_bare_install_is(command: str) -> None:
-    arguments = [command, "--help"] if command else ["--help"]
-    result = run_bare(f"from penstock.cli import main\nmain({arguments!r}, prog_name='penstock')")
-    assert (result.returncode, result.stderr) == (0, "")
-    assert f"penstock {command}".strip() in result.stdout
+@pytest.fixture(scope="module")
+def bare_helps() -> dict[str, tuple[int, str, str]]:
+    """What `penstock COMMAND --help` answers where only the bare install is: exit status, output, errors."""
+    code = """
+import json
+from click.testing import CliRunner
+from penstock.cli import main
+answers = {}
+for command in [None, *main.list_commands(None)]:
+    result = CliRunner().invoke(main, [command, "--help"] if command else ["--help"], prog_name="penstock")
+    answers[command or ""] = (result.exit_code, result.stdout, result.stderr)
+print(json.dumps(answers))
+"""
+    helps: dict[str, tuple[int, str, str]] = json.loads(run_bare(code).stdout)
+    return helps
 
 
-@pytest.mark.parametrize("command", ["up", "env", "demo", "web", "control", "migrate", "keys", "models", "worker"])
-def test_the_others_say_which_extras_they_need(command: str) -> None:
-    result = run_bare(f"from penstock.cli import main\nmain([{command!r}, '--help'], prog_name='penstock')")
-    assert result.returncode == 1
-    (line,) = result.stderr.splitlines()
+@pytest.mark.parametrize("command", ["", *COMMANDS["Jobs"]])
+def test_the_jobs_commands_run_where_only_the_bare_install_is(
+    bare_helps: dict[str, tuple[int, str, str]], command: str
+) -> None:
+    exit_code, output, errors = bare_helps[command]
+    assert (exit_code, errors) == (0, "")
+    assert f"penstock {command}".strip() in output
+
+
+@pytest.mark.parametrize("command", [*COMMANDS["Platform"], "worker"])
+def test_the_others_say_which_extras_they_need(bare_helps: dict[str, tuple[int, str, str]], command: str) -> None:
+    exit_code, _, errors = bare_helps[command]
+    assert exit_code == 1
+    (line,) = errors.splitlines()
     assert line.startswith(f"Error: `penstock {command}` needs ")
     assert "pip install 'penstock[" in line
+
+
+@pytest.mark.parametrize("name", main.list_commands(None))  # type: ignore[arg-type]  # ours needs no context
+def test_the_help_page_says_what_the_command_itself_says(name: str) -> None:
+    """The one-line helps are written down so that nothing need be imported for them; here everything is."""
+    command = main.get_command(None, name)  # type: ignore[arg-type]
+    assert command is not None
+    (lazy,) = [section[name] for section in main.sections.values() if name in section]
+    assert command.help
+    assert lazy.short_help.endswith(".")
+    assert len(lazy.short_help) < 60
