@@ -65,6 +65,7 @@ def test_what_the_template_refuses_names_the_field() -> None:
         "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
         "{{ dict.__base__.__subclasses__() }}",
         "{{ range(10 ** 9) | list }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
     ],
 )
 def test_a_template_cannot_leave_its_sandbox(attack: str) -> None:

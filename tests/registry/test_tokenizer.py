@@ -175,6 +175,23 @@ def test_a_template_that_appears_later_is_never_used(tmp_path: Path) -> None:
         TokenizerCache().count(deployment, {"prompt": "x"})
 
 
+def test_the_cache_loads_once_for_threads_that_come_at_once(tmp_path: Path) -> None:
+    deployments = [deployment_of(make_folder(tmp_path / name), name) for name in ("a", "b")]
+    cache, gate, got = TokenizerCache(), threading.Barrier(6), list[ModelTokenizer]()
+
+    def work() -> None:
+        gate.wait()
+        got.extend(cache.get(deployment) for deployment in deployments)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 12
+    assert len(set(map(id, got))) == 2
+
+
 def test_the_cache_serves_threads_at_once(tmp_path: Path) -> None:
     deployments = [deployment_of(make_folder(tmp_path / name), name) for name in ("a", "b", "c")]
     cache = TokenizerCache(max_models=2)

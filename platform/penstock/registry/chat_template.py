@@ -20,6 +20,16 @@ from penstock.registry.files import read_json_if_there, read_text
 
 TEMPLATE_FILE: Final = "chat_template.jinja"
 _CONFIG_FILE: Final = "tokenizer_config.json"
+# What a template raises on purpose, and what its expressions raise on messages that it was not made for.
+_REFUSALS: Final = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class ChatTemplate:
@@ -44,7 +54,7 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 **self._special_tokens,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        except _REFUSALS as error:
             reason = str(error) or type(error).__name__
             raise ValidationFailed(
                 f"the model's chat template refuses these messages: {reason}", field="input.messages"

@@ -71,7 +71,8 @@ class IncrementalDetokenizer:
 
 def steps_of(tokenizer: Tokenizer) -> Callable[[], list[Step]]:
     """Makes fresh steps for each text. Raises `ModelFolderInvalid` for a decoder that cannot be streamed."""
-    decoder = json.loads(tokenizer.to_str())["decoder"]
+    # The state is the decoder's part of tokenizer.json, without a vocabulary of megabytes around it.
+    decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder is not None else None
     makers = list(_makers(decoder))
     return lambda: [make() for make in makers]
 

@@ -99,6 +99,8 @@ class TokenizerCache:
         self._max_models = max_models
         self._loaded: OrderedDict[str, ModelTokenizer] = OrderedDict()
         self._lock = threading.Lock()
+        # A large vocabulary takes a second and 100 MB to load: threads that want the same one wait for the first.
+        self._loading = threading.Lock()
 
     def count(self, deployment: Deployment, job_input: Mapping[str, Any]) -> int:
         """Tokens of the whole prompt.
@@ -110,13 +112,22 @@ class TokenizerCache:
 
     def get(self, deployment: Deployment) -> ModelTokenizer:
         """The deployment's tokenizer, loaded at first use. Errors as in `count`."""
+        known = self._find(deployment.id)
+        if known is not None:
+            return known
+        with self._loading:
+            return self._find(deployment.id) or self._keep(deployment.id, _load(deployment))
+
+    def _find(self, deployment_id: str) -> ModelTokenizer | None:
         with self._lock:
-            if (known := self._loaded.get(deployment.id)) is not None:
-                self._loaded.move_to_end(deployment.id)
-                return known
-        tokenizer = _load(deployment)
+            known = self._loaded.get(deployment_id)
+            if known is not None:
+                self._loaded.move_to_end(deployment_id)
+            return known
+
+    def _keep(self, deployment_id: str, tokenizer: ModelTokenizer) -> ModelTokenizer:
         with self._lock:
-            self._loaded[deployment.id] = tokenizer
+            self._loaded[deployment_id] = tokenizer
             while len(self._loaded) > self._max_models:
                 self._loaded.popitem(last=False)
         return tokenizer
