@@ -124,6 +124,14 @@ def test_three_hundred_jobs_are_in_flight_at_once(world: World) -> None:
         assert_whole(world.journal(job.id), job)
 
 
+def test_tokens_of_a_shared_prompt_are_counted_as_cached(world: World) -> None:
+    prompt = " ".join(str(number) for number in range(60))
+    first, second = (world.run(prompt, params=GREEDY | {"max_tokens": 2}) for _ in range(2))
+    assert first.cached_tokens == 0
+    assert second.prompt_tokens is not None
+    assert 0.9 * second.prompt_tokens < second.cached_tokens < second.prompt_tokens
+
+
 def test_log_probabilities_are_journalled_when_asked_for(world: World) -> None:
     with_them = world.run(params=GREEDY | {"max_tokens": 3, "logprobs": True})
     without = world.run(params=GREEDY | {"max_tokens": 3})

@@ -9,7 +9,7 @@ from penstock_engine.request import Generation, RequestFailure, TokenDelta
 class ScheduleBatch:
     """The generations of one step, and how many tokens each runs.
 
-    `generations`, `extend_lens`, `copies` and `preempted` are written by `Scheduler.schedule`; the rest by
+    `generations`, `extend_lens`, `copies`, `admitted` and `preempted` are written by `Scheduler.schedule`; the rest by
     `Scheduler.commit`.
     """
 
@@ -17,6 +17,7 @@ class ScheduleBatch:
     generations: list[Generation] = field(default_factory=list)
     extend_lens: list[int] = field(default_factory=list)  # 1 in steady decoding
     copies: list[tuple[int, int]] = field(default_factory=list)  # page to page, before anything is written
+    admitted: list[tuple[str, int]] = field(default_factory=list)  # for the first time: request, prompt tokens cached
     preempted: int = 0
 
     deltas: list[TokenDelta] = field(default_factory=list)

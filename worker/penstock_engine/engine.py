@@ -148,4 +148,4 @@ class Engine:
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
         )
-        return StepOutput(self._steps, batch.deltas, batch.failures, counts)
+        return StepOutput(self._steps, batch.deltas, batch.failures, counts, batch.admitted)

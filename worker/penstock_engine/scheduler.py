@@ -112,6 +112,8 @@ class Scheduler:
             if self._try_admit(generation):
                 self.waiting.pop(0)
                 insort(self.running, generation, key=_ORDER)
+                if not generation.preemptions:
+                    batch.admitted.append((generation.request.id, min(generation.cached_len, generation.prompt_len)))
                 batch.add(generation, min(generation.remaining_len, batch.budget))
                 slots -= 1
             else:

@@ -18,12 +18,16 @@ class StepCounts(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-    """What one step brought. `step` is its number, and stands still when there was nothing to run."""
+    """What one step brought. `step` is its number, and stands still when there was nothing to run.
+
+    `admitted` names the requests that began to run, each with how many tokens of its prompt were found in the cache.
+    """
 
     step: int
     deltas: list[TokenDelta]
     failed: list[RequestFailure]
     counts: StepCounts
+    admitted: list[tuple[str, int]]
 
 
 @dataclass(frozen=True, slots=True)

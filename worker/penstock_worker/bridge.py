@@ -135,6 +135,9 @@ class Bridge:
         if report.step != self._report.step:
             self._progressed_at = self._heard_at
         self.stats = report.stats or self.stats
+        for request_id, cached_tokens in report.admitted:
+            if (job := self._jobs.get(request_id)) is not None:
+                job.cached_tokens = cached_tokens
         touched: dict[str, RunningJob] = {}
         for delta in report.deltas:
             if (job := self._jobs.get(delta.request_id)) is not None:

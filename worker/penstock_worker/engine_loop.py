@@ -1,6 +1,7 @@
 """Inside the engine's process: take commands, step, report."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -105,7 +106,7 @@ class EngineLoop:
                 if not self._run_step():
                     return
             elif told:
-                self._report([])
+                self._report()
 
     def _take_commands(self) -> bool:
         """Everything that has been asked by now; waits for something when there is nothing else to do."""
@@ -142,17 +143,25 @@ class EngineLoop:
             return False
         self._take_failures(output)
         self._step = output.step
-        self._report([Delta(d.request_id, d.choice, d.token_id, d.logprob, d.finish_reason) for d in output.deltas])
+        deltas = [Delta(d.request_id, d.choice, d.token_id, d.logprob, d.finish_reason) for d in output.deltas]
+        self._report(deltas, output.admitted)
         return True
 
     def _take_failures(self, output: StepOutput) -> None:
         for failure in output.failed:
             self._refusals.append(Refusal(failure.request_id, failure.code, failure.message))
 
-    def _report(self, deltas: list[Delta]) -> None:
+    def _report(self, deltas: Sequence[Delta] = (), admitted: Sequence[tuple[str, int]] = ()) -> None:
         refusals, self._refusals = self._refusals, []
         report = StepReport(
-            self._step, self._received, self._engine.free_slots, deltas, refusals, self._pong, self._stats_if_due()
+            step=self._step,
+            received=self._received,
+            free_slots=self._engine.free_slots,
+            deltas=list(deltas),
+            refusals=refusals,
+            pong=self._pong,
+            stats=self._stats_if_due(),
+            admitted=list(admitted),
         )
         _send(self._connection, report)
 

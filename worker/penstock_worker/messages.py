@@ -92,8 +92,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 class StepReport(msgspec.Struct, frozen=True, tag=True):
     """What one step brought, or (with the same `step` as before) an answer without a step.
 
-    `received` counts every submit that was taken so far; `free_slots` is how many more could start after
-    them. `pong` is the number of the last ping. `stats` comes about once a second.
+    `received` counts every submit that was taken so far; `free_slots` is how many more could start after them. `pong`
+    is the number of the last ping. `stats` comes about once a second. `admitted` are requests that began, each with
+    how many tokens of its prompt were in the cache.
     """
 
     step: int
@@ -103,6 +104,7 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
     refusals: list[Refusal] = []
     pong: int = 0
     stats: dict[str, int] | None = None
+    admitted: list[tuple[str, int]] = []
 
 
 class Broken(msgspec.Struct, frozen=True, tag=True):

@@ -47,6 +47,7 @@ class Results:
             state=ending.state,
             entries=job.entries,
             prompt_tokens=len(job.prompt_ids) or job.job.prompt_tokens or 0,
+            cached_tokens=job.cached_tokens,
             first_token_seconds=job.first_token_seconds,
             error=ending.error,
         )

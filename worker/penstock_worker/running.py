@@ -65,6 +65,7 @@ class RunningJob:
         self.journalled = 0
         self.checkpointed = 0
         self.lease_until = lease_until
+        self.cached_tokens = 0
         self.first_token_seconds: float | None = None
         self.ending: Ending | None = None
         self.settled = threading.Event()
