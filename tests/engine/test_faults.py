@@ -10,7 +10,7 @@ from penstock_engine import Engine, EngineConfig, Request, SamplingParams, StepF
 from tests.engine.driving import Run, check_pages, greedy, parity, run_all, step_once
 from tests.engine.tiny import TinyModel, make_tiny, random_prompt
 
-POISON = 150  # a token whose embedding is not a number
+POISON = 0  # a token whose embedding is not a number; padding rows run this very one
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,9 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 
 def healthy_requests() -> list[Request]:
-    prompts = [[token for token in random_prompt(20 + at, seed=at) if token != POISON] for at in range(3)]
+    """Of two, three and four pages: the three are padded with the null page, which padding must not have touched."""
+    lengths = (20, 36, 52)
+    prompts = [[token for token in random_prompt(length, seed=length) if token != POISON] for length in lengths]
     return [Request(f"ok{at}", prompt, greedy(10)) for at, prompt in enumerate(prompts)]
 
 
