@@ -93,7 +93,9 @@ def test_waiting_for_a_job_that_fails_ends_with_1(connected_call: Call, connecte
 def test_waiting_no_longer_than_asked(connected_call: Call, worker: Worker) -> None:
     result = connected_call("submit", "-m", "tiny", "x", "--wait", "--timeout", "0.1")
     assert result.exit_code == 1
-    assert "is queued after 0.1 seconds" in result.stderr
+    told, error = result.stderr.splitlines()
+    assert told.startswith("submitted, and going on: job_")
+    assert "is queued after 0.1 seconds" in error
 
 
 def test_a_job_for_each_file(connected_call: Call, connected: Client, worker: Worker, tmp_path: Path) -> None:
@@ -108,6 +110,19 @@ def test_a_job_for_each_file(connected_call: Call, connected: Client, worker: Wo
     with beside(serve_both):
         result = connected_call("submit", "-m", "tiny", *files, "--wait")
     assert (result.exit_code, result.stdout) == (0, "first\nsecond\n")
+
+
+def test_jobs_that_were_submitted_before_a_refusal_are_told(
+    connected_call: Call, connected: Client, worker: Worker, tmp_path: Path
+) -> None:
+    (tmp_path / "fits").write_text("one")
+    (tmp_path / "does-not").write_text("many " * 300)
+    result = connected_call("submit", "-m", "tiny", "-f", str(tmp_path / "fits"), "-f", str(tmp_path / "does-not"))
+    (job,) = connected.jobs.list()
+    assert result.exit_code == 1
+    assert result.stdout == f"{job.id}\n"
+    assert f"submitted, and going on: {job.id}" in result.stderr
+    assert "context holds 256" in result.stderr
 
 
 def test_submit_and_watch_writes_the_text_and_tells_the_states(

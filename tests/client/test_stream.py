@@ -140,6 +140,12 @@ def test_an_event_that_is_not_understood_is_an_error(server: Misbehaving, client
         list(client.jobs.stream("job_01"))
 
 
+def test_what_is_no_stream_is_told_so(server: Misbehaving, client: Client) -> None:
+    server.replies.append(Reply(200, {"Content-Type": "text/html"}, b"<html>log in first"))
+    with pytest.raises(UnexpectedAnswer, match="text/html"):
+        list(client.jobs.stream("job_01"))
+
+
 @pytest.mark.parametrize("event_id", ["", "3", "3.x", "-1.0", "1.2.3"])
 def test_an_id_that_is_none_is_refused(client: Client, event_id: str) -> None:
     with pytest.raises(ValidationFailed, match=r"3\.57"):

@@ -2,18 +2,19 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from penstock.cli.failure import EXIT_FAILURE, EXIT_USAGE, Failure
+from penstock.cli.failure import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, Failure
 from penstock.cli.options import assignment, json_assignment, moment, with_client
 from penstock.cli.render import console_for, summary, write_text
 from penstock.cli.watch import follow
-from penstock.client import Client, Job, JobState, Message, Webhook
+from penstock.client import Client, Job, JobState, Message, PenstockError, Webhook
 
 _SAMPLING: Final = ("max_tokens", "temperature", "top_p", "top_k", "seed")
 
@@ -74,17 +75,45 @@ def submit(client: Client, wait: bool, watch: bool, timeout: float | None, as_js
     inputs = _inputs(given)
     if watch and (wait or len(inputs) > 1):
         raise click.UsageError("--watch follows one job; leave out --wait, and all but one --file")
-    request = _request(given)
-    submitted = [client.jobs.submit(**source, **request) for source in inputs]
-    if watch:
-        sys.exit(0 if follow(client, submitted[0].id, as_json=as_json) is JobState.SUCCEEDED else EXIT_FAILURE)
-    if not wait:
-        for job in submitted:
+    submitted: list[Job] = []
+    for job in _submitted(client, inputs, _request(given)):
+        submitted.append(job)
+        if not (wait or watch):
             click.echo(job.to_json() if as_json else job.id)
-        return
-    finished = _wait_for(client, submitted, timeout)
-    _print_outputs(finished, given["files"], as_json)
-    sys.exit(0 if all(job.status is JobState.SUCCEEDED for job in finished) else EXIT_FAILURE)
+    if watch:
+        _exit([follow(client, submitted[0].id, as_json=as_json)])
+    if wait:
+        with _telling_ids(submitted):
+            finished = _wait_for(client, submitted, timeout)
+        _print_outputs(finished, given["files"], as_json)
+        _exit([job.status for job in finished])
+
+
+def _exit(states: Sequence[JobState]) -> NoReturn:
+    sys.exit(0 if all(state is JobState.SUCCEEDED for state in states) else EXIT_FAILURE)
+
+
+def _submitted(client: Client, inputs: Sequence[dict[str, Any]], request: dict[str, Any]) -> Iterator[Job]:
+    """The jobs, one by one; when one is refused, those before it are told, for they go on."""
+    submitted: list[Job] = []
+    with _telling_ids(submitted):
+        for source in inputs:
+            submitted.append(client.jobs.submit(**source, **request))
+            yield submitted[-1]
+
+
+@contextmanager
+def _telling_ids(submitted: Sequence[Job]) -> Iterator[None]:
+    """Whatever ends the command early, jobs that were submitted go on, so their ids must be known."""
+    try:
+        yield
+    except (PenstockError, KeyboardInterrupt) as error:
+        ids = " ".join(job.id for job in submitted)
+        if ids:
+            click.echo(f"submitted, and going on: {ids}", err=True)
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(EXIT_INTERRUPTED)
+        raise
 
 
 def _inputs(given: dict[str, Any]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from penstock.client.errors import GATEWAY_STATUSES, ConnectionFailed, Unexpecte
 from penstock.errors import PenstockError
 
 _REFUSED_FOR_NOW: Final = frozenset({429, 503})
+_STREAM_TYPE: Final = "text/event-stream"
 _NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 STREAM_SILENCE_SECONDS: Final = 45.0
 """A stream that is silent for so long is dead: the server sends a comment every 15 seconds."""
@@ -76,12 +77,12 @@ class Transport:
     def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
         """One response whose body is read as it comes; not repeated. Raises its error, or what httpx raises."""
         timeout = httpx.Timeout(self._timeout, read=STREAM_SILENCE_SECONDS)
-        with self._http.stream(
-            "GET", path, headers={"Accept": "text/event-stream", **headers}, timeout=timeout
-        ) as response:
+        with self._http.stream("GET", path, headers={"Accept": _STREAM_TYPE, **headers}, timeout=timeout) as response:
             if not response.is_success:
                 response.read()
                 raise _with_pause(error_from(response), response)
+            if response.status_code != httpx.codes.NO_CONTENT:
+                _refuse_other_than(_STREAM_TYPE, response)
             yield response
 
     def connection_failed(self, error: Exception) -> ConnectionFailed:
@@ -121,6 +122,12 @@ def _object(response: httpx.Response) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UnexpectedAnswer(f"{response.request.url} did not answer with a JSON object; is it a Penstock server's?")
     return document
+
+
+def _refuse_other_than(media_type: str, response: httpx.Response) -> None:
+    given = response.headers.get("Content-Type", "nothing")
+    if given.partition(";")[0].strip().lower() != media_type:
+        raise UnexpectedAnswer(f"{response.request.url} answered with {given} instead of {media_type}")
 
 
 def _with_pause(error: PenstockError, response: httpx.Response) -> PenstockError:
