@@ -13,11 +13,12 @@ from tests.engine.tiny import TinyModel
 
 @dataclass
 class Run:
-    """What came out: deltas by request, failures, and each step's counts."""
+    """What came out: deltas by request, failures, each step's counts, and the cached tokens of those that began."""
 
     deltas: dict[str, list[TokenDelta]] = field(default_factory=dict)
     failed: list[RequestFailure] = field(default_factory=list)
     steps: list[StepCounts] = field(default_factory=list)
+    admitted: list[tuple[str, int]] = field(default_factory=list)
 
     def tokens(self, request_id: str) -> list[int]:
         return [delta.token_id for delta in self.deltas[request_id]]
@@ -44,6 +45,7 @@ def step_once(engine: Engine, run: Run) -> None:
     output = engine.step()
     run.failed += output.failed
     run.steps.append(output.counts)
+    run.admitted += output.admitted
     for delta in output.deltas:
         positions = run.deltas.setdefault(delta.request_id, [])
         assert not positions or delta.position == positions[-1].position + 1

@@ -61,6 +61,7 @@ def test_tokens_and_logprobs_equal_transformers_in_every_mode(models: Any, name:
     assert found.tokens == 13 * OUTPUT
     assert found.wrong == 0
     assert found.worst_logprob < LOGPROB_TOLERANCE
+    assert sorted(name for name, _ in run.admitted) == sorted(run.deltas)  # once each, though some were preempted
     # The run really went through the modes that it is here to compare.
     stats = engine.stats()
     assert stats.preemptions > 0
@@ -101,6 +102,7 @@ def test_a_prefix_is_reused_to_the_token(llama: TinyModel) -> None:
         run = run_all(engine, [request])
         after = engine.stats()
         assert after.tokens_cached - before.tokens_cached == cached, name
+        assert run.admitted == [(name, cached)]
         assert after.tokens_computed - before.tokens_computed == len(prompt) - cached + 3, name
         found = parity(llama, [request], run)
         assert found.wrong == 0
