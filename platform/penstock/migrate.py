@@ -10,7 +10,7 @@ from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from penstock.errors import ServiceUnavailable
-from penstock.settings import Settings
+from penstock.settings import Settings, variable_name
 
 _LOCK: Final = 0x70656E6D69677261  # "penmigra", in the database's space of advisory locks
 
@@ -29,7 +29,7 @@ def upgrade(settings: Settings) -> tuple[str | None, str | None]:
     try:
         connection = engine.connect()
     except OperationalError as error:
-        raise ServiceUnavailable(f"PENSTOCK_DATABASE_URL: PostgreSQL does not answer: {error.orig}") from error
+        raise not_answering(error) from error
     with connection:
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
         connection.commit()
@@ -37,6 +37,12 @@ def upgrade(settings: Settings) -> tuple[str | None, str | None]:
         command.upgrade(_config(connection), "head")
         connection.commit()
         return before, _revision(connection)
+
+
+def not_answering(error: OperationalError) -> ServiceUnavailable:
+    """The driver's failure to connect, in one line that names the setting."""
+    reason = " ".join(str(error.orig).split())
+    return ServiceUnavailable(f"{variable_name('database_url')}: PostgreSQL does not answer: {reason}")
 
 
 def migrations_folder() -> Path:

@@ -76,12 +76,27 @@ def test_migrate_says_where_the_database_is(server_call: Call) -> None:
     assert re.fullmatch(r"the database is at revision \w+\n", result.stdout)
 
 
-def test_a_database_that_does_not_answer_is_one_line(server_call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", [["migrate"], ["keys", "list"]])
+def test_a_database_that_does_not_answer_is_one_line(
+    server_call: Call, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
     monkeypatch.setenv("PENSTOCK_DATABASE_URL", "postgresql://u:secret@127.0.0.1:9/x")
-    result = server_call("migrate")
+    result = server_call(*command)
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: PENSTOCK_DATABASE_URL: PostgreSQL does not answer")
     assert "secret" not in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_database_without_tables_says_what_to_run(
+    server_call: Call, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = settings.database_url.get_secret_value().replace("+psycopg", "").rsplit("/", 1)[0] + "/postgres"
+    monkeypatch.setenv("PENSTOCK_DATABASE_URL", url)
+    result = server_call("keys", "list")
+    assert result.exit_code == 1
+    assert "run `penstock migrate` first" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_starters_that_migrate_at_once_wait_for_each_other(settings: Settings, database: Database) -> None:

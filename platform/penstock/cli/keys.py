@@ -1,7 +1,5 @@
 """`penstock keys`: API keys, made on the server's own database."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 
 import click
@@ -11,10 +9,10 @@ from sqlalchemy.orm import Session
 
 from penstock.auth.models import ApiKey, Tenant
 from penstock.auth.services import Scope, bootstrap, create_api_key, list_api_keys, revoke_api_key
+from penstock.cli.database import transaction
 from penstock.cli.options import moment
 from penstock.cli.render import console_for, printable
 from penstock.clock import iso, utc_now
-from penstock.db import Database
 from penstock.errors import NotFound
 from penstock.settings import Settings
 
@@ -32,7 +30,7 @@ def keys() -> None:
 def bootstrap_() -> None:
     """On an empty database: make the first tenant, its administrator and an admin key, and print them, this once."""
     settings = Settings.from_environment()
-    with _transaction(settings) as session:
+    with transaction(settings) as session:
         made = bootstrap(session, environment=settings.environment)
     if made is None:
         raise click.ClickException("there is a tenant already; `penstock keys create` makes another key")
@@ -57,7 +55,7 @@ def create(name: str, scopes: tuple[str, ...], expires: datetime | None, tenant:
     if expires is not None and expires <= utc_now():
         raise click.BadParameter("must lie in the future", param_hint="--expires")
     settings = Settings.from_environment()
-    with _transaction(settings) as session:
+    with transaction(settings) as session:
         key, secret = create_api_key(
             session,
             tenant_id=_tenant(session, tenant).id,
@@ -74,7 +72,7 @@ def create(name: str, scopes: tuple[str, ...], expires: datetime | None, tenant:
 @_tenant_option
 def list_(tenant: str) -> None:
     """List the tenant's keys, newest first, also those that no longer work."""
-    with _transaction(Settings.from_environment()) as session:
+    with transaction(Settings.from_environment()) as session:
         found = list_api_keys(session, _tenant(session, tenant).id)
     rows = [(key.id, printable(key.name), key.hint, " ".join(key.scopes), _standing(key)) for key in found]
     console = console_for()
@@ -93,19 +91,9 @@ def list_(tenant: str) -> None:
 @_tenant_option
 def revoke(key_id: str, tenant: str) -> None:
     """End a key for good."""
-    with _transaction(Settings.from_environment()) as session:
+    with transaction(Settings.from_environment()) as session:
         key = revoke_api_key(session, _tenant(session, tenant).id, key_id)
     click.echo(f"{key.id} ({printable(key.name)}) is revoked")
-
-
-@contextmanager
-def _transaction(settings: Settings) -> Iterator[Session]:
-    database = Database(settings, pool_size=1)
-    try:
-        with database.transaction() as session:
-            yield session
-    finally:
-        database.close()
 
 
 def _tenant(session: Session, name: str) -> Tenant:
