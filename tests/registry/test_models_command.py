@@ -123,8 +123,10 @@ def test_the_list_says_what_serves_and_why(
     synchroniser.tick()
     listed = penstock("list").output
     assert "1 (ready)" in listed
-    assert "2 (could not be loaded: config.json is missing)" in listed
-    assert "version 1 serves until then" in listed
+    assert "2 (could not be loaded)" in listed
+    assert "tiny: version 2 cannot be loaded (config.json is missing) and takes over once it can; version 1" in listed
+    report(database, "1", HostingState.FAILED, error="no memory")
+    assert "tiny: version 1 could not be loaded: no memory" in penstock("list").output
 
 
 @pytest.mark.usefixtures("environment")

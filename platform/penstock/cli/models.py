@@ -77,17 +77,15 @@ def list_() -> None:
     if not standings:
         click.echo("No model yet: penstock models register FOLDER --name NAME --alias champion")
         return
-    table = Table("model", "champion", "since", "challenger", "incoming", "why", box=None, pad_edge=False)
+    table = Table("model", "champion", "since", "challenger", "incoming", box=None, pad_edge=False)
     for standing in standings:
-        table.add_row(
-            standing.name,
-            _standing(standing.champion),
-            iso(standing.champion_since) or "",
-            _standing(standing.challenger),
-            _standing(standing.incoming),
-            standing.reason,
-        )
+        versions = (standing.champion, standing.challenger, standing.incoming)
+        champion, challenger, incoming = map(_in_brief, versions)
+        table.add_row(standing.name, champion, iso(standing.champion_since) or "", challenger, incoming)
     Console().print(table)
+    for standing in standings:
+        for reason in _reasons(standing):
+            click.echo(f"{standing.name}: {reason}")
 
 
 @models.command()
@@ -101,7 +99,8 @@ def show(name: str) -> None:
         standing = next((one for one in list_models(session) if one.name == name), None)
     console = Console()
     console.print(_versions_table(versions, standing))
-    console.print(standing.reason if standing is not None else "It takes no jobs: it was never an alias's model here.")
+    never = "It takes no jobs: no alias that is followed ever named one of its versions."
+    click.echo("\n".join(_reasons(standing)) if standing is not None else never)
 
 
 def _describe(folder: Path) -> ModelFolder:
@@ -113,8 +112,15 @@ def _describe(folder: Path) -> ModelFolder:
         return describe(folder, lambda done, total: bar.update(task, completed=done, total=total))
 
 
-def _standing(version: VersionStanding | None) -> str:
-    return f"{version.version} ({version.state})" if version is not None else "none"
+def _in_brief(version: VersionStanding | None) -> str:
+    """The version, and how it stands without the reason."""
+    return f"{version.version} ({version.state.partition(':')[0]})" if version is not None else "none"
+
+
+def _reasons(standing: ModelStanding) -> list[str]:
+    champion = standing.champion
+    fault = [f"version {champion.version} {champion.state}"] if champion is not None and champion.error else []
+    return [standing.reason, *fault]
 
 
 def _versions_table(versions: list[RegistryVersion], standing: ModelStanding | None) -> Table:

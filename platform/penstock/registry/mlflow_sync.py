@@ -21,7 +21,7 @@ from penstock.registry.reconcile import reconcile
 from penstock.settings import Settings
 
 _ELECTION: Final = 0x70656E73_746F636B  # a number of our own among PostgreSQL's advisory locks
-_LONGEST_PAUSE: Final = 30.0
+_LONGEST_PAUSE: Final = 5.0  # an attempt in vain is cheap, and a model that was just registered should not wait long
 
 log = get_logger(__name__)
 
