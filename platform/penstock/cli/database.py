@@ -8,20 +8,19 @@ from sqlalchemy.orm import Session
 
 from penstock.db import Database
 from penstock.errors import ServiceUnavailable
-from penstock.settings import Settings, variable_name
+from penstock.migrate import not_answering
+from penstock.settings import Settings
 
 
 @contextmanager
 def transaction(settings: Settings) -> Iterator[Session]:
-    """One transaction on the settings' database. Raises `ServiceUnavailable` naming what would help."""
+    """One transaction on the settings' database. Raises `ServiceUnavailable` saying what would help."""
     database = Database(settings, pool_size=1)
     try:
         with database.transaction() as session:
             yield session
     except OperationalError as error:
-        raise ServiceUnavailable(
-            f"{variable_name('database_url')}: PostgreSQL does not answer: {error.orig}"
-        ) from error
+        raise not_answering(error) from error
     except ProgrammingError as error:
         reason = str(error.orig).partition("\n")[0]
         raise ServiceUnavailable(
