@@ -56,6 +56,7 @@ FILES = [
     ),
     Vendored("htmx.org@2.0.11", "0BSD", "LICENSE", "web/static/vendor/LICENSE.htmx.txt"),
     Vendored("@fontsource-variable/geist@5.3.0", "OFL-1.1", "LICENSE", "web/static/vendor/LICENSE.geist.txt"),
+    Vendored("@fontsource-variable/geist-mono@5.3.0", "OFL-1.1", "LICENSE", "web/static/vendor/LICENSE.geist-mono.txt"),
     # Tests alone: it is not under web/static, so it is neither served nor shipped.
     Vendored("axe-core@4.14.1", "MPL-2.0", "axe.min.js", "tests/browser/vendor/axe.min.js"),
     Vendored("axe-core@4.14.1", "MPL-2.0", "LICENSE", "tests/browser/vendor/LICENSE.axe.txt"),

@@ -50,6 +50,14 @@ FLAGS = (
 # What a browser writes for every answer of that status; the test that provokes one names it.
 FAILED_LOAD = "Failed to load resource"
 
+WATCH_PAGE = """
+addEventListener("securitypolicyviolation",
+  (event) => console.error(`CSP: ${event.violatedDirective} ${event.blockedURI}`));
+window.shifted = 0;
+new PerformanceObserver((list) => list.getEntries().forEach((shift) => {
+  if (!shift.hadRecentInput) window.shifted += shift.value;
+})).observe({type: "layout-shift", buffered: true});
+"""
 expect.set_options(timeout=60_000)  # a busy machine is slow, not wrong
 
 
@@ -90,10 +98,7 @@ class Tab:
     def __post_init__(self) -> None:
         self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
-        self.page.add_init_script(
-            "addEventListener('securitypolicyviolation',"
-            " event => console.error(`CSP: ${event.violatedDirective} ${event.blockedURI}`))"
-        )
+        self.page.add_init_script(WATCH_PAGE)
 
     def open(self, path: str) -> None:
         self.page.goto(self.base + path)
@@ -103,6 +108,10 @@ class Tab:
         self.page.get_by_label("Password").fill(password)
         self.page.get_by_role("button", name="Sign in").click()
         self.page.wait_for_url("**/jobs**")
+
+    def shifted(self) -> float:
+        """How far the page's layout has jumped by itself since it was opened (Cumulative Layout Shift; 0.1 is good)."""
+        return float(self.page.evaluate("window.shifted"))
 
     def check(self) -> None:
         """Fail on whatever went wrong so far, and when the page is wider than its screen."""

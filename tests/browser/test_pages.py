@@ -59,6 +59,7 @@ def test_pages_are_accessible_and_fit(site: Site, open_tab: OpenTab, screen: str
     for path in paths:
         tab.open(path)
         assert violations(tab) == [], path
+        assert tab.shifted() < 0.02, path
         tab.check()
     for fold in tab.page.locator("details.fold > summary").all():
         fold.click()
