@@ -134,3 +134,19 @@ def test_a_worker_that_was_taken_for_dead_registers_again(pulse: Pulse) -> None:
 
     with pulse.beating(stall_seconds=60):
         eventually(found, "the worker's row")
+
+
+def test_of_two_runs_of_one_job_only_the_newest_keeps_its_lease(pulse: Pulse) -> None:
+    """The lease ran out unnoticed, and this very worker claimed the job again."""
+    with pulse.database.transaction() as session:
+        deployment_id = session.get_one(Job, pulse.job.id).deployment_id
+        lease.hand_back(session, pulse.job.held, RunOutcome.LEASE_LOST, "silent", max_own_crashes=3)
+        begun = time.monotonic()
+        claim = lease.claim(session, worker_id=pulse.card.id, deployment_id=deployment_id, lease_seconds=1.5)
+    assert claim is not None
+    again = RunningJob(claim, claimed_at=begun, lease_until=begun + 1.5)
+    bridge = Bridge(EngineSpec("/nowhere", 4), pulse.writer, places=4, stall_seconds=60)
+    with pulse.held.holding(again, bridge), pulse.beating(stall_seconds=60):
+        eventually(lambda: again.lease_until > begun + 1.5, "the renewal of the newer run")
+    assert pulse.job.ending == Lost()
+    assert again.ending is None

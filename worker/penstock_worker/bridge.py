@@ -19,6 +19,7 @@ from contextlib import suppress
 from multiprocessing import Pipe
 from typing import Final
 
+import msgspec
 from penstock.jobs.states import JobState
 from penstock.logs import get_logger
 
@@ -26,6 +27,7 @@ from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.messages import (
     Broken,
     Commands,
+    Delta,
     EngineSpec,
     FromEngine,
     Loading,
@@ -119,6 +121,9 @@ class Bridge:
             message = decode_report(self._connection.recv_bytes())
         except (EOFError, OSError):
             return None
+        except msgspec.DecodeError as error:
+            self.kill(f"the engine process sent what cannot be read: {error}")
+            return None
         self._heard_at = time.monotonic()
         return message
 
@@ -141,7 +146,7 @@ class Bridge:
         touched: dict[str, RunningJob] = {}
         for delta in report.deltas:
             if (job := self._jobs.get(delta.request_id)) is not None:
-                job.take(delta)
+                _give(job, delta)
                 touched[delta.request_id] = job
                 if job.ending is not None and delta.finish_reason is None:
                     self.abort(job)  # a stop string, which the engine does not know
@@ -300,8 +305,18 @@ class Bridge:
             self._process.kill()
 
 
+def _give(job: RunningJob, delta: Delta) -> None:
+    """A token that cannot be turned into text fails its own job, and no other."""
+    try:
+        job.take(delta)
+    except Exception as error:
+        log.exception("job.token_failed", job=job.id)
+        message = f"the worker could not take token {delta.token_id}: {type(error).__name__}"
+        job.end(Finished(JobState.FAILED, {"code": "internal_error", "message": message}))
+
+
 def _refuse(job: RunningJob, refusal: Refusal) -> None:
     if refusal.finish_reason is not None:
         job.close_choices(refusal.finish_reason)
     else:
-        job.end(Finished(JobState.FAILED, {"code": refusal.code, "message": refusal.message}), "error")
+        job.end(Finished(JobState.FAILED, {"code": refusal.code, "message": refusal.message}))

@@ -86,7 +86,7 @@ class Heartbeat:
 
     def _tend_leases(self) -> None:
         """Renew when a third of the lease has gone; at every other beat only look for what is to be stopped."""
-        jobs = [job for job, bridge in self._held.snapshot() if bridge.lively]
+        jobs = self._newest([job for job, bridge in self._held.snapshot() if bridge.lively])
         if self._due(self._renewed_at, self._renewal_seconds):
             self._renew(jobs)
         elif jobs:
@@ -94,6 +94,20 @@ class Heartbeat:
                 found = _to_be_stopped(session, [job.held for job in jobs])
             for job in jobs:
                 self._stop_if_asked(job, found.get(job.id))
+
+    def _newest(self, jobs: Sequence[RunningJob]) -> list[RunningJob]:
+        """Of several runs of one job, the one with the highest fence: the others were lost before it was claimed."""
+        newest = {job.id: job for job in sorted(jobs, key=lambda job: job.fence)}
+        for job in jobs:
+            if newest[job.id] is not job:
+                self._lose(job)
+        return list(newest.values())
+
+    def _lose(self, job: RunningJob) -> None:
+        """The job is no longer ours, unless it has ended by itself just now."""
+        if job.end(Lost()):
+            log.warning("lease.lost", job=job.id, fence=job.fence)
+            self._writer.mark(job)
 
     def _renew(self, jobs: Sequence[RunningJob]) -> None:
         before = time.monotonic()
@@ -107,9 +121,8 @@ class Heartbeat:
             if job.id in renewed:
                 job.lease_until = before + lease_seconds
                 self._stop_if_asked(job, renewed[job.id])
-            elif job.end(Lost()):  # not one of ours that has just ended
-                log.warning("lease.lost", job=job.id, fence=job.fence)
-                self._writer.mark(job)
+            else:
+                self._lose(job)
 
     def _stop_if_asked(self, job: RunningJob, renewal: Renewal | None) -> None:
         """End the run here and now, with the output as far as it has come."""

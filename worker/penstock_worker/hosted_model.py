@@ -66,6 +66,12 @@ class HostedModel:
     def deployment_id(self) -> str:
         return self.deployment.id
 
+    def serves(self, deployment: Deployment | None) -> bool:
+        """Whether this is what is wanted: the same folder with the same files."""
+        if deployment is None:
+            return False
+        return (self.deployment.source, self.deployment.manifest) == (deployment.source, deployment.manifest)
+
     @property
     def ready(self) -> bool:
         """Whether it takes jobs."""

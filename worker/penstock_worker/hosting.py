@@ -70,7 +70,7 @@ class Host:
                 with self._lock:
                     del self._models[model.deployment_id]
                 self._changed()
-            elif model.deployment_id not in wanted:
+            elif not model.serves(wanted.get(model.deployment_id)):
                 model.unload()
         for deployment in wanted.values():
             if deployment.id not in self._models:
