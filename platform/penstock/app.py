@@ -8,6 +8,7 @@ from flask import Flask, Response, g, request
 from redis import Redis
 
 from penstock import __version__, health, openapi
+from penstock.auth.key_ring import KeyRing
 from penstock.auth.views import routes as account_routes
 from penstock.broker import make_redis
 from penstock.db import Database
@@ -75,6 +76,7 @@ def make_services(
         redis=redis,
         journal=Journal(redis, publisher=new_id("web")),
         live=LiveBroadcaster(redis),
+        keys=KeyRing(database, settings.environment),
         prompts=prompts or _tokenizers(),
         metrics=Metrics(database, lambda: waiting_places.taken),
         waiting_places=waiting_places,

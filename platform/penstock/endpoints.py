@@ -13,7 +13,7 @@ from apiflask import APIBlueprint
 from flask import request
 from pydantic import BaseModel, ValidationError
 
-from penstock.auth.services import Principal, Scope, authenticate
+from penstock.auth.services import Principal, Scope
 from penstock.errors import Forbidden, Unauthenticated, UnsupportedMediaType
 from penstock.problems import PROBLEM_TYPE, Problem, body_too_large, explain_validation, refuse_field
 from penstock.services import current_services
@@ -103,10 +103,7 @@ def read_headers(model: type[Model]) -> Model:
 
 
 def _authenticated(scope: Scope) -> Principal:
-    services = current_services()
-    presented = _presented_key()
-    with services.database.transaction() as session:
-        principal = authenticate(session, presented, environment=services.settings.environment)
+    principal = current_services().keys.principal(_presented_key())
     if not principal.may(scope):
         has = ", ".join(sorted(principal.scopes)) or "none"
         raise Forbidden(

@@ -6,6 +6,7 @@ from typing import cast
 from flask import current_app
 from redis import Redis
 
+from penstock.auth.key_ring import KeyRing
 from penstock.db import Database
 from penstock.jobs.journal import Journal
 from penstock.jobs.live import LiveBroadcaster
@@ -27,6 +28,7 @@ class Services:
     redis: Redis
     journal: Journal
     live: LiveBroadcaster
+    keys: KeyRing
     prompts: PromptCounter
     metrics: Metrics
     waiting_places: Places
