@@ -1,5 +1,6 @@
 """The reference page: what it shows of an OpenAPI document, and its template."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -62,10 +63,8 @@ def _operation(spec: dict[str, Any], method: str, path: str, operation: dict[str
 
 def _parameters(operation: dict[str, Any]) -> Iterator[Row]:
     for parameter in operation.get("parameters", []):
-        schema = parameter["schema"]
-        yield Row(
-            parameter["name"], parameter["in"], type_of(schema), parameter["required"], schema.get("description", "")
-        )
+        type_ = type_of(parameter["schema"])
+        yield Row(parameter["name"], parameter["in"], type_, parameter["required"], parameter.get("description", ""))
 
 
 def _body_schema(operation: dict[str, Any]) -> dict[str, Any] | None:
@@ -104,7 +103,7 @@ def type_of(schema: dict[str, Any]) -> str:
     bounds = [f"{word} {schema[key]}" for key, word in _BOUNDS.items() if key in schema]
     if bounds:
         text += f" ({', '.join(bounds)})"
-    return f"{text} = {schema['default']}" if schema.get("default") not in (None, [], {}) else text
+    return text if schema.get("default") in (None, [], {}) else f"{text}, else {json.dumps(schema['default'])}"
 
 
 _BOUNDS: Final = {
@@ -155,6 +154,7 @@ TEMPLATE: Final = """<!doctype html>
   .method { display: inline-block; min-width: 3.5rem; text-transform: uppercase; }
   .wide { overflow-x: auto; }
   table { border-collapse: collapse; width: 100%; font-size: .875rem; }
+  th:last-child, td:last-child { min-width: 16rem; }
   th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; }
   details pre { overflow-x: auto; font-size: .8rem; }
 </style>

@@ -94,6 +94,7 @@ def test_the_reference_page_shows_every_operation_and_loads_nothing_from_elsewhe
         for method in item:
             assert f"{method.upper()} {path}" in page
     assert "params.temperature" in page
+    assert "holds the request up to N seconds" in page
     assert "input.messages[].role" in page
     assert not re.search(r"""(src|href)=["'](https?:)?//""", page)
     assert "<script" not in page
