@@ -14,7 +14,12 @@ from penstock.settings import Settings
 
 def configure_logs(settings: Settings, process: str) -> None:
     """Send structlog's events and every library's log records to standard error in one format."""
+
+    def name_process(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return event | {"process": process}
+
     shared: list[Any] = [
+        name_process,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -43,7 +48,6 @@ def configure_logs(settings: Settings, process: str) -> None:
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each poll of MLflow would drown the rest
-    structlog.contextvars.bind_contextvars(process=process)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -201,7 +201,8 @@ class HostedModel:
             return
         expected = isinstance(error, (EngineFailed, ModelFolderInvalid))
         log.error("model.load_failed", deployment=self.deployment.id, error=str(error), exc_info=not expected)
-        self._set_state(HostingState.FAILED, str(error))
+        # Whoever may use the model reads this: files are named, where they lie is for the log.
+        self._set_state(HostingState.FAILED, str(error).replace(f"{self.deployment.source}/", ""))
         before, until = _fingerprint(self.deployment.source), time.monotonic() + _RETRY_LOAD_SECONDS
         while time.monotonic() < until and not self._unwanted.wait(_LOOK_SECONDS):
             if _fingerprint(self.deployment.source) != before:

@@ -1,25 +1,31 @@
 """The whole platform on one machine: services, migrations, first key, and the platform's own processes."""
 
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
 
 from penstock.auth.services import Bootstrap, bootstrap
 from penstock.db import Database
 from penstock.embedded import ports as tcp
 from penstock.embedded.app_process import AppProcess, answers, is_connected
 from penstock.embedded.child import Command, Log, run_to_end
+from penstock.embedded.errors import ServiceFailed
 from penstock.embedded.service import Report, failure, silent
 from penstock.embedded.services import EmbeddedServices, External, Ports
 from penstock.embedded.stop_switch import StopSwitch
+from penstock.registry.catalogue import list_models
+from penstock.registry.hosting_services import HostingState
 from penstock.settings import Settings, variable_name
 
 STOP_SECONDS = 15.0
+MODEL_POLL_SECONDS = 0.2
 
 
 class Platform:
@@ -51,10 +57,10 @@ class Platform:
     ) -> None:
         self._host, self._chosen_port, self._with_worker = host, port, worker
         self._models, self._extra_settings = dict(models or {}), dict(settings or {})
-        self._report = report
+        self._report, self._switch = report, switch or StopSwitch()
         self._on_exit = ExitStack()
         self.services = EmbeddedServices(
-            state_dir, durable=durable, external=external, ports=ports, report=report, switch=switch
+            state_dir, durable=durable, external=external, ports=ports, report=report, switch=self._switch
         )
 
     def __enter__(self) -> Self:
@@ -96,6 +102,8 @@ class Platform:
         for process in processes:
             self.services.supervisor.await_ready(process)
         self.bootstrap = self._bootstrap()
+        if self._with_worker:
+            self._await_models()
         self.services.supervisor.remember(url=self.url, environment=self._environment)
 
     def _settle(self) -> None:
@@ -152,10 +160,33 @@ class Platform:
         return processes
 
     def _bootstrap(self) -> Bootstrap | None:
+        with self._session() as session:
+            return bootstrap(session, environment=self.settings.environment)
+
+    def _await_models(self) -> None:
+        """Wait until each given model takes jobs. Raises ServiceFailed with the reason when one cannot be loaded."""
+        for name in self._models:
+            self._report("models", f"loading {name}")
+            while not self._takes_jobs(name):
+                self._switch.raise_if_on()
+                time.sleep(MODEL_POLL_SECONDS)
+            self._report("models", f"{name} takes jobs")
+
+    def _takes_jobs(self, name: str) -> bool:
+        with self._session() as session:
+            standing = next((model for model in list_models(session) if model.name == name), None)
+        if standing is None or (newest := standing.incoming or standing.champion) is None:
+            return False
+        if HostingState.FAILED in newest.hosting_states and not newest.ready:
+            raise ServiceFailed(f"model {name}", newest.state)
+        return newest.ready and standing.incoming is None
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
         database = Database(self.settings, pool_size=1)
         try:
             with database.transaction() as session:
-                return bootstrap(session, environment=self.settings.environment)
+                yield session
         finally:
             database.close()
 
