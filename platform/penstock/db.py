@@ -58,6 +58,7 @@ class Database:
             max_overflow=0,
             pool_timeout=30,
             pool_pre_ping=True,
+            hide_parameters=True,  # an error's text goes into logs, where no prompt may be
             connect_args={"options": _SESSION_OPTIONS, "connect_timeout": 5, "application_name": "penstock"},
         )
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)

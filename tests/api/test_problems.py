@@ -160,6 +160,17 @@ def test_a_missing_table_is_a_crash_of_ours_not_an_outage(app: Flask, caller: Ca
     assert_problem(caller.get("/v1/broken"), 500, "internal_error")
 
 
+def test_a_crash_of_a_statement_does_not_log_what_it_carried(
+    app: Flask, caller: Caller, database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app.add_url_rule("/v1/broken", view_func=lambda: _ask(database, "SELECT no_such(:p)", p="the secret prompt"))
+    assert_problem(caller.get("/v1/broken"), 500, "internal_error")
+    logged = capsys.readouterr()
+
+    assert "no_such" in logged.out
+    assert "the secret prompt" not in logged.out + logged.err
+
+
 def test_a_browser_that_took_a_wrong_turn_gets_a_page(caller: Caller) -> None:
     answer = caller.client.get("/nothing<script>", headers={"Accept": "text/html"})
 
@@ -210,7 +221,7 @@ def _crash() -> str:
     raise RuntimeError("the secret reason")
 
 
-def _ask(database: Database, statement: str) -> str:
+def _ask(database: Database, statement: str, **parameters: str) -> str:
     with database.transaction() as session:
-        session.execute(text(statement))
+        session.execute(text(statement), parameters)
     return ""
