@@ -1,0 +1,236 @@
+"""Claiming and preparing, on a real database and a real Redis; the engine takes requests and never answers."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from penstock.auth.models import Tenant
+from penstock.broker import make_redis
+from penstock.db import Database
+from penstock.jobs import lease
+from penstock.jobs.journal import Append, Journal, JournalEntry
+from penstock.jobs.lease import Held, Progress
+from penstock.jobs.models import Job, JobRun
+from penstock.jobs.states import RunOutcome
+from penstock.registry.tokenizer import ModelTokenizer
+from penstock.settings import Settings
+from penstock_worker.bridge import Bridge
+from penstock_worker.held import HeldJobs
+from penstock_worker.journal_writer import JournalWriter
+from penstock_worker.messages import EngineSpec, StepReport
+from penstock_worker.results import Results
+from penstock_worker.running import Lost, RunningJob
+from penstock_worker.serving import Serving
+from pydantic import SecretStr
+from redis import Redis
+from sqlalchemy import select
+
+from tests.factories import make_deployment, make_tenant, submit_job
+from tests.worker.conftest import eventually
+
+
+@dataclass
+class Server:
+    """A deployment whose engine has room for two jobs."""
+
+    deployment_id: str
+    tokenizer: ModelTokenizer
+    bridge: Bridge
+    finished: list[str] = field(default_factory=list)
+
+    def note_finished(self) -> None:
+        self.finished.append(self.deployment_id)
+
+
+class House:
+    """What a worker has around `Serving`, in this process."""
+
+    def __init__(self, database: Database, redis: Redis, tokenizer: ModelTokenizer) -> None:
+        self.database, self.tokenizer = database, tokenizer
+        self.journal = Journal(redis, "test")
+        self.writer = JournalWriter(self.journal, linger_seconds=60)
+        self.held = HeldJobs()
+        self.servers: list[Server] = []
+        self.serving = Serving(
+            worker_id="wrk_a",
+            database=database,
+            journal=self.journal,
+            writer=self.writer,
+            held=self.held,
+            results=Results(database, self.writer, threading.Event(), max_own_crashes=3),
+            ready_servers=lambda: self.servers,
+            lease_seconds=60,
+        )
+        with database.transaction() as session:
+            self.tenant: Tenant = make_tenant(session)
+
+    def deploy(self, name: str = "tiny") -> Server:
+        with self.database.transaction() as session:
+            deployment = make_deployment(session, name)
+        bridge = Bridge(EngineSpec("/nowhere", 2), self.writer, places=2, stall_seconds=60)
+        bridge._report = StepReport(0, 0, 2)  # as an engine that has just become ready
+        self.servers.append(Server(deployment.id, self.tokenizer, bridge))
+        return self.servers[-1]
+
+    def submit(self, model: str = "tiny", **body: Any) -> str:
+        with self.database.transaction() as session:
+            return submit_job(session, self.tenant, model=model, **body).id
+
+    def row(self, job_id: str) -> Job:
+        with self.database.transaction() as session:
+            return session.get_one(Job, job_id)
+
+    def answer(self, server: Server) -> threading.Thread:
+        thread = threading.Thread(target=self.serving.answer, args=(server.deployment_id,), daemon=True)
+        thread.start()
+        return thread
+
+    def running(self) -> list[RunningJob]:
+        return [job for job, bridge in self.held.snapshot() if bridge.busy]
+
+    def let_go(self) -> None:
+        """End whatever runs, as if its lease were lost."""
+        for job, _ in self.held.snapshot():
+            job.end(Lost())
+            self.writer.mark(job)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_folder: Path) -> ModelTokenizer:
+    return ModelTokenizer.from_folder(model_folder)
+
+
+@pytest.fixture
+def house(database: Database, redis: Redis, tokenizer: ModelTokenizer) -> Iterator[House]:
+    house, stop = House(database, redis, tokenizer), threading.Event()
+    writer = threading.Thread(target=house.writer.run, args=(stop,))
+    writer.start()
+    yield house
+    house.serving.closing.set()
+    house.let_go()
+    eventually(lambda: len(house.held) == 0, "the threads")
+    stop.set()
+    writer.join()
+
+
+def run_reasons(database: Database) -> list[tuple[str | None, str | None]]:
+    with database.transaction() as session:
+        return [(run.outcome, run.reason) for run in session.scalars(select(JobRun).order_by(JobRun.fence))]
+
+
+def test_no_more_is_claimed_than_the_engine_admits(house: House) -> None:
+    server = house.deploy()
+    ids = [house.submit() for _ in range(4)]
+    threads = [house.answer(server) for _ in range(4)]
+    eventually(lambda: len(house.held) == 2, "two running jobs")
+    eventually(lambda: sum(thread.is_alive() for thread in threads) == 2, "the return of the others")
+    assert [house.row(job_id).state for job_id in ids] == ["running", "running", "queued", "queued"]
+
+
+def test_a_thread_serves_every_deployment_in_turn(house: House) -> None:
+    first, second = house.deploy("one"), house.deploy("two")
+    for model in ("one", "one", "two", "two"):
+        house.submit(model)
+    house.answer(first)
+    order: list[str] = []
+    while len(order) < 4:
+        job, _ = eventually(house.held.snapshot, "a job")[0]
+        if job.id not in order:
+            order.append(job.id)
+        house.let_go()
+    served = [house.row(job_id).deployment_id for job_id in order]
+    assert served == [first.deployment_id, second.deployment_id] * 2
+
+
+def test_a_job_claimed_while_the_worker_hands_back_goes_back_too(house: House, database: Database) -> None:
+    server = house.deploy()
+    house.serving.handing_back.set()
+    job_id = house.submit()
+    assert house.serving._serve_next(server.deployment_id) is not None
+    assert house.row(job_id).state == "queued"
+    assert run_reasons(database) == [(RunOutcome.HANDED_BACK, "the worker is stopping")]
+    assert server.bridge.free_places == 2
+
+
+def test_a_job_claimed_for_an_engine_that_has_just_gone_goes_back(house: House, database: Database) -> None:
+    server = house.deploy()
+    reserve = server.bridge.reserve
+
+    def reserve_and_crash() -> bool:
+        reserved = reserve()
+        server.bridge._closed = True
+        return reserved
+
+    server.bridge.reserve = reserve_and_crash  # type: ignore[method-assign]  # the crash falls into the claim
+    job_id = house.submit()
+    house.serving._serve_next(server.deployment_id)
+    assert house.row(job_id).state == "queued"
+    assert run_reasons(database) == [(RunOutcome.HANDED_BACK, "the engine is being restarted")]
+
+
+def test_messages_that_the_template_refuses_fail_the_job_with_the_field(house: House) -> None:
+    server = house.deploy()
+    job_id = house.submit(input={"messages": [{"role": "assistant", "content": "I begin"}]})
+    house.tokenizer._chat_template, kept = None, house.tokenizer._chat_template
+    try:
+        house.serving._serve_next(server.deployment_id)
+    finally:
+        house.tokenizer._chat_template = kept
+    row = house.row(job_id)
+    assert row.state == "failed"
+    assert row.error is not None
+    assert row.error["code"] == "validation_failed"
+    assert server.bridge.free_places == 2
+
+
+def test_without_redis_a_job_goes_back(
+    settings: Settings, database: Database, tokenizer: ModelTokenizer, redis: Redis
+) -> None:
+    """Its journal may hold tokens that were sent: they must be read before it goes on."""
+    away = make_redis(settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")}))
+    house, stop = House(database, away, tokenizer), threading.Event()
+    writer = threading.Thread(target=house.writer.run, args=(stop,))
+    writer.start()
+    server = house.deploy()
+    job_id = house.submit()
+    house.serving._serve_next(server.deployment_id)
+    stop.set()
+    writer.join()
+    assert house.row(job_id).state == "queued"
+    assert run_reasons(database) == [(RunOutcome.HANDED_BACK, "Redis does not answer (ConnectionError)")]
+
+
+@pytest.mark.parametrize(("in_redis", "in_postgresql", "wanted"), [(5, 3, 5), (2, 4, 4), (0, 0, 0)])
+def test_the_longer_of_the_two_journals_is_taken_over(
+    house: House, database: Database, in_redis: int, in_postgresql: int, wanted: int
+) -> None:
+    server = house.deploy()
+    job_id = house.submit()
+    entries = [JournalEntry(0, at, 20 + at, "", None, 1) for at in range(max(in_redis, in_postgresql))]
+    with database.transaction() as session:
+        first = lease.claim(session, worker_id="wrk_b", deployment_id=server.deployment_id, lease_seconds=60)
+        assert first is not None
+        lease.checkpoint(session, [Progress(Held(job_id, 1), entries[:in_postgresql], None)])
+    house.journal.open(job_id, 1)
+    house.journal.append([Append(job_id, 1, 0, entries[:in_redis])])
+    with database.transaction() as session:
+        lease.hand_back(session, Held(job_id, 1), RunOutcome.LEASE_LOST, "silent", max_own_crashes=3)
+
+    house.answer(server)
+    (job,) = eventually(house.running, "the second run")
+    assert job.entries == house.journal.read(job_id) == entries[:wanted]
+    assert job.choices[0].token_ids == [20 + at for at in range(wanted)]
+    rewound = house.row(job_id).last_event == 5  # queued, running, requeued, running, rewound
+    assert rewound == (in_redis < in_postgresql)
+
+
+def test_a_later_holder_in_redis_ends_the_run_unwritten(house: House, database: Database) -> None:
+    server = house.deploy()
+    job_id = house.submit()
+    house.journal.open(job_id, 9)
+    house.serving._serve_next(server.deployment_id)
+    assert house.row(job_id).state == "running"  # not ours to say anything about: its lease runs out
+    assert run_reasons(database) == [(None, None)]
