@@ -16,7 +16,7 @@ def configure_logs(settings: Settings, process: str) -> None:
     """Send structlog's events and every library's log records to standard error in one format."""
 
     def name_process(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        return event | {"process": process}
+        return {**event, "process": process}
 
     shared: list[Any] = [
         name_process,

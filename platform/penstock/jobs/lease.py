@@ -95,7 +95,7 @@ def claim(session: Session, *, worker_id: str, deployment_id: str, lease_seconds
             last_event=Job.last_event + 1,
             lease_holder=worker_id,
             lease_expires_at=_from_now(lease_seconds),
-            started_at=func.coalesce(Job.started_at, func.clock_timestamp()),
+            started_at=func.coalesce(Job.started_at, func.now()),  # the very moment of the JobRun
         )
         .returning(Job)
     ).one_or_none()

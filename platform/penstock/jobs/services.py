@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from sqlalchemy import Select, func, insert, or_, select, tuple_, update
 from sqlalchemy.orm import Session
@@ -26,6 +26,8 @@ from penstock.jobs.states import JobState
 from penstock.outbox.services import Topic, post
 from penstock.registry.models import Deployment, Hosting, Worker
 from penstock.routing.services import choose
+
+_MOST_COUNTED: Final = 1000
 
 
 class PromptCounter(Protocol):
@@ -185,18 +187,20 @@ def retry(
 
 
 def explain_waiting(session: Session, job: Job) -> Waiting:
-    """How many jobs go before this one on its deployment, and what holds it up."""
+    """How many jobs go before this one on its deployment, counted no further than 1,000, and what holds it up."""
     mine = (job.job_class, -job.priority, job.queued_at, job.id)
-    ahead = session.scalar(
-        select(func.count())
-        .select_from(Job)
+    before = (
+        select(Job.id)
         .where(
             Job.deployment_id == job.deployment_id,
             Job.state == JobState.QUEUED,
             tuple_(Job.job_class, -Job.priority, Job.queued_at, Job.id) < mine,
         )
+        .limit(_MOST_COUNTED)
+        .subquery()
     )
-    return Waiting(ahead or 0, _blocker(session, job, ahead or 0))
+    ahead = session.scalar(select(func.count()).select_from(before)) or 0
+    return Waiting(ahead, _blocker(session, job, ahead))
 
 
 def _blocker(session: Session, job: Job, ahead: int) -> str:
@@ -210,12 +214,18 @@ def _blocker(session: Session, job: Job, ahead: int) -> str:
     ).all()
     version = f"version {job.model_version} of {job.model_name}"
     if any(host.state == "ready" for host in hosts):
-        return f"{ahead} jobs go before it" if ahead else "a worker is about to take it"
+        return _how_many_go_before(ahead) if ahead else "a worker is about to take it"
     loading = [host.progress for host in hosts if host.state == "loading"]
     if loading:
         return f"{version} is loading ({max(loading):.0%})"
     failures = [host.error for host in hosts if host.state == "failed"]
     return f"{version} could not be loaded: {failures[0]}" if failures else f"no worker hosts {version}"
+
+
+def _how_many_go_before(ahead: int) -> str:
+    if ahead == 1:
+        return "1 job goes before it"
+    return f"{_MOST_COUNTED:,} jobs or more go before it" if ahead == _MOST_COUNTED else f"{ahead} jobs go before it"
 
 
 def _filtered(query: Select[Job], wanted: JobFilter) -> Select[Job]:
@@ -272,7 +282,7 @@ def _check_quota(session: Session, tenant_id: str, limits: Limits) -> None:
     )
     if beyond is not None:
         raise QuotaExceeded(
-            f"{limits.max_queued_jobs} jobs wait already, which is the limit", limit=limits.max_queued_jobs
+            f"the limit of {limits.max_queued_jobs} waiting jobs is reached", limit=limits.max_queued_jobs
         )
 
 
