@@ -119,7 +119,7 @@ def show_mistakes(invoices: Sequence[Invoice], answers: Sequence[str], most: int
     """Print the first wrong answers beside the right ones."""
     wrong = [(invoice, a) for invoice, a in zip(invoices, answers, strict=True) if a != invoice.answer]
     for invoice, answer in wrong[:most]:
-        console.print(f"\n{invoice.text}\nright:  {invoice.answer}\nanswer: {answer}", markup=False, highlight=False)
+        console.print(f"\n{invoice.text}\nright:  {invoice.answer}\nanswer: {answer}", markup=False, soft_wrap=True)
 
 
 def main() -> int:
