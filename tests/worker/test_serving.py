@@ -89,7 +89,8 @@ class House:
         return thread
 
     def running(self) -> list[RunningJob]:
-        return [job for job, bridge in self.held.snapshot() if bridge.busy]
+        """The jobs that have reached the engine."""
+        return [job for job, bridge in self.held.snapshot() if job.request_id in bridge._jobs]
 
     def let_go(self) -> None:
         """End whatever runs, as if its lease were lost."""

@@ -139,7 +139,9 @@ class EngineLoop:
         try:
             output = self._engine.step()
         except StepFailed as error:
-            _send(self._connection, Broken(error.code, str(error)))
+            # Each job of the batch is told the reason, so it names none of the others.
+            reason = f"step {error.step} failed with {type(error.cause).__name__}: {error.cause}"
+            _send(self._connection, Broken(error.code, reason))
             return False
         self._take_failures(output)
         self._step = output.step
