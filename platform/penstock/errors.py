@@ -13,6 +13,7 @@ PenstockError
 │   │   └── ModelNotFound   404   no such model, version or alias
 │   ├── MethodNotAllowed    405
 │   ├── JobAlreadyFinished  409   a terminal state is final
+│   ├── JobNotFinished      409   only a finished job can be retried
 │   ├── BodyTooLarge        413
 │   ├── UnsupportedMediaType 415
 │   └── QuotaExceeded       429   the tenant's limit is reached
@@ -145,6 +146,14 @@ class JobAlreadyFinished(RequestError):
     code = "job_already_finished"
     status = 409
     title = "The job has finished"
+
+
+class JobNotFinished(RequestError):
+    """The job still waits or runs; only a finished one can be submitted again."""
+
+    code = "job_not_finished"
+    status = 409
+    title = "The job has not finished"
 
 
 class BodyTooLarge(RequestError):

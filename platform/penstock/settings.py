@@ -75,7 +75,10 @@ class Settings(MlflowSettings):
     web_host: str = Field(default="127.0.0.1", description="Address that the web process listens on")
     web_port: int = Field(default=8080, ge=1, le=65535, description="Port that the web process listens on")
     web_threads: int = Field(
-        default=64, ge=2, le=2000, description="Requests and streams that one web process serves at once"
+        default=256,
+        ge=2,
+        le=2000,
+        description="Requests and streams that one web process serves at once; three quarters may be streams",
     )
     public_url: str | None = Field(
         default=None, description="How clients reach the web process, where a proxy stands before it"

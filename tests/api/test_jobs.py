@@ -200,7 +200,7 @@ def test_a_retry_is_a_new_job_that_names_the_old_one(caller: Caller) -> None:
 def test_an_unfinished_job_cannot_be_retried(caller: Caller) -> None:
     answer = caller.post(f"/v1/jobs/{caller.submit()}/retry")
 
-    assert (answer.status_code, answer.json["code"]) == (422, "validation_failed")
+    assert (answer.status_code, answer.json["code"]) == (409, "job_not_finished")
 
 
 def test_the_tenants_own_limit_of_waiting_jobs_holds(caller: Caller, database: Database) -> None:

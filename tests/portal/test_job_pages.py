@@ -104,7 +104,7 @@ def test_a_reached_limit_is_told_above_the_form(person: Person, deployment: Depl
     person.submit()
     answer = person.post("/jobs/new", CHAT)
     assert answer.status_code == 429
-    assert "the limit of 1 waiting jobs is reached" in answer.text
+    assert "The limit of 1 waiting jobs is reached" in answer.text
 
 
 def test_the_form_offers_models_with_their_readiness(person: Person, database: Database) -> None:

@@ -1,5 +1,6 @@
 """What a submitted job looks like. Unknown fields are refused; each message says what would be right."""
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -16,6 +17,9 @@ from pydantic import (
 from penstock.jobs.states import JobClass
 
 MAX_SEED = 2**63 - 1
+MAX_TOKENS = 10_000_000  # beyond any context: what fits the model is checked at submit
+MAX_TOKEN_ID = 2**31 - 1
+_MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:")
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
@@ -49,11 +53,13 @@ class JobParams(Strict):
     """Sampling. Without `seed` one is drawn at submit and kept: a resumed job samples on with the same noise."""
 
     max_tokens: int | None = Field(
-        default=None, ge=1, description="Most tokens to generate; the rest of the context without it"
+        default=None, ge=1, le=MAX_TOKENS, description="Most tokens to generate; the rest of the context without it"
     )
-    min_tokens: int = Field(default=0, ge=0, description="Tokens before which an end-of-text is not sampled")
+    min_tokens: int = Field(
+        default=0, ge=0, le=MAX_TOKENS, description="Tokens before which an end-of-text is not sampled"
+    )
     temperature: float = Field(default=1.0, ge=0.0, le=2.0, description="0 is greedy")
-    top_k: int = Field(default=0, ge=0, description="Sample among the k likeliest tokens; 0 is all")
+    top_k: int = Field(default=0, ge=0, le=MAX_TOKEN_ID, description="Sample among the k likeliest tokens; 0 is all")
     top_p: float = Field(
         default=1.0, gt=0.0, le=1.0, description="Sample among the likeliest tokens of this total probability"
     )
@@ -61,7 +67,7 @@ class JobParams(Strict):
     stop: list[Annotated[str, StringConstraints(min_length=1, max_length=256)]] = Field(
         default_factory=list, max_length=16
     )
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=16)
+    stop_token_ids: list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]] = Field(default_factory=list, max_length=16)
     ignore_eos: bool = False
     logprobs: bool = Field(default=False, description="Journal each token's log-probability")
 
@@ -102,6 +108,13 @@ class JobRequest(Strict):
     webhook: JobWebhook | None = None
     tags: list[Tag] = Field(default_factory=list, max_length=16)
     metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
+
+    @field_validator("deadline", mode="before")
+    @classmethod
+    def _a_moment(cls, deadline: object) -> object:
+        if isinstance(deadline, str) and not _MOMENT.match(deadline):
+            raise ValueError("must be a date and a time, as in 2030-01-31T12:00:00Z")
+        return deadline
 
     @field_validator("deadline")
     @classmethod

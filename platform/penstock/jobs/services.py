@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from penstock.errors import (
     ContextLengthExceeded,
     JobAlreadyFinished,
+    JobNotFinished,
     NotFound,
     QuotaExceeded,
     ValidationFailed,
@@ -160,9 +161,7 @@ def retry(
     """A new job with the old one's request, its seed included, linked by `retry_of`."""
     job = get(session, tenant_id, job_id)
     if not JobState(job.state).final:
-        raise ValidationFailed(
-            f"{job_id} is still {job.state}; cancel it or wait for its end before a retry", field="id"
-        )
+        raise JobNotFinished(f"{job_id} is still {job.state}: cancel it, or wait for its end", status_now=job.state)
     request = JobRequest.model_validate(
         {
             "model": job.model,

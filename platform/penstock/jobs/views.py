@@ -143,7 +143,7 @@ def cancel_job(principal: Principal, job_id: str) -> tuple[Response, int]:
         answer=JobDocument,
         status=202,
         answer_headers=SubmitAnswerHeaders,
-        problems=(400, 404, 422, 429),
+        problems=(400, 404, 409, 429),
     ),
 )
 def retry_job(principal: Principal, job_id: str) -> tuple[Response, int, dict[str, str]]:
