@@ -1,5 +1,8 @@
 """The memory behind the pages: K and V of every layer, in one tensor."""
 
+from math import prod
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +26,7 @@ class KVPool:
         device: torch.device,
     ) -> None:
         self.page_size = page_size
-        self._data = torch.zeros(layers, pages, page_size, 2 * kv_heads, head_dim, dtype=dtype, device=device)
+        self._data = _zeros((layers, pages, page_size, 2 * kv_heads, head_dim), dtype, device)
         self._pages = list(self._data.unbind(0))
         self._slots = [layer.flatten(0, 1) for layer in self._pages]
 
@@ -45,3 +48,10 @@ class KVPool:
         """Wipe pages whose numbers must not reach their next owner: 0 * NaN is NaN even behind a mask."""
         if pages:
             self._data.index_fill_(1, torch.tensor(pages, device=self._data.device), 0)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU by numpy, which leaves them to the system, where `torch.zeros` writes every one at once."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
