@@ -1,7 +1,7 @@
 # Penstock. `make` lists the targets; `make demo` and `make test` do all that a fresh machine needs.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint bench drill gpu-check pins clean
+.PHONY: help setup demo up test lint bench drill gpu-check screenshots pins clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -17,8 +17,9 @@ setup: $(STAMP)  ## Make .venv and install Penstock with everything it is develo
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Penstock needs Python 3.11 or later, and this is " + sys.version.split()[0] + "; name another with PYTHON=") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "Installing into $(VENV); this takes a few minutes the first time."
+	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt torch
+	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: setup  ## Start everything on embedded services, run real invoices through it, stop everything
@@ -48,6 +49,9 @@ drill: setup  ## Kill engines, workers, Redis and the supervisor under load, and
 gpu-check:  ## Check the engine on this machine's GPU (needs torch with CUDA, transformers, pytest)
 	@$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "gpu-check needs a CUDA device, and torch sees none here")'
 	PYTHONPATH=.:worker:kernels $(PYTHON) -m pytest --confcutdir=tests/gpu -p no:cacheprovider -o addopts= -o timeout= tests/gpu
+
+screenshots: setup  ## Take docs/screenshots anew from a running platform
+	@$(BIN)/python -m tests.browser.screenshots
 
 pins: setup  ## Write constraints.txt from what is installed in .venv
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > constraints.new
