@@ -30,7 +30,9 @@ from tests.factories import make_tenant
 from tests.worker.conftest import Jobs, WorkerProcess, deploy, eventually, worker_starter
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
-SAMPLED = {"temperature": 1.0, "seed": 11, "ignore_eos": True}
+# Among few candidates: a resumed run prefills what it decoded before, and the last bits of its sums may differ. Each
+# candidate's edge is one more place where that could tip a sample (with all 768 it was seen once in some 25 runs).
+SAMPLED = {"temperature": 1.0, "top_k": 3, "seed": 11, "ignore_eos": True}
 
 
 @dataclass(frozen=True)
