@@ -1,4 +1,4 @@
-"""Train the invoice model from nothing: `python -m examples.invoices.train --steps 5200`.
+"""Train the invoice model from nothing: `python -m examples.invoices.train --steps 6000`.
 
 Killing it at any moment is safe: the next call with the same run folder goes on from the last checkpoint and
 computes exactly what an undisturbed run would have computed.
@@ -33,7 +33,7 @@ VALIDATION_SEED = 7_001
 class Plan:
     """Everything that decides what a run computes."""
 
-    steps: int = 5_200
+    steps: int = 6_000
     batch_size: int = 32
     learning_rate: float = 3e-3
     warmup_steps: int = 100
