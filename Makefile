@@ -39,8 +39,9 @@ lint: setup  ## Style, types and the import rule
 	@$(BIN)/lint-imports
 
 bench: setup  ## Measure submit latency, doorbells and the engine; writes bench/results/
-	@$(BIN)/python -m bench.submit
-	@$(BIN)/python -m bench.engine
+	@$(BIN)/python -m bench.submit --json bench/results/submit.json
+	@$(BIN)/python -m bench.job_path --json bench/results/job-path.json
+	@$(BIN)/python -m bench.engine --json bench/results/engine-demo-model.json
 
 drill: setup  ## Kill engines, workers, Redis and the supervisor under load, and see that nothing is lost
 	@$(BIN)/python -m pytest tests/worker tests/embedded -m drill

@@ -1,6 +1,6 @@
 """Step time and throughput of the engine at several batch sizes, beside `transformers` on the same weights.
 
-python -m bench.engine MODEL_FOLDER [--threads N] [--prompt N] [--output N] [--json PATH]
+python -m bench.engine [MODEL_FOLDER] [--threads N] [--prompt N] [--output N] [--json PATH]
 """
 
 import argparse
@@ -73,7 +73,7 @@ def measure_generate(folder: Path, load: Load, threads: int, dtype: str) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("examples/invoices/model"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--prompt", type=int, default=64)
