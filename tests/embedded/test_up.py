@@ -94,7 +94,7 @@ def test_from_the_first_start_through_kill_9_to_an_orderly_end(state_dir: Path) 
         assert not any(alive(pid) for pid in children)
         assert "API key" not in up.said
         assert up.jobs(key) == 200
-        assert "worker" not in up.said
+        assert up.said.get("worker") != "ready"  # at most it tells of the earlier run's
         assert up.said["MLflow"] == NOWHERE
 
         os.kill(up.process.pid, signal.SIGINT)

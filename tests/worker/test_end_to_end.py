@@ -193,10 +193,15 @@ def test_cancelling_keeps_the_output_so_far(world: World) -> None:
 
 
 def test_a_deadline_ends_a_running_job_with_what_it_has(world: World) -> None:
-    job_id = world.jobs.submit(
-        params=GREEDY | {"max_tokens": 900}, deadline=(utc_now() + timedelta(seconds=1)).isoformat()
-    )
-    job = world.jobs.finished(job_id)
+    deadline = (utc_now() + timedelta(seconds=3)).isoformat()
+    job_id = world.jobs.submit(params=GREEDY | {"max_tokens": 900}, deadline=deadline)
+    world.tokens_in_flight(job_id, 1)
+    (engine,) = world.worker.children
+    os.kill(engine, signal.SIGSTOP)  # else it might finish in time
+    try:
+        job = world.jobs.finished(job_id)
+    finally:
+        os.kill(engine, signal.SIGCONT)
     assert job.state == "expired"
     assert 0 < job.output_tokens < 900
 

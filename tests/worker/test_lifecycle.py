@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from penstock.db import Database
 from penstock.jobs.journal import Journal, JournalEntry
+from penstock.jobs.lease import load_checkpoint
 from penstock.jobs.models import Event, Job
 from penstock.jobs.states import RunOutcome
 from penstock.registry.models import Deployment, Hosting, Worker
@@ -49,6 +50,11 @@ def output_of(job: Job) -> dict[str, Any]:
 def events(database: Database, job_id: str) -> list[str]:
     with database.transaction() as session:
         return list(session.scalars(select(Event.type).where(Event.job_id == job_id).order_by(Event.number)))
+
+
+def checkpoint_of(database: Database, job_id: str) -> list[JournalEntry]:
+    with database.transaction() as session:
+        return load_checkpoint(session, job_id)
 
 
 def hostings(database: Database) -> dict[str, tuple[str, str | None]]:
@@ -117,12 +123,13 @@ def test_worker_and_redis_lost_at_once_cost_at_most_the_last_second_and_readers_
     journal: Callable[[str], list[JournalEntry]],
     start_worker: StartWorker,
 ) -> None:
-    first = start_worker()
-    second = start_worker(wait=False)
+    first = start_worker(checkpoint_seconds=0.05)
     job_id = jobs.submit(params=LONG)
-    in_flight(jobs, journal, job_id, 100)
+    eventually(lambda: checkpoint_of(database, job_id), "a checkpoint")
+    assert jobs.get(job_id).state == "running", "too fast to be disturbed"
     first.kill()
     redis.flushall()
+    second = start_worker(wait=False)
     eventually(lambda: is_ready(database, second), "the second worker")
     job = jobs.finished(job_id)
     assert_undisturbed(jobs, journal, job)
