@@ -14,6 +14,8 @@ from tests.embedded.probes import alive, eventually
 
 PARENT = """
 import subprocess, sys, time
+
+pytestmark = pytest.mark.drill
 print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid, flush=True)
 time.sleep(600)
 """

@@ -23,6 +23,8 @@ import json, sys, time
 from pathlib import Path
 from penstock.embedded import EmbeddedServices
 from tests.embedded.probes import write_marks
+
+pytestmark = pytest.mark.drill
 with EmbeddedServices(Path(sys.argv[1]), mlflow=False) as services:
     write_marks(services, "written before the kill")
     print(json.dumps(services.supervisor.processes), flush=True)

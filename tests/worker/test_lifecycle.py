@@ -23,6 +23,8 @@ from sqlalchemy import select
 from tests.worker.conftest import Jobs, StartWorker, WorkerProcess, deploy, eventually, is_alive, is_ready
 from tests.worker.proxy import Proxy
 
+pytestmark = pytest.mark.drill
+
 # Among few candidates: a resumed run prefills what it decoded before, and the last bits of its sums may differ. Each
 # candidate's edge is one more place where that could tip a sample (with all 768 it was seen once in some 25 runs).
 LONG = {"temperature": 1.0, "top_k": 3, "seed": 5, "ignore_eos": True, "max_tokens": 900}
