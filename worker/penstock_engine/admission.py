@@ -7,6 +7,7 @@ from penstock_engine.errors import AlreadyFinished, InvalidRequest, InvalidSampl
 from penstock_engine.request import CLASS_RANK, Generation, Request, SamplingParams
 
 MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,10 @@ def _check_ids(request: Request, limits: Limits) -> None:
         raise InvalidRequest("id", "must not be empty")
     if request.request_class not in CLASS_RANK:
         raise InvalidRequest("request_class", f"must be one of {', '.join(CLASS_RANK)}")
+    if not (isfinite(request.weight) and request.weight > 0):
+        raise InvalidRequest("weight", "must be a number above 0")
+    if request.deadline is not None and not isfinite(request.deadline):
+        raise InvalidRequest("deadline", "must be seconds since the epoch, or None")
     if not request.prompt_ids:
         raise InvalidRequest("prompt_ids", "must hold at least one token")
     if len(request.output_ids) > 1:
@@ -77,12 +82,18 @@ def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
         if isinstance(value, float) and not isfinite(value):
             raise InvalidSampling(field.name, "must be a finite number")
     temperature, seed = sampling.temperature, sampling.seed
+    presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
     most, least, logprobs = sampling.max_tokens, sampling.min_tokens, sampling.logprobs
     stops_known = all(0 <= each < vocab_size for each in sampling.stop_token_ids)
     rules = (
         ("temperature", temperature == 0 or 0.001 <= temperature <= 100, "must be 0 (greedy) or 0.001 to 100"),
         ("top_k", sampling.top_k >= 0, "must be 0 (keep all) or the number of tokens to keep"),
         ("top_p", 0 < sampling.top_p <= 1, "must be above 0 and at most 1"),
+        ("min_p", 0 <= sampling.min_p <= 1, "must be from 0 (keep all) to 1"),
+        ("repetition_penalty", 0 < sampling.repetition_penalty <= 100, "must be above 0 and at most 100"),
+        ("presence_penalty", -2 <= presence <= 2, "must be from -2 to 2"),
+        ("frequency_penalty", -2 <= frequency <= 2, "must be from -2 to 2"),
+        ("logit_bias", _bias_holds(sampling, vocab_size), _BIAS_RULE.format(most=MAX_LOGIT_BIAS, last=vocab_size - 1)),
         ("seed", seed is None or 0 <= seed < 2**64, "must be from 0 to 2**64 - 1, or None"),
         ("max_tokens", most is None or most >= 1, "must be at least 1, or None"),
         ("min_tokens", least >= 0 and (most is None or least <= most), "must be from 0 to max_tokens"),
@@ -92,3 +103,13 @@ def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
     for name, holds, remedy in rules:
         if not holds:
             raise InvalidSampling(name, remedy)
+
+
+_BIAS_RULE = "must be at most {most} pairs of a token from 0 to {last}, each once, and a number from -100 to 100"
+
+
+def _bias_holds(sampling: SamplingParams, vocab_size: int) -> bool:
+    bias = sampling.logit_bias
+    ids = {token for token, _ in bias}
+    in_range = all(0 <= token < vocab_size and -100 <= value <= 100 for token, value in bias)
+    return in_range and len(ids) == len(bias) <= MAX_LOGIT_BIAS

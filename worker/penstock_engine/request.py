@@ -12,6 +12,7 @@ the scheduler alone moves it. A `TokenDelta` is one token's answer.
 """
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -27,7 +28,11 @@ CLASS_RANK: dict[str, int] = {"interactive": 0, "batch": 1, "shadow": 2}
 class SamplingParams:
     """How to choose each next token.
 
-    `temperature` 0 is greedy. `top_k` 0 keeps all. `seed` (64 bits) is drawn by the engine when None. `max_tokens`
+    `temperature` 0 is greedy. `top_k` 0 keeps all; `min_p` drops what is less likely than that share of the likeliest.
+    `repetition_penalty` divides positive logits, and multiplies negative ones, of every token in prompt or output;
+    `presence_penalty` is taken once, `frequency_penalty` once per occurrence, from the logits of tokens in the output;
+    `logit_bias` holds (token, added to its logit). Greedy choices see all four as well.
+    `seed` (64 bits) is drawn by the engine when None. `max_tokens`
     counts the whole output, resumed tokens included; None is as long as the context allows. `logprobs` None
     computes none, 0 the chosen token's, k > 0 also the k likeliest alternatives'. Log probabilities are the
     model's own (natural log), before temperature and filters.
@@ -36,12 +41,22 @@ class SamplingParams:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     max_tokens: int | None = None
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = 0
+
+    @property
+    def penalises(self) -> bool:
+        """What was said before changes what may be said next."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +66,9 @@ class Request:
     `output_ids` holds one list per choice of tokens that were generated already, by this engine or another:
     generation goes on at the next position, with the noise that the undisturbed run would have used there.
     `namespace` separates prefix caches: nothing cached under one is ever seen from another.
+
+    `tenant` is whose share of the engine this uses, and `weight` how large that share is beside those of others.
+    `deadline` is when the answer is of no more use, in seconds since the epoch.
     """
 
     id: str
@@ -60,6 +78,9 @@ class Request:
     namespace: str = ""
     priority: int = 0
     request_class: RequestClass = "batch"
+    tenant: str = ""
+    weight: float = 1.0
+    deadline: float | None = None
 
 
 class TokenDelta(NamedTuple):
@@ -106,9 +127,11 @@ class Generation:
     preemptions: int = 0
 
     @property
-    def order(self) -> tuple[int, int, int]:
-        """Who goes first: class, then priority (higher first), then age."""
-        return (CLASS_RANK[self.request.request_class], -self.request.priority, self.arrival)
+    def order(self) -> tuple[int, int, float, int, int]:
+        """Who goes first among those of one tenant: class, priority (higher first), deadline, then age."""
+        request = self.request
+        deadline = inf if request.deadline is None else request.deadline
+        return (CLASS_RANK[request.request_class], -request.priority, deadline, self.arrival, self.choice)
 
     @property
     def remaining_len(self) -> int:
