@@ -19,7 +19,7 @@ Reading order, from the data to the device:
     runner          the only part that touches the device
     kv_pool         the memory behind the pages
     models/         the architectures, from layers/ (attention, linear, norm, rotary; prepack is applied from outside)
-    sampler         logits to tokens, with philox's noise
+    sampler         logits to tokens: penalties first, then filters, then a draw with philox's noise
     model_config, loading, sizing, admission, stats, config, errors     what each says
 """
 

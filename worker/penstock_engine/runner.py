@@ -6,6 +6,7 @@ from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.forward_batch import build_forward_batch
 from penstock_engine.kv_pool import KVPool
 from penstock_engine.models import CausalLM
+from penstock_engine.penalties import Adjustments
 from penstock_engine.sampler import sample
 from penstock_engine.tables import RowTables
 
@@ -23,6 +24,7 @@ class ModelRunner:
         self._tables = tables
         self._device = device
         self._dtype = dtype
+        self._adjustments = Adjustments(tables)
 
     @torch.inference_mode()
     def run(self, batch: ScheduleBatch) -> StepSamples:
@@ -31,7 +33,9 @@ class ModelRunner:
         forward = build_forward_batch(batch, self._tables, self._pool, self._device, self._dtype)
         logits = self._model(forward)
         sampled = batch.sampled
-        return sample(logits[: len(sampled)], sampled, self._tables) if sampled else NOTHING_SAMPLED
+        if not sampled:
+            return NOTHING_SAMPLED
+        return sample(logits[: len(sampled)], sampled, self._tables, self._adjustments)
 
     @torch.inference_mode()
     def scrub(self, pages: list[int]) -> None:
