@@ -6,17 +6,25 @@ from typing import Any
 import pytest
 import torch
 from penstock_engine import Engine, EngineConfig, Request
-from penstock_engine.layers import attention, rotary
-from penstock_engine.models import decoder
+from penstock_engine.layers import attention, feed_forward, rotary, self_attention
 from penstock_kernels import store_kv
 from torch import Tensor
 
 from tests.engine.driving import Parity, Run, greedy, parity, run_all
-from tests.engine.tiny import LLAMA3_ROPE, TinyModel, random_prompt
+from tests.engine.tiny import LLAMA3_ROPE, YARN_ROPE, TinyModel, random_prompt
 
 OUTPUT = 40
 LOGPROB_TOLERANCE = 1e-4  # float32 noise between two orders of summation is about 1e-5 here
 
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
+ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
+GEMMA2 = {
+    "sliding_window": 20,
+    "query_pre_attn_scalar": 24,
+    "layer_types": ALTERNATING,
+    "attn_logit_softcapping": 3.0,
+    "final_logit_softcapping": 5.0,
+}
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-one-kv-head": ("llama", {"num_key_value_heads": 1}),
@@ -28,10 +36,38 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0}},
     ),
+    "llama-rope-dynamic": (
+        "llama",
+        {
+            "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 500.0},
+            "max_position_embeddings": 48,
+            "at_once": 40,  # within the trained length; beyond it, as it decodes with its own cache
+        },
+    ),
+    "llama-rope-yarn": ("llama", {"rope_parameters": YARN_ROPE}),
+    "llama-rope-yarn-factor": ("llama", {"rope_parameters": {**YARN_ROPE, "attention_factor": 1.4}}),
+    "llama-rope-yarn-mscale": ("llama", {"rope_parameters": {**YARN_ROPE, "mscale": 1.5, "mscale_all_dim": 0.5}}),
+    "llama-rope-yarn-untruncated": ("llama", {"rope_parameters": {**YARN_ROPE, "truncate": False}}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-window": ("mistral", {"sliding_window": 20}),
+    "mistral-narrow-window": ("mistral", {"sliding_window": 3}),
+    "mixtral": ("mixtral", {"num_local_experts": 5, "sliding_window": None}),
+    "mixtral-window": ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 20}),
+    "phi3": ("phi3", {"pad_token_id": 0}),
+    "phi3-partial-rotary": ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+    "phi3-window": ("phi3", {"sliding_window": 20}),
     "qwen2": ("qwen2", {}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
     "qwen3": ("qwen3", {}),
     "qwen3-wide-heads": ("qwen3", {"head_dim": 32}),
+    "qwen3-experts": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": True}),
+    "qwen3-experts-unnormalised": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": False}),
+    "qwen3-experts-and-dense": ("qwen3_moe", {**EXPERTS, "mlp_only_layers": [1]}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", GEMMA2),
+    "gemma2-uncapped": ("gemma2", {**GEMMA2, "attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "gemma3": ("gemma3", {"sliding_window": 20, "query_pre_attn_scalar": 24, "layer_types": ALTERNATING}),
 }
 
 
@@ -146,7 +182,7 @@ class TestTheCheckItself:
 
     def test_a_wrong_rotary_base(self, llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
         right = rotary.inverse_frequencies
-        monkeypatch.setattr(rotary, "inverse_frequencies", lambda rope, dim: right(rope, dim) * 1.05)
+        monkeypatch.setattr(rotary, "inverse_frequencies", lambda *given: right(*given) * 1.05)
         self.assert_caught(llama)
 
     def test_a_mask_that_hides_the_token_itself(self, llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,5 +201,19 @@ class TestTheCheckItself:
         def shifted(pool: Tensor, slots: Tensor, kv: Tensor) -> None:
             right(pool, slots ^ 1, kv)
 
-        monkeypatch.setattr(decoder, "store_kv", shifted)
+        monkeypatch.setattr(self_attention, "store_kv", shifted)
         self.assert_caught(llama)
+
+    def test_a_window_one_too_wide(self, models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = attention._recent
+        monkeypatch.setattr(attention, "_recent", lambda slots, last, window: right(slots, last, window + 1))
+        self.assert_caught(models("mistral", sliding_window=20))
+
+    def test_experts_in_another_order(self, models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = feed_forward._by_expert
+
+        def swapped(chosen: Tensor, experts: int) -> tuple[Tensor, list[int]]:
+            return right(experts - 1 - chosen, experts)
+
+        monkeypatch.setattr(feed_forward, "_by_expert", swapped)
+        self.assert_caught(models("qwen3_moe", **EXPERTS))
