@@ -1,65 +1,15 @@
 """The scheduler alone, with made-up tokens for a model: it ends every request, within budget, in order, on any pool."""
 
 import random
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penstock_engine.admission import Limits, generation_of
-from penstock_engine.batch import StepSamples
 from penstock_engine.config import Policy
-from penstock_engine.page_allocator import PageAllocator
-from penstock_engine.radix_cache import NoCache, PrefixCache, RadixCache
 from penstock_engine.request import Request, SamplingParams, TokenDelta
-from penstock_engine.scheduler import Scheduler
-from penstock_engine.tables import RowTables
 
 from tests.engine.driving import check_pages
-
-PAGE, VOCABULARY = 4, 5
-
-
-class House:
-    """A scheduler, its pages and cache, and a model that says `token(generation)`."""
-
-    def __init__(
-        self, *, pages: int, max_running: int = 4, budget: int = 8, policy: Policy = "continuous", cached: bool = True
-    ) -> None:
-        self.allocator = PageAllocator(pages)
-        self.cache: PrefixCache = RadixCache(PAGE) if cached else NoCache()
-        self.limits = Limits(VOCABULARY, pages * PAGE, pages * PAGE, ())
-        self.max_running, self.budget = max_running, budget
-        self.scheduler = Scheduler(
-            max_running=max_running,
-            token_budget=budget,
-            policy=policy,
-            allocator=self.allocator,
-            cache=self.cache,
-            tables=RowTables(max_running, pages, PAGE),
-        )
-        self.arrivals = 0
-
-    def submit(self, request: Request) -> None:
-        generation = generation_of(request, self.limits, arrival=self.arrivals, drawn_seed=0)
-        self.arrivals += 1
-        self.scheduler.submit(generation)
-
-    def step(self, token: Callable[[], int] = lambda: 0) -> list[TokenDelta]:
-        batch = self.scheduler.schedule()
-        assert sum(batch.extend_lens) <= self.budget
-        assert len(self.scheduler.running) <= self.max_running
-        assert batch.generations or not (self.scheduler.waiting or self.scheduler.running), "nothing moves"
-        count = len(batch.sampled)
-        samples = StepSamples([token() for _ in range(count)], [True] * count, [0.0] * count, {})
-        self.scheduler.commit(batch, samples)
-        check_pages(self.scheduler, self.allocator, self.cache)
-        return batch.deltas
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.scheduler.waiting or self.scheduler.running)
-
+from tests.engine.house import House
 
 REQUESTS = st.lists(
     st.tuples(

@@ -20,7 +20,8 @@ class EngineConfig:
     model and torch's setting for a larger one. `seed` seeds the seeds drawn for requests that bring none.
 
     `policy` is when waiting requests are let in: `continuous` at every step, `static` only when a whole batch has
-    ended, `request` one at a time. The last two are there to be measured against.
+    ended, `request` one at a time. The last two are there to be measured against. `fair_quantum` is by how much
+    service, in input tokens (an output token counts two), one tenant may be ahead before the other goes first.
     """
 
     max_running: int = 64
@@ -36,9 +37,10 @@ class EngineConfig:
     prefix_cache: bool = True
     policy: Policy = "continuous"
     seed: int = 0
+    fair_quantum: int = 1024
 
     def __post_init__(self) -> None:
-        for field in ("max_running", "max_waiting", "token_budget", "page_size"):
+        for field in ("max_running", "max_waiting", "token_budget", "page_size", "fair_quantum"):
             _require(getattr(self, field) >= 1, field, "must be at least 1")
         for field in ("kv_pages", "kv_bytes", "max_model_len", "threads"):
             value = getattr(self, field)

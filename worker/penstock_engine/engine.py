@@ -53,6 +53,7 @@ class Engine:
             allocator=self._allocator,
             cache=cache,
             tables=tables,
+            fair_quantum=config.fair_quantum,
         )
         self._runner = ModelRunner(model, make_pool(shape, pages, device), tables, device, dtype)
         self._seeds = random.Random(config.seed)

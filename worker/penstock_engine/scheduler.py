@@ -6,8 +6,9 @@
 
 Every running generation that decodes gets one token of the step's budget, in policy order; when pages run out, the
 last in that order is preempted, so the first always advances and nothing deadlocks. What is left of the budget goes
-to chunks of running prefills, then to admissions. Admission takes all pages of the tokens known so far, so a prefill
-never waits for pages halfway.
+to chunks of running prefills, then to admissions, in the waiting queue's own order (see `waiting`). Admission takes
+all pages of the tokens known so far, so a prefill never waits for pages halfway. Who begins with what another is just
+computing waits for that one's pages rather than compute them again.
 """
 
 from bisect import insort
@@ -15,10 +16,12 @@ from operator import attrgetter
 
 from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.config import Policy
+from penstock_engine.fairness import INPUT_COST, OUTPUT_COST, VirtualCounters
 from penstock_engine.page_allocator import PageAllocator
 from penstock_engine.radix_cache import Match, PrefixCache
 from penstock_engine.request import FinishReason, Generation, RequestFailure, TokenDelta
 from penstock_engine.tables import RowTables
+from penstock_engine.waiting import WaitingQueue
 
 _ORDER = attrgetter("order")
 
@@ -35,6 +38,7 @@ class Scheduler:
         allocator: PageAllocator,
         cache: PrefixCache,
         tables: RowTables,
+        fair_quantum: int = 1024,
     ) -> None:
         self._max_running = max_running
         self._token_budget = token_budget
@@ -43,8 +47,9 @@ class Scheduler:
         self._cache = cache
         self._tables = tables
         self._page_size = tables.page_size
-        self.waiting: list[Generation] = []  # in policy order
-        self.running: list[Generation] = []  # in policy order
+        self._counters = VirtualCounters(fair_quantum)
+        self.waiting = WaitingQueue(self._counters)
+        self.running: list[Generation] = []  # by class, priority, deadline, age
         self.blocked = False  # the last step ended with someone waiting for pages
         self.cached_tokens = 0
         self.computed_tokens = 0
@@ -56,7 +61,7 @@ class Scheduler:
         return 0 if self.blocked else max(0, self._max_running - len(self.running) - len(self.waiting))
 
     def submit(self, generation: Generation) -> None:
-        insort(self.waiting, generation, key=_ORDER)
+        self.waiting.add(generation)
 
     def schedule(self) -> ScheduleBatch:
         """Choose the step's tokens. Nothing advances until `commit`: a step that failed is chosen again."""
@@ -107,17 +112,28 @@ class Scheduler:
     def _admit(self, batch: ScheduleBatch) -> None:
         self.blocked = False
         slots = self._open_slots()
-        while self.waiting and slots and batch.budget and not self.blocked:
-            generation = self.waiting[0]
-            if self._try_admit(generation):
-                self.waiting.pop(0)
-                insort(self.running, generation, key=_ORDER)
-                if not generation.preemptions:
-                    batch.admitted.append((generation.request.id, min(generation.cached_len, generation.prompt_len)))
-                batch.add(generation, min(generation.remaining_len, batch.budget))
-                slots -= 1
-            else:
+        while slots and batch.budget and (generation := self.waiting.first(self._cached_len)):
+            if not self._try_admit(generation):
                 self.blocked = True
+                return
+            self._enter(generation, batch)
+            slots -= 1
+
+    def _enter(self, generation: Generation, batch: ScheduleBatch) -> None:
+        self.waiting.admit(generation)
+        insort(self.running, generation, key=_ORDER)
+        if not generation.preemptions:
+            batch.admitted.append((generation.request.id, min(generation.cached_len, generation.prompt_len)))
+            self._charge(generation, INPUT_COST * generation.prompt_len)
+        batch.add(generation, min(generation.remaining_len, batch.budget))
+
+    def _charge(self, generation: Generation, cost: int) -> None:
+        """Recomputing after a preemption is our doing, and charged to nobody."""
+        self._counters.charge(generation.request.tenant, cost, generation.request.weight)
+
+    def _cached_len(self, generation: Generation) -> int:
+        match = self._cache.match(generation.request.namespace, generation.tokens[:-1])
+        return len(match.pages) * self._page_size + match.partial_len
 
     def _open_slots(self) -> int:
         match self._policy:
@@ -175,13 +191,14 @@ class Scheduler:
         generation.preemptions += 1
         self.preemptions += 1
         batch.preempted += 1
-        insort(self.waiting, generation, key=_ORDER)
+        self.waiting.add(generation)
 
     def _append(self, generation: Generation, at: int, samples: StepSamples, batch: ScheduleBatch) -> None:
         token = samples.token_ids[at]
         if not generation.published:
             self._publish(generation)
         generation.tokens.append(token)
+        self._charge(generation, OUTPUT_COST)
         reason = generation.finish_reason_after(token)
         batch.deltas.append(self._delta(generation, at, samples, reason))
         if reason is not None:
