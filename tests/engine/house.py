@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from penstock_engine.admission import Limits, generation_of
+from penstock_engine.admission import Limits, generations_of
 from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.config import Policy
 from penstock_engine.page_allocator import PageAllocator
@@ -46,7 +46,7 @@ class House:
         self.last: ScheduleBatch | None = None
 
     def submit(self, request: Request) -> None:
-        generation = generation_of(request, self.limits, arrival=self.arrivals, drawn_seed=0)
+        (generation,) = generations_of(request, self.limits, arrival=self.arrivals, drawn_seed=0)
         self.arrivals += 1
         self.scheduler.submit(generation)
 

@@ -83,6 +83,8 @@ def test_ids_are_unique_among_live_requests(engine: Engine) -> None:
         ("prompt_ids", Request("x", [-1])),
         ("output_ids", Request("x", [1], output_ids=[[VOCABULARY]])),
         ("output_ids", Request("x", [1], output_ids=[[1], [2]])),
+        ("output_ids", Request("x", [1], SamplingParams(n=2), output_ids=[[1], [2], [3]])),
+        ("output_ids", Request("x", [1], SamplingParams(best_of=2), output_ids=[[1]])),
         ("request_class", Request("x", [1], request_class="urgent")),  # type: ignore[arg-type]
     ],
 )
@@ -113,6 +115,10 @@ def test_wrong_requests_name_the_field(engine: Engine, field: str, request_: Req
         ("logit_bias", ((1, 101.0),)),
         ("logit_bias", ((1, float("nan")),)),
         ("logit_bias", ((1, 1.0), (1, 2.0))),
+        ("n", 0),
+        ("n", 129),
+        ("best_of", 0),
+        ("best_of", 129),
         ("seed", -1),
         ("seed", 2**64),
         ("max_tokens", 0),

@@ -13,6 +13,7 @@ Reading order, from the data to the device:
     request         what is asked, what is answered, where each generation stands in between
     batch           one step's state
     scheduler       who runs in each step; with page_allocator and radix_cache, the whole policy, free of torch
+    choices         when a request of several choices has begun and ended, and which of them are told
     engine          submit, abort, step: the parts put together
     tables          what the forward pass must know of each running generation, as arrays
     forward_batch   a step as tensors

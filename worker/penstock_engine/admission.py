@@ -1,13 +1,14 @@
 """What submit() refuses, and what a request becomes when it does not."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import isfinite
 
 from penstock_engine.errors import AlreadyFinished, InvalidRequest, InvalidSampling, PromptTooLong, RequestTooLarge
-from penstock_engine.request import CLASS_RANK, Generation, Request, SamplingParams
+from penstock_engine.request import CLASS_RANK, FinishReason, Generation, Request, SamplingParams
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
+MAX_CHOICES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +21,28 @@ class Limits:
     eos_ids: tuple[int, ...]
 
 
-def generation_of(request: Request, limits: Limits, *, arrival: int, drawn_seed: int) -> Generation:
-    """The checked request, ready to wait. Raises RequestRefused."""
+def generations_of(request: Request, limits: Limits, *, arrival: int, drawn_seed: int) -> list[Generation]:
+    """The choices of the checked request that are not yet at their end, ready to wait. Raises RequestRefused."""
     _check_ids(request, limits)
     _check_sampling(request.sampling, limits.vocab_size)
-    output = list(request.output_ids[0]) if request.output_ids else []
+    if request.sampling.selects and request.sampling.logprobs is None:
+        request = replace(request, sampling=replace(request.sampling, logprobs=0))
+    choices = [
+        _choice_of(request, limits, choice, arrival=arrival, drawn_seed=drawn_seed)
+        for choice in range(request.sampling.choices)
+    ]
+    reasons = [_reason_to_end(each) for each in choices]
+    if None not in reasons:
+        raise AlreadyFinished(request.id, str(reasons[-1]))
+    return [each for each, reason in zip(choices, reasons, strict=True) if reason is None]
+
+
+def _choice_of(request: Request, limits: Limits, choice: int, *, arrival: int, drawn_seed: int) -> Generation:
+    output = request.output_ids[choice] if choice < len(request.output_ids) else []
     sampling = request.sampling
-    generation = Generation(
+    return Generation(
         request=request,
-        choice=0,
+        choice=choice,
         arrival=arrival,
         tokens=[*request.prompt_ids, *output],
         prompt_len=len(request.prompt_ids),
@@ -38,9 +52,11 @@ def generation_of(request: Request, limits: Limits, *, arrival: int, drawn_seed:
         ),
         seed=drawn_seed if sampling.seed is None else sampling.seed,
     )
-    if output and (reason := generation.finish_reason_after(output[-1])) is not None:
-        raise AlreadyFinished(request.id, reason)
-    return generation
+
+
+def _reason_to_end(generation: Generation) -> FinishReason | None:
+    """Why what was generated elsewhere is complete already, if it is."""
+    return generation.finish_reason_after(generation.tokens[-1]) if generation.output_len else None
 
 
 def _limit(request: Request, limits: Limits) -> int:
@@ -69,11 +85,18 @@ def _check_ids(request: Request, limits: Limits) -> None:
         raise InvalidRequest("deadline", "must be seconds since the epoch, or None")
     if not request.prompt_ids:
         raise InvalidRequest("prompt_ids", "must hold at least one token")
-    if len(request.output_ids) > 1:
-        raise InvalidRequest("output_ids", "must hold at most one list: a request has one choice")
+    _check_output_ids(request)
     for field, ids in (("prompt_ids", request.prompt_ids), *(("output_ids", ids) for ids in request.output_ids)):
         if ids and not 0 <= min(ids) <= max(ids) < limits.vocab_size:
             raise InvalidRequest(field, f"every token must be from 0 to {limits.vocab_size - 1}")
+
+
+def _check_output_ids(request: Request) -> None:
+    sampling = request.sampling
+    if sampling.selects and any(request.output_ids):
+        raise InvalidRequest("output_ids", "must be empty where best_of is above n: no choice is told before all end")
+    if len(request.output_ids) > max(1, sampling.choices):
+        raise InvalidRequest("output_ids", f"must hold at most one list for each of the {sampling.choices} choices")
 
 
 def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
@@ -94,6 +117,8 @@ def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
         ("presence_penalty", -2 <= presence <= 2, "must be from -2 to 2"),
         ("frequency_penalty", -2 <= frequency <= 2, "must be from -2 to 2"),
         ("logit_bias", _bias_holds(sampling, vocab_size), _BIAS_RULE.format(most=MAX_LOGIT_BIAS, last=vocab_size - 1)),
+        ("n", 1 <= sampling.n <= MAX_CHOICES, f"must be from 1 to {MAX_CHOICES}"),
+        ("best_of", sampling.n <= sampling.choices <= MAX_CHOICES, f"must be from n to {MAX_CHOICES}, or None"),
         ("seed", seed is None or 0 <= seed < 2**64, "must be from 0 to 2**64 - 1, or None"),
         ("max_tokens", most is None or most >= 1, "must be at least 1, or None"),
         ("min_tokens", least >= 0 and (most is None or least <= most), "must be from 0 to max_tokens"),

@@ -9,8 +9,9 @@ from typing import Self
 
 import torch
 
-from penstock_engine.admission import Limits, generation_of
+from penstock_engine.admission import Limits, generations_of
 from penstock_engine.batch import ScheduleBatch, StepSamples
+from penstock_engine.choices import LiveRequests
 from penstock_engine.config import EngineConfig
 from penstock_engine.errors import InvalidRequest, QueueFull, StepFailed
 from penstock_engine.loading import Progress, load_model, resolve_dtype
@@ -57,7 +58,7 @@ class Engine:
         )
         self._runner = ModelRunner(model, make_pool(shape, pages, device), tables, device, dtype)
         self._seeds = random.Random(config.seed)
-        self._live: set[str] = set()
+        self._live = LiveRequests()
         self._arrivals = 0
         self._steps = 0
         self._generated = 0
@@ -86,14 +87,15 @@ class Engine:
         if len(self._scheduler.waiting) >= self.config.max_waiting:
             raise QueueFull(self.config.max_waiting)
         seed = self._seeds.getrandbits(64)
-        generation = generation_of(request, self._limits, arrival=self._arrivals, drawn_seed=seed)
+        generations = generations_of(request, self._limits, arrival=self._arrivals, drawn_seed=seed)
         self._arrivals += 1
-        self._live.add(request.id)
-        self._scheduler.submit(generation)
+        self._live.add(request, len(generations))
+        for generation in generations:
+            self._scheduler.submit(generation)
 
     def abort(self, request_id: str) -> bool:
         """Drop a request at once and free its pages; nothing more is said of it. False if it is not in flight."""
-        self._live.discard(request_id)
+        self._live.discard([request_id])
         return self._scheduler.abort(request_id)
 
     def step(self) -> StepOutput:
@@ -139,8 +141,9 @@ class Engine:
 
     def _report(self, batch: ScheduleBatch) -> StepOutput:
         self._generated += len(batch.deltas)
-        self._live.difference_update(delta.request_id for delta in batch.deltas if delta.finish_reason)
-        self._live.difference_update(failure.request_id for failure in batch.failures)
+        admitted = self._live.begin(batch.admitted)
+        self._live.discard(failure.request_id for failure in batch.failures)
+        deltas = self._live.tell(batch.deltas)
         counts = StepCounts(
             requests=len(batch.generations),
             tokens=sum(batch.extend_lens),
@@ -149,4 +152,4 @@ class Engine:
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
         )
-        return StepOutput(self._steps, batch.deltas, batch.failures, counts, batch.admitted)
+        return StepOutput(self._steps, deltas, batch.failures, counts, admitted)

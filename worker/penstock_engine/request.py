@@ -32,10 +32,14 @@ class SamplingParams:
     `repetition_penalty` divides positive logits, and multiplies negative ones, of every token in prompt or output;
     `presence_penalty` is taken once, `frequency_penalty` once per occurrence, from the logits of tokens in the output;
     `logit_bias` holds (token, added to its logit). Greedy choices see all four as well.
-    `seed` (64 bits) is drawn by the engine when None. `max_tokens`
-    counts the whole output, resumed tokens included; None is as long as the context allows. `logprobs` None
-    computes none, 0 the chosen token's, k > 0 also the k likeliest alternatives'. Log probabilities are the
-    model's own (natural log), before temperature and filters.
+
+    `seed` (64 bits) is drawn by the engine when None. `max_tokens` counts the whole output, resumed tokens included;
+    None is as long as the context allows. `logprobs` None computes none, 0 the chosen token's, k > 0 also the k
+    likeliest alternatives'. Log probabilities are the model's own (natural log), before penalties, temperature and
+    filters.
+
+    `n` choices are generated side by side, sharing the prompt's pages; `best_of` generates that many, and tells the n
+    of the highest cumulative log probability once all have ended.
     """
 
     temperature: float = 1.0
@@ -52,6 +56,18 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = 0
+    n: int = 1
+    best_of: int | None = None
+
+    @property
+    def choices(self) -> int:
+        """How many are generated."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def selects(self) -> bool:
+        """More are generated than told."""
+        return self.choices > self.n
 
     @property
     def penalises(self) -> bool:

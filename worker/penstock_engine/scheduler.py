@@ -80,6 +80,8 @@ class Scheduler:
             self._forget_copy(generation)
         self.computed_tokens += sum(batch.extend_lens)
         for at, generation in enumerate(sampled):
+            if generation.row < 0:
+                continue  # another choice of its request has failed
             if samples.finite[at]:
                 self._append(generation, at, samples, batch)
             else:
@@ -218,12 +220,18 @@ class Scheduler:
         )
 
     def _fail(self, generation: Generation, batch: ScheduleBatch) -> None:
-        """Its K and V cannot be trusted: none of its own pages goes to the tree, and they are zeroed before reuse."""
-        batch.dirty_pages += generation.pages[generation.shared_pages :]
+        """Its K and V cannot be trusted: none of its own pages goes to the tree, and they are zeroed before reuse.
+
+        The request's other choices go with it, in the same way.
+        """
         request = generation.request
         message = f"request {request.id!r}: the model's output is not finite at position {generation.output_len}"
         batch.failures.append(RequestFailure(request.id, generation.choice, "logits_not_finite", message))
-        self._leave(generation, publish=False)
+        for each in [each for each in self.running if each.request is request]:
+            batch.dirty_pages += each.pages[each.shared_pages :]
+            self._leave(each, publish=False)
+        for each in [each for each in self.waiting if each.request is request]:
+            self.waiting.remove(each)
 
     def _publish(self, generation: Generation) -> None:
         """Hand the full pages computed so far to the tree, and read on from the tree's own.
