@@ -7,86 +7,21 @@ import pytest
 import torch
 from penstock_engine import Engine, EngineConfig, Request
 from penstock_engine.layers import attention, feed_forward, rotary, self_attention
+from penstock_engine.model_config import read_model_config
 from penstock_kernels import store_kv
 from torch import Tensor
 
-from tests.engine.driving import Parity, Run, greedy, parity, run_all
-from tests.engine.tiny import LLAMA3_ROPE, YARN_ROPE, TinyModel, random_prompt
-
-OUTPUT = 40
-LOGPROB_TOLERANCE = 1e-4  # float32 noise between two orders of summation is about 1e-5 here
-
-EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
-ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
-GEMMA2 = {
-    "sliding_window": 20,
-    "query_pre_attn_scalar": 24,
-    "layer_types": ALTERNATING,
-    "attn_logit_softcapping": 3.0,
-    "final_logit_softcapping": 5.0,
-}
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {}),
-    "llama-one-kv-head": ("llama", {"num_key_value_heads": 1}),
-    "llama-no-groups": ("llama", {"num_key_value_heads": 4}),
-    "llama-tied": ("llama", {"tie_word_embeddings": True}),
-    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama-rope-llama3": ("llama", {"rope_parameters": LLAMA3_ROPE}),
-    "llama-rope-linear": (
-        "llama",
-        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0}},
-    ),
-    "llama-rope-dynamic": (
-        "llama",
-        {
-            "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 500.0},
-            "max_position_embeddings": 48,
-            "at_once": 40,  # within the trained length; beyond it, as it decodes with its own cache
-        },
-    ),
-    "llama-rope-yarn": ("llama", {"rope_parameters": YARN_ROPE}),
-    "llama-rope-yarn-factor": ("llama", {"rope_parameters": {**YARN_ROPE, "attention_factor": 1.4}}),
-    "llama-rope-yarn-mscale": ("llama", {"rope_parameters": {**YARN_ROPE, "mscale": 1.5, "mscale_all_dim": 0.5}}),
-    "llama-rope-yarn-untruncated": ("llama", {"rope_parameters": {**YARN_ROPE, "truncate": False}}),
-    "mistral": ("mistral", {"sliding_window": None}),
-    "mistral-window": ("mistral", {"sliding_window": 20}),
-    "mistral-narrow-window": ("mistral", {"sliding_window": 3}),
-    "mixtral": ("mixtral", {"num_local_experts": 5, "sliding_window": None}),
-    "mixtral-window": ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 20}),
-    "phi3": ("phi3", {"pad_token_id": 0}),
-    "phi3-partial-rotary": ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
-    "phi3-window": ("phi3", {"sliding_window": 20}),
-    "qwen2": ("qwen2", {}),
-    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
-    "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
-    "qwen3": ("qwen3", {}),
-    "qwen3-wide-heads": ("qwen3", {"head_dim": 32}),
-    "qwen3-experts": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": True}),
-    "qwen3-experts-unnormalised": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": False}),
-    "qwen3-experts-and-dense": ("qwen3_moe", {**EXPERTS, "mlp_only_layers": [1]}),
-    "gemma": ("gemma", {}),
-    "gemma2": ("gemma2", GEMMA2),
-    "gemma2-uncapped": ("gemma2", {**GEMMA2, "attn_logit_softcapping": None, "final_logit_softcapping": None}),
-    "gemma3": ("gemma3", {"sliding_window": 20, "query_pre_attn_scalar": 24, "layer_types": ALTERNATING}),
-}
-
-
-def ragged_requests() -> list[Request]:
-    """Lengths around the page size, prompts that share whole pages and parts of pages, two namespaces."""
-    stem = random_prompt(41, seed=99)
-    prompts = [random_prompt(length, seed=length) for length in (1, 2, 15, 16, 17, 33, 70)]
-    prompts += [stem, [*stem, 5, 6], stem[:37], [*stem[:35], 9, 9, 9], list(stem)]
-    requests = [Request(f"r{at}", prompt, greedy(OUTPUT)) for at, prompt in enumerate(prompts)]
-    return [*requests, Request("elsewhere", list(stem), greedy(OUTPUT), namespace="other")]
-
-
-def run_every_mode(model: TinyModel) -> tuple[Parity, Run, Engine]:
-    """A budget of 16 cuts prompts into chunks; 16 pages make five running requests preempt one another."""
-    config = EngineConfig(dtype="float32", token_budget=16, max_running=5, kv_pages=16)
-    engine = Engine.from_folder(model.folder, config)
-    requests = ragged_requests()
-    run = run_all(engine, requests)
-    return parity(model, requests, run), run, engine
+from tests.engine.driving import greedy, parity, run_all
+from tests.engine.parity_table import (
+    ARCHITECTURES,
+    EXPERTS,
+    LOGPROB_TOLERANCE,
+    OUTPUT,
+    measure,
+    ragged_requests,
+    run_every_mode,
+)
+from tests.engine.tiny import LONGROPE, TinyModel, random_prompt
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -104,6 +39,33 @@ def test_tokens_and_logprobs_equal_transformers_in_every_mode(models: Any, name:
     assert stats.tokens_cached > 0
     assert any(counts.decoding and counts.tokens > counts.requests for counts in run.steps), "no mixed step"
     assert max(counts.tokens for counts in run.steps) == 16  # so the longer prompts ran in chunks
+
+
+@pytest.mark.parametrize(("context", "lengths"), [(64, (1, 17, 24)), (256, (65, 70, 90))])
+def test_longrope_takes_its_factors_by_the_context_served(models: Any, context: int, lengths: tuple[int, ...]) -> None:
+    """The short ones where nothing exceeds the trained 64 positions, the long ones where requests do."""
+    trained = {"original_max_position_embeddings": 64, "max_position_embeddings": 256}
+    model = models("phi3", rope_parameters=LONGROPE, **trained)
+    engine = Engine.from_folder(model.folder, EngineConfig(dtype="float32", max_model_len=context))
+    requests = [Request(f"r{length}", random_prompt(length, seed=length), greedy(OUTPUT)) for length in lengths]
+    found = parity(model, requests, run_all(engine, requests))
+    assert (found.wrong, found.tokens) == (0, len(lengths) * OUTPUT)
+    assert found.worst_logprob < LOGPROB_TOLERANCE
+
+
+def test_scaled_positions_extend_the_context(models: Any) -> None:
+    """A folder that says yarn or dynamic counts its trained positions; the engine serves those it was scaled to."""
+    kind, overrides = ARCHITECTURES["llama-rope-dynamic"]
+    assert read_model_config(models(kind, **overrides).folder).max_positions == 4 * 48
+    kind, overrides = ARCHITECTURES["llama-rope-yarn"]
+    assert read_model_config(models(kind, **overrides).folder).max_positions == 256
+
+
+def test_the_table_says_what_the_tests_hold(llama: TinyModel) -> None:
+    line = measure("llama")
+    found, _, _ = run_every_mode(llama)
+    assert (line.parity, line.ok) == (found, True)
+    assert "llama" in str(line)
 
 
 @pytest.mark.parametrize("policy", ["continuous", "static", "request"])
