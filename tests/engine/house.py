@@ -50,13 +50,13 @@ class House:
         self.arrivals += 1
         self.scheduler.submit(generation)
 
-    def step(self, token: Callable[[], int] = lambda: 0) -> list[TokenDelta]:
+    def step(self, token: Callable[[], int] = lambda: 0, *, finite: bool = True) -> list[TokenDelta]:
         batch = self.last = self.scheduler.schedule()
         assert sum(batch.extend_lens) <= self.budget
         assert len(self.scheduler.running) <= self.max_running
         assert batch.generations or not (self.scheduler.waiting or self.scheduler.running), "nothing moves"
         count = len(batch.sampled)
-        samples = StepSamples([token() for _ in range(count)], [True] * count, [0.0] * count, {})
+        samples = StepSamples([token() for _ in range(count)], [finite] * count, [0.0] * count, {})
         self.scheduler.commit(batch, samples)
         check_pages(self.scheduler, self.allocator, self.cache)
         return batch.deltas

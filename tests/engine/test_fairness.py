@@ -39,9 +39,9 @@ class Crowd:
             self.step()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
-    weights=st.lists(st.sampled_from([0.5, 1.0, 2.0, 5.0]), min_size=2, max_size=5),
+    weights=st.lists(st.sampled_from([1.0, 2.0, 5.0]), min_size=2, max_size=5),
     prompt=st.integers(5, 12),
     output=st.integers(1, 12),
     quantum=st.sampled_from([1, 32]),

@@ -92,8 +92,8 @@ def test_class_then_priority_then_age() -> None:
 
 def test_the_last_in_order_gives_way_and_comes_back_first() -> None:
     house = House(pages=9, max_running=3, budget=40)
-    for name in ("first", "second", "third"):
-        house.submit(Request(name, [0, 1, 0, 1, int(name == "second")], SamplingParams(max_tokens=15)))
+    for at, name in enumerate(("first", "second", "third")):
+        house.submit(Request(name, [at, 1, 0, 1, 0], SamplingParams(max_tokens=15)))
     house.submit(Request("late", [1], SamplingParams(max_tokens=20)))
     finished: list[str] = []
     while house.busy:
@@ -146,3 +146,62 @@ def test_policies_differ_in_when_they_let_in(policy: Policy, steps: int) -> None
         house.step()
         taken += 1
     assert taken == steps
+
+
+class TestFollowers:
+    """Who begins with what another is computing waits for it, where that saves work."""
+
+    def test_a_shared_prefix_is_computed_once(self) -> None:
+        house = House(pages=400, max_running=16, budget=64)
+        stem = [at * at % 5 for at in range(250)]  # 62 pages and a half
+        prompts = [[*stem, at // 5 % 5, at % 5, 4, 4, at % 3] for at in range(64)]
+        for at, prompt in enumerate(prompts):
+            house.submit(Request(str(at), prompt, SamplingParams(max_tokens=3)))
+        while house.busy:
+            house.step()
+        distinct = {tuple(prompt[:length]) for prompt in prompts for length in range(1, 256)}
+        outputs = 64 * 2  # the last one is never run
+        again = sum(prompt in prompts[:at] for at, prompt in enumerate(prompts))  # the last token always runs
+        assert house.scheduler.computed_tokens <= 1.04 * (len(distinct) + outputs + again)
+
+    def test_others_are_let_in_past_them(self) -> None:
+        house = House(pages=60, max_running=4, budget=100)
+        house.submit(Request("leader", [0] * 40, SamplingParams(max_tokens=2)))
+        house.submit(Request("follower", [*[0] * 40, 1], SamplingParams(max_tokens=2)))
+        house.submit(Request("elsewhere", [0] * 40, SamplingParams(max_tokens=2), namespace="other"))
+        house.submit(Request("other", [1] * 3, SamplingParams(max_tokens=2)))
+        begun = self.begun_by_step(house)
+        assert begun[:2] == [["leader", "elsewhere", "other"], ["follower"]]
+
+    @pytest.mark.parametrize("ends", ["abort", "nan"])
+    def test_when_the_leader_leaves_the_next_one_leads(self, ends: str) -> None:
+        house = House(pages=60, max_running=4, budget=8)
+        for name in ("a", "b", "c"):
+            house.submit(Request(name, [0] * 20, SamplingParams(max_tokens=2)))
+        house.step()
+        assert [each.request.id for each in house.scheduler.running] == ["a"]
+        if ends == "abort":
+            assert house.scheduler.abort("a")
+            assert house.scheduler.abort("b")
+            begun = self.begun_by_step(house)
+            assert [name for step in begun for name in step] == ["c"]
+        else:
+            house.step()
+            house.step(finite=False)
+            assert [name for step in self.begun_by_step(house) for name in step] == ["b", "c"]
+
+    @pytest.mark.parametrize(("policy", "cached"), [("static", True), ("continuous", False)])
+    def test_nobody_waits_where_that_saves_nothing(self, policy: Policy, cached: bool) -> None:
+        house = House(pages=60, max_running=4, budget=64, policy=policy, cached=cached)
+        for name in ("a", "b", "c"):
+            house.submit(Request(name, [0] * 20, SamplingParams(max_tokens=2)))
+        assert self.begun_by_step(house)[0] == ["a", "b", "c"]
+
+    @staticmethod
+    def begun_by_step(house: House) -> list[list[str]]:
+        steps = []
+        while house.busy:
+            house.step()
+            assert house.last is not None
+            steps.append([name for name, _ in house.last.admitted])
+        return steps

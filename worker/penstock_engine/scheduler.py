@@ -18,7 +18,7 @@ from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.config import Policy
 from penstock_engine.fairness import INPUT_COST, OUTPUT_COST, VirtualCounters
 from penstock_engine.page_allocator import PageAllocator
-from penstock_engine.radix_cache import Match, PrefixCache
+from penstock_engine.radix_cache import Match, PrefixCache, common_len
 from penstock_engine.request import FinishReason, Generation, RequestFailure, TokenDelta
 from penstock_engine.tables import RowTables
 from penstock_engine.waiting import WaitingQueue
@@ -115,11 +115,36 @@ class Scheduler:
         self.blocked = False
         slots = self._open_slots()
         while slots and batch.budget and (generation := self.waiting.first(self._cached_len)):
-            if not self._try_admit(generation):
+            if leader := self._leader_of(generation):
+                self.waiting.park(generation, behind=leader)
+            elif self._try_admit(generation):
+                self._enter(generation, batch)
+                slots -= 1
+            else:
                 self.blocked = True
                 return
-            self._enter(generation, batch)
-            slots -= 1
+
+    def _leader_of(self, generation: Generation) -> Generation | None:
+        """Who is computing a beginning that `generation` has too, and would soon share: it waits for that.
+
+        That is one step, no more: prefills that run have taken their tokens before anyone is let in with what is left,
+        so each of them ends in this step. A batch that is let in as a whole cannot wait for one of its own.
+        """
+        if self._policy != "continuous" or not self._cache.remembers:
+            return None
+        known = generation.tokens[:-1]
+        for leader in self.running:
+            shared = 0 if leader.published else self._shared_len(leader, generation.request.namespace, known)
+            if shared and shared - self._cached_len(generation) >= self._page_size:
+                return leader
+        return None
+
+    def _shared_len(self, leader: Generation, namespace: str, tokens: list[int]) -> int:
+        """How much of `tokens` lies in the pages that `leader` will fill."""
+        size = self._page_size
+        if leader.request.namespace != namespace or leader.tokens[:size] != tokens[:size]:
+            return 0
+        return common_len(leader.tokens[: len(leader.tokens) // size * size], tokens)
 
     def _enter(self, generation: Generation, batch: ScheduleBatch) -> None:
         self.waiting.admit(generation)
@@ -249,6 +274,7 @@ class Scheduler:
         generation.published = True
         self._allocator.give_back(duplicates)
         self._tables.set_pages(generation, 0)
+        self.waiting.unpark(generation)
 
     def _leave(self, generation: Generation, publish: bool = True) -> None:
         """Out of `running`: full pages to the tree, the others to the allocator, all locks undone."""
@@ -259,6 +285,7 @@ class Scheduler:
         self._cache.unlock(generation.node)
         self._forget_copy(generation)
         self._tables.release(generation)
+        self.waiting.unpark(generation)
         generation.node, generation.pages, generation.shared_pages = None, [], 0
         generation.computed_len = generation.cached_len = 0
 

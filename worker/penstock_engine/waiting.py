@@ -7,7 +7,7 @@
 
 The order is class, then tenant by virtual counter, then priority, deadline and age in buckets; within a bucket, the
 longest cached prefix. So that nothing starves behind a better class or a lower counter, every `PATIENCE`-th goes to
-the one that has waited longest; fairness keeps its books on that one too.
+the one that has waited longest; the counters take note of it, so that only a share below one in `PATIENCE` gains by it.
 """
 
 from bisect import bisect_left, insort
