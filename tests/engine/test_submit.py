@@ -115,6 +115,7 @@ def test_wrong_requests_name_the_field(engine: Engine, field: str, request_: Req
         ("logit_bias", ((1, 101.0),)),
         ("logit_bias", ((1, float("nan")),)),
         ("logit_bias", ((1, 1.0), (1, 2.0))),
+        ("prompt_logprobs", 21),
         ("n", 0),
         ("n", 129),
         ("best_of", 0),

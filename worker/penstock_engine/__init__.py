@@ -20,6 +20,7 @@ Reading order, from the data to the device:
     runner          the only part that touches the device
     kv_pool         the memory behind the pages
     models/         the architectures, from layers/ (attention, linear, norm, rotary; prepack is applied from outside)
+    scoring         log probabilities of the prompt's own tokens
     sampler         logits to tokens: penalties first, then filters, then a draw with philox's noise
     model_config, loading, sizing, admission, stats, config, errors     what each says
 """
@@ -28,6 +29,7 @@ from penstock_engine.config import EngineConfig
 from penstock_engine.engine import Engine
 from penstock_engine.errors import (
     AlreadyFinished,
+    EngineBusy,
     EngineError,
     InvalidConfig,
     InvalidRequest,
@@ -40,14 +42,16 @@ from penstock_engine.errors import (
     QueueFull,
     RequestRefused,
     RequestTooLarge,
+    ScoringFailed,
     StepFailed,
 )
-from penstock_engine.request import FinishReason, Request, RequestFailure, SamplingParams, TokenDelta
+from penstock_engine.request import FinishReason, PromptLogprobs, Request, RequestFailure, SamplingParams, TokenDelta
 from penstock_engine.stats import EngineStats, StepCounts, StepOutput
 
 __all__ = [
     "AlreadyFinished",
     "Engine",
+    "EngineBusy",
     "EngineConfig",
     "EngineError",
     "EngineStats",
@@ -59,6 +63,7 @@ __all__ = [
     "ModelLoadError",
     "ModelNotFound",
     "ModelUnsupported",
+    "PromptLogprobs",
     "PromptTooLong",
     "QueueFull",
     "Request",
@@ -66,6 +71,7 @@ __all__ = [
     "RequestRefused",
     "RequestTooLarge",
     "SamplingParams",
+    "ScoringFailed",
     "StepCounts",
     "StepFailed",
     "StepOutput",

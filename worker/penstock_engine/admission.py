@@ -1,10 +1,11 @@
 """What submit() refuses, and what a request becomes when it does not."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from math import isfinite
 
 from penstock_engine.errors import AlreadyFinished, InvalidRequest, InvalidSampling, PromptTooLong, RequestTooLarge
-from penstock_engine.request import CLASS_RANK, FinishReason, Generation, Request, SamplingParams
+from penstock_engine.request import CLASS_RANK, FinishReason, Generation, Request, SamplingParams, Scoring
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
@@ -34,7 +35,11 @@ def generations_of(request: Request, limits: Limits, *, arrival: int, drawn_seed
     reasons = [_reason_to_end(each) for each in choices]
     if None not in reasons:
         raise AlreadyFinished(request.id, str(reasons[-1]))
-    return [each for each, reason in zip(choices, reasons, strict=True) if reason is None]
+    waiting = [each for each, reason in zip(choices, reasons, strict=True) if reason is None]
+    tops = request.sampling.prompt_logprobs
+    if tops is not None and len(request.prompt_ids) > 1:
+        waiting[0].scoring = Scoring(1, request.prompt_ids, tops)
+    return waiting
 
 
 def _choice_of(request: Request, limits: Limits, choice: int, *, arrival: int, drawn_seed: int) -> Generation:
@@ -87,8 +92,13 @@ def _check_ids(request: Request, limits: Limits) -> None:
         raise InvalidRequest("prompt_ids", "must hold at least one token")
     _check_output_ids(request)
     for field, ids in (("prompt_ids", request.prompt_ids), *(("output_ids", ids) for ids in request.output_ids)):
-        if ids and not 0 <= min(ids) <= max(ids) < limits.vocab_size:
-            raise InvalidRequest(field, f"every token must be from 0 to {limits.vocab_size - 1}")
+        check_tokens(field, ids, limits)
+
+
+def check_tokens(field: str, ids: Sequence[int], limits: Limits) -> None:
+    """Raises InvalidRequest, naming `field`, where one of `ids` is no token."""
+    if ids and not 0 <= min(ids) <= max(ids) < limits.vocab_size:
+        raise InvalidRequest(field, f"every token must be from 0 to {limits.vocab_size - 1}")
 
 
 def _check_output_ids(request: Request) -> None:
@@ -105,6 +115,7 @@ def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
         if isinstance(value, float) and not isfinite(value):
             raise InvalidSampling(field.name, "must be a finite number")
     temperature, seed = sampling.temperature, sampling.seed
+    prompt = sampling.prompt_logprobs
     presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
     most, least, logprobs = sampling.max_tokens, sampling.min_tokens, sampling.logprobs
     stops_known = all(0 <= each < vocab_size for each in sampling.stop_token_ids)
@@ -117,6 +128,7 @@ def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
         ("presence_penalty", -2 <= presence <= 2, "must be from -2 to 2"),
         ("frequency_penalty", -2 <= frequency <= 2, "must be from -2 to 2"),
         ("logit_bias", _bias_holds(sampling, vocab_size), _BIAS_RULE.format(most=MAX_LOGIT_BIAS, last=vocab_size - 1)),
+        ("prompt_logprobs", prompt is None or 0 <= prompt <= MAX_LOGPROBS, f"must be 0 to {MAX_LOGPROBS}, or None"),
         ("n", 1 <= sampling.n <= MAX_CHOICES, f"must be from 1 to {MAX_CHOICES}"),
         ("best_of", sampling.n <= sampling.choices <= MAX_CHOICES, f"must be from n to {MAX_CHOICES}, or None"),
         ("seed", seed is None or 0 <= seed < 2**64, "must be from 0 to 2**64 - 1, or None"),

@@ -4,27 +4,30 @@ One thread owns an engine. Between steps it may submit and abort; `step` schedul
 """
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import torch
 
-from penstock_engine.admission import Limits, generations_of
+from penstock_engine.admission import Limits, check_tokens, generations_of
 from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.choices import LiveRequests
 from penstock_engine.config import EngineConfig
-from penstock_engine.errors import InvalidRequest, QueueFull, StepFailed
+from penstock_engine.errors import EngineBusy, InvalidRequest, QueueFull, ScoringFailed, StepFailed
 from penstock_engine.loading import Progress, load_model, resolve_dtype
 from penstock_engine.model_config import read_model_config
 from penstock_engine.models import CausalLM
 from penstock_engine.page_allocator import PageAllocator
 from penstock_engine.radix_cache import NoCache, PrefixCache, RadixCache
-from penstock_engine.request import Request
+from penstock_engine.request import Request, SamplingParams, Scoring
 from penstock_engine.runner import ModelRunner
 from penstock_engine.scheduler import Scheduler
 from penstock_engine.sizing import KVShape, context_length, device_of, make_pool, pool_pages, thread_count
 from penstock_engine.stats import EngineStats, StepCounts, StepOutput
 from penstock_engine.tables import RowTables
+
+SCORED_ID = "score"  # alone in flight, so it meets no other
 
 
 class Engine:
@@ -86,9 +89,13 @@ class Engine:
             raise InvalidRequest("id", f"{request.id!r} is in flight already; ids are unique among live requests")
         if len(self._scheduler.waiting) >= self.config.max_waiting:
             raise QueueFull(self.config.max_waiting)
+        self._admit(request)
+
+    def _admit(self, request: Request, scoring: Scoring | None = None) -> None:
         seed = self._seeds.getrandbits(64)
         generations = generations_of(request, self._limits, arrival=self._arrivals, drawn_seed=seed)
         self._arrivals += 1
+        generations[0].scoring = scoring or generations[0].scoring
         self._live.add(request, len(generations))
         for generation in generations:
             self._scheduler.submit(generation)
@@ -107,6 +114,32 @@ class Engine:
             self._scheduler.commit(batch, samples)
             self._runner.scrub(batch.dirty_pages)
         return self._report(batch)
+
+    def score(self, tokens: Sequence[int], start: int = 1) -> list[float]:
+        """Natural log probabilities of tokens[start:], each given all before it, by one prefill in chunks.
+
+        What comes before `start - 1` is taken from the prefix cache where it is there. `tokens` may fill the context.
+        Raises RequestRefused, EngineBusy while requests are in flight, ScoringFailed, StepFailed.
+        """
+        if self._live:
+            raise EngineBusy(len(self._live))
+        if not 1 <= start < len(tokens):
+            raise InvalidRequest("start", f"must be from 1 to {len(tokens) - 1}, the last of the {len(tokens)} tokens")
+        check_tokens("tokens", tokens, self._limits)
+        request = Request(SCORED_ID, list(tokens[:-1]), SamplingParams(temperature=0, max_tokens=1, logprobs=None))
+        self._admit(request, scoring=Scoring(start, list(tokens), tops=0))
+        try:
+            return self._scored()
+        finally:
+            self.abort(SCORED_ID)
+
+    def _scored(self) -> list[float]:
+        while True:
+            output = self.step()
+            if output.failed:
+                raise ScoringFailed(output.failed[0].message)
+            if output.prompt_logprobs:
+                return output.prompt_logprobs[0].logprobs
 
     @property
     def has_work(self) -> bool:
@@ -152,4 +185,4 @@ class Engine:
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
         )
-        return StepOutput(self._steps, deltas, batch.failures, counts, admitted)
+        return StepOutput(self._steps, deltas, batch.failures, counts, admitted, batch.prompt_logprobs)

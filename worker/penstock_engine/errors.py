@@ -13,6 +13,8 @@
     │   ├── RequestTooLarge             prompt and answer could never fit the KV pool, even alone
     │   ├── QueueFull                   try again later, or elsewhere
     │   └── AlreadyFinished             the tokens to resume from already end the generation
+    ├── EngineBusy                      score() needs the engine for itself
+    ├── ScoringFailed                   the model has no log probabilities for these tokens
     ├── StepFailed                      the forward pass raised; names the requests that were in the batch
     └── OutOfPages                      more pages were taken than are free: a broken invariant, never load
 
@@ -137,6 +139,24 @@ class AlreadyFinished(RequestRefused):
     def __init__(self, request_id: str, finish_reason: str) -> None:
         self.request_id, self.finish_reason = request_id, finish_reason
         super().__init__(f"request {request_id!r} has nothing left to generate: its output ended by {finish_reason!r}")
+
+
+class EngineBusy(EngineError):
+    """score() was called while requests are in flight, whose tokens it would have to keep from the caller."""
+
+    code = "engine_busy"
+
+    def __init__(self, in_flight: int) -> None:
+        self.in_flight = in_flight
+        super().__init__(
+            f"{in_flight} requests are in flight: score when there are none, or submit with prompt_logprobs instead"
+        )
+
+
+class ScoringFailed(EngineError):
+    """The model's output over the tokens to be scored is not finite."""
+
+    code = "scoring_failed"
 
 
 class StepFailed(EngineError):

@@ -92,11 +92,15 @@ def _input_ids(batch: ScheduleBatch) -> NDArray[np.int64]:
 def _sample_at(
     batch: ScheduleBatch, starts: NDArray[np.int64], lens: NDArray[np.int64], device: torch.device
 ) -> Tensor | None:
-    """The last token of every run that reaches the end of what is known."""
+    """The last token of every run that reaches the end of what is known; then those whose logits score prompts."""
     known = np.fromiter((len(each.tokens) for each in batch.generations), np.int64, len(lens))
     ends = (starts + lens) == known
-    if ends.all() and len(lens) == int(lens.sum()):
+    if ends.all() and len(lens) == int(lens.sum()) and not batch.scored:
         return None
     last_tokens = np.cumsum(lens) - 1
-    # Where no run ends, one row is computed for nothing: a product of no rows is an edge no kernel should meet.
-    return torch.from_numpy(_pad(last_tokens[ends] if ends.any() else last_tokens[:1])).to(device)
+    scoring = (
+        last_tokens[run.at] + 1 - lens[run.at] + run.offset + np.arange(len(run.targets)) for run in batch.scored
+    )
+    wanted = np.concatenate((last_tokens[ends], *scoring))
+    # Where none is wanted, one row is computed for nothing: a product of no rows is an edge no kernel should meet.
+    return torch.from_numpy(_pad(wanted if len(wanted) else last_tokens[:1])).to(device)

@@ -36,7 +36,8 @@ class SamplingParams:
     `seed` (64 bits) is drawn by the engine when None. `max_tokens` counts the whole output, resumed tokens included;
     None is as long as the context allows. `logprobs` None computes none, 0 the chosen token's, k > 0 also the k
     likeliest alternatives'. Log probabilities are the model's own (natural log), before penalties, temperature and
-    filters.
+    filters. `prompt_logprobs` is the same for the prompt's tokens, from the second on; what is scored is computed,
+    not taken from the prefix cache.
 
     `n` choices are generated side by side, sharing the prompt's pages; `best_of` generates that many, and tells the n
     of the highest cumulative log probability once all have ended.
@@ -56,6 +57,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = 0
+    prompt_logprobs: int | None = None
     n: int = 1
     best_of: int | None = None
 
@@ -111,6 +113,15 @@ class TokenDelta(NamedTuple):
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
+class PromptLogprobs(NamedTuple):
+    """Log probabilities of the prompt's tokens from `start` on, each given those before it; once per request."""
+
+    request_id: str
+    start: int
+    logprobs: list[float]
+    top_logprobs: list[tuple[tuple[int, float], ...]]  # for each the likeliest, as many as were asked for
+
+
 class RequestFailure(NamedTuple):
     """A request that ended without a token of its own to say so; its pages are free again."""
 
@@ -118,6 +129,31 @@ class RequestFailure(NamedTuple):
     choice: int
     code: str
     message: str
+
+
+@dataclass(slots=True)
+class Scoring:
+    """Tokens whose log probabilities are gathered while the ones before them run.
+
+    targets:  [ given ... | found ........ | to be found ...... ]
+              0           start            next                 len(targets)
+
+    The logits of token i score targets[i + 1]. It may be longer by one than what runs.
+    """
+
+    start: int  # at least 1
+    targets: list[int]
+    tops: int  # how many of the likeliest are told beside each
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+
+    @property
+    def next(self) -> int:
+        return self.start + len(self.logprobs)
+
+    @property
+    def lacking(self) -> int:
+        return len(self.targets) - self.next
 
 
 @dataclass(slots=True, eq=False)
@@ -141,6 +177,7 @@ class Generation:
     copy_from: "TreeNode | None" = None  # locked until its first page's shared part is copied to our first own page
     published: bool = False  # the full pages of this run's prefill are in the tree
     preemptions: int = 0
+    scoring: Scoring | None = None  # until all of it is found
 
     @property
     def order(self) -> tuple[int, int, float, int, int]:
@@ -153,6 +190,12 @@ class Generation:
     def remaining_len(self) -> int:
         """Tokens to run through the model before the next one can be sampled; 1 in steady decoding."""
         return len(self.tokens) - self.computed_len
+
+    @property
+    def reusable(self) -> list[int]:
+        """What need not run if it is cached: all before the last token, and before the first whose logits score."""
+        end = len(self.tokens) - 1
+        return self.tokens[: end if self.scoring is None else min(end, self.scoring.next - 1)]
 
     @property
     def output_len(self) -> int:

@@ -1,5 +1,7 @@
 """The only part that touches the device: a scheduled batch in, chosen tokens out."""
 
+from dataclasses import replace
+
 import torch
 
 from penstock_engine.batch import ScheduleBatch, StepSamples
@@ -8,6 +10,7 @@ from penstock_engine.kv_pool import KVPool
 from penstock_engine.models import CausalLM
 from penstock_engine.penalties import Adjustments
 from penstock_engine.sampler import sample
+from penstock_engine.scoring import score
 from penstock_engine.tables import RowTables
 
 NOTHING_SAMPLED = StepSamples([], [], [], {})
@@ -33,9 +36,10 @@ class ModelRunner:
         forward = build_forward_batch(batch, self._tables, self._pool, self._device, self._dtype)
         logits = self._model(forward)
         sampled = batch.sampled
-        if not sampled:
-            return NOTHING_SAMPLED
-        return sample(logits[: len(sampled)], sampled, self._tables, self._adjustments)
+        samples = NOTHING_SAMPLED
+        if sampled:
+            samples = sample(logits[: len(sampled)], sampled, self._tables, self._adjustments)
+        return replace(samples, scores=score(logits[len(sampled) :], batch.scored)) if batch.scored else samples
 
     @torch.inference_mode()
     def scrub(self, pages: list[int]) -> None:

@@ -14,12 +14,17 @@ computing waits for that one's pages rather than compute them again.
 from bisect import insort
 from operator import attrgetter
 
-from penstock_engine.batch import ScheduleBatch, StepSamples
+from penstock_engine.batch import RunScores, ScheduleBatch, StepSamples
 from penstock_engine.config import Policy
 from penstock_engine.fairness import INPUT_COST, OUTPUT_COST, VirtualCounters
 from penstock_engine.page_allocator import PageAllocator
+<<<<<<< HEAD
 from penstock_engine.radix_cache import Match, PrefixCache, common_len
 from penstock_engine.request import FinishReason, Generation, RequestFailure, TokenDelta
+=======
+from penstock_engine.radix_cache import Match, PrefixCache
+from penstock_engine.request import FinishReason, Generation, PromptLogprobs, RequestFailure, TokenDelta
+>>>>>>> 50d307d (wip)
 from penstock_engine.tables import RowTables
 from penstock_engine.waiting import WaitingQueue
 
@@ -79,6 +84,8 @@ class Scheduler:
             generation.computed_len += extend_len
             self._forget_copy(generation)
         self.computed_tokens += sum(batch.extend_lens)
+        for run, scores in zip(batch.scored, samples.scores, strict=True):
+            self._take_scores(batch.generations[run.at], scores, batch)
         for at, generation in enumerate(sampled):
             if generation.row < 0:
                 continue  # another choice of its request has failed
@@ -159,7 +166,7 @@ class Scheduler:
         self._counters.charge(generation.request.tenant, cost, generation.request.weight)
 
     def _cached_len(self, generation: Generation) -> int:
-        match = self._cache.match(generation.request.namespace, generation.tokens[:-1])
+        match = self._cache.match(generation.request.namespace, generation.reusable)
         return len(match.pages) * self._page_size + match.partial_len
 
     def _open_slots(self) -> int:
@@ -174,9 +181,9 @@ class Scheduler:
     def _try_admit(self, generation: Generation) -> bool:
         """Lock what is cached of the tokens, take pages for the others; False, changing nothing, if they lack.
 
-        The last token always runs: its logits are what the next one is drawn from.
+        The last token always runs: its logits are what the next one is drawn from. So do those whose logits score.
         """
-        match = self._cache.match(generation.request.namespace, generation.tokens[:-1])
+        match = self._cache.match(generation.request.namespace, generation.reusable)
         self._cache.lock(match.node)
         self._cache.lock(match.partial)
         needed = self._pages_of(len(generation.tokens)) - len(match.pages)
@@ -230,6 +237,17 @@ class Scheduler:
         batch.deltas.append(self._delta(generation, at, samples, reason))
         if reason is not None:
             self._leave(generation)
+
+    @staticmethod
+    def _take_scores(generation: Generation, scores: RunScores, batch: ScheduleBatch) -> None:
+        scoring = generation.scoring
+        assert scoring is not None  # it was when this step was chosen
+        scoring.logprobs += scores.logprobs
+        scoring.top_logprobs += scores.top_logprobs
+        if not scoring.lacking:
+            found = PromptLogprobs(generation.request.id, scoring.start, scoring.logprobs, scoring.top_logprobs)
+            batch.prompt_logprobs.append(found)
+            generation.scoring = None
 
     @staticmethod
     def _delta(generation: Generation, at: int, samples: StepSamples, reason: FinishReason | None) -> TokenDelta:
