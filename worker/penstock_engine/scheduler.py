@@ -18,13 +18,8 @@ from penstock_engine.batch import RunScores, ScheduleBatch, StepSamples
 from penstock_engine.config import Policy
 from penstock_engine.fairness import INPUT_COST, OUTPUT_COST, VirtualCounters
 from penstock_engine.page_allocator import PageAllocator
-<<<<<<< HEAD
 from penstock_engine.radix_cache import Match, PrefixCache, common_len
-from penstock_engine.request import FinishReason, Generation, RequestFailure, TokenDelta
-=======
-from penstock_engine.radix_cache import Match, PrefixCache
 from penstock_engine.request import FinishReason, Generation, PromptLogprobs, RequestFailure, TokenDelta
->>>>>>> 50d307d (wip)
 from penstock_engine.tables import RowTables
 from penstock_engine.waiting import WaitingQueue
 
