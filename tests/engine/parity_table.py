@@ -22,6 +22,7 @@ from tests.engine.tiny import LLAMA3_ROPE, YARN_ROPE, TinyModel, make_tiny, rand
 OUTPUT = 40
 LOGPROB_TOLERANCE = 1e-4  # float32 noise between two orders of summation is about 1e-5 here
 
+UNGROUPED = {"num_key_value_heads": 4}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 GEMMA2 = {
@@ -74,6 +75,12 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", GEMMA2),
     "gemma2-uncapped": ("gemma2", {**GEMMA2, "attn_logit_softcapping": None, "final_logit_softcapping": None}),
     "gemma3": ("gemma3", {"sliding_window": 20, "query_pre_attn_scalar": 24, "layer_types": ALTERNATING}),
+    # Run by transformers' own code, with our attention in it.
+    "bridged-gpt2": ("gpt2", UNGROUPED),
+    "bridged-gpt-neox": ("gpt_neox", UNGROUPED),
+    "bridged-opt": ("opt", {**UNGROUPED, "word_embed_proj_dim": 64, "ffn_dim": 96, "init_std": 0.2}),
+    "bridged-starcoder2-window": ("starcoder2", {"sliding_window": 20}),
+    "bridged-cohere": ("cohere", {}),
 }
 
 

@@ -19,10 +19,11 @@ Reading order, from the data to the device:
     forward_batch   a step as tensors
     runner          the only part that touches the device
     kv_pool         the memory behind the pages
-    models/         the architectures, from layers/ (attention, linear, norm, rotary; prepack is applied from outside)
+    models/         the architectures, from layers/ (attention, feed_forward, linear, norm, rotary; prepack is applied
+                    from outside); models/bridge runs transformers' own code with our attention in it
     scoring         log probabilities of the prompt's own tokens
     sampler         logits to tokens: penalties first, then filters, then a draw with philox's noise
-    model_config, loading, sizing, admission, stats, config, errors     what each says
+    model_config, rope_config, config_fields, loading, sizing, admission, stats, config, errors     what each says
 """
 
 from penstock_engine.config import EngineConfig

@@ -12,6 +12,8 @@ from penstock_engine.rope_config import RopeConfig, read_rope
 GEMMA = {"head_dim": 256, "tie_word_embeddings": True, "query_pre_attn_scalar": 256, "sliding_window": 4096}
 # What a folder may leave out, as the family's own code fills it in.
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "phi3": {},
     "mistral": {"sliding_window": 4096},
     "mixtral": {"rope_theta": 1e6, "num_experts_per_tok": 2, "num_local_experts": 8, "norm_topk_prob": True},
     "qwen2": {"max_window_layers": 28, "sliding_window": 4096},
@@ -21,6 +23,7 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma2": {**GEMMA, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window_pattern": 2},
     "gemma3_text": {**GEMMA, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6},
 }
+NATIVE = frozenset(FAMILY_DEFAULTS)
 SLIDES_EVERYWHERE = ("mistral", "mixtral", "phi3")
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
@@ -72,7 +75,12 @@ def read_model_config(folder: Path) -> ModelConfig:
     """Read config.json and generation_config.json of a Hugging Face folder. Raises ModelLoadError."""
     if not folder.is_dir():
         raise ModelNotFound(folder, "no such folder", "give the folder that holds config.json")
-    return _Reader(folder).model_config()
+    reader = _Reader(folder)
+    if reader.model_type not in NATIVE:
+        from penstock_engine.models.bridge_config import read_bridged_config  # needs transformers: seconds of import
+
+        return read_bridged_config(folder)
+    return reader.model_config()
 
 
 class _Reader:
@@ -108,7 +116,7 @@ class _Reader:
             attention_bias=flag("attention_bias"),
             mlp_bias=flag("mlp_bias"),
             dtype=str(self._raw.get("dtype") or self._raw.get("torch_dtype") or "float32"),
-            eos_ids=self._eos_ids(),
+            eos_ids=read_eos_ids(self._folder, self._raw.get("eos_token_id")),
             activation=self._activation(),
             windows=windows,
             local_rope=self._rope("sliding_attention", head_dim) if self.model_type == "gemma3_text" else None,
@@ -203,15 +211,18 @@ class _Reader:
         theta = {"rope_theta": self._raw.get("rope_theta", 10000.0)}
         return read_rope(self._fields, {**theta, **(raw or self._raw.get("rope_scaling") or {})}, head_dim)
 
-    def _eos_ids(self) -> tuple[int, ...]:
-        """generation_config.json's word goes before config.json's."""
-        path = self._folder / "generation_config.json"
-        generation = read_json(path) if path.exists() else {}
-        raw = generation.get("eos_token_id", self._raw.get("eos_token_id"))
-        ids = raw if isinstance(raw, list) else [] if raw is None else [raw]
-        if not all(isinstance(each, int) for each in ids):
-            raise ModelCorrupt(self._path, f"eos_token_id is {raw!r}", "it must be a token id or a list of them")
-        return tuple(ids)
+
+def read_eos_ids(folder: Path, in_config: Any) -> tuple[int, ...]:
+    """The ids that end a text: generation_config.json's word goes before config.json's. Raises ModelCorrupt."""
+    path = folder / "generation_config.json"
+    generation = read_json(path) if path.exists() else {}
+    raw = generation.get("eos_token_id", in_config)
+    ids = raw if isinstance(raw, list) else [] if raw is None else [raw]
+    if not all(isinstance(each, int) for each in ids):
+        raise ModelCorrupt(
+            folder / "config.json", f"eos_token_id is {raw!r}", "it must be a token id or a list of them"
+        )
+    return tuple(ids)
 
 
 def read_json(path: Path) -> dict[str, Any]:

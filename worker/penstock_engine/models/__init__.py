@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 
 from penstock_engine.model_config import ModelConfig
-from penstock_engine.models.decoder import CausalLM
+from penstock_engine.models.causal_lm import CausalLM
+from penstock_engine.models.decoder import DecoderLM
 from penstock_engine.models.gemma import gemma, gemma2, gemma3
 from penstock_engine.models.llama import llama
 from penstock_engine.models.mistral import mistral
@@ -14,7 +15,7 @@ from penstock_engine.models.phi3 import phi3
 from penstock_engine.models.qwen2 import qwen2
 from penstock_engine.models.qwen3 import qwen3
 
-Build = Callable[[ModelConfig, int, torch.dtype, torch.device], CausalLM]
+Build = Callable[[ModelConfig, int, torch.dtype, torch.device], DecoderLM]
 MODELS: dict[str, Build] = {
     "gemma": gemma,
     "gemma2": gemma2,
@@ -28,4 +29,4 @@ MODELS: dict[str, Build] = {
     "qwen3_moe": qwen3,
 }
 
-__all__ = ["MODELS", "Build", "CausalLM"]
+__all__ = ["MODELS", "Build", "CausalLM", "DecoderLM"]

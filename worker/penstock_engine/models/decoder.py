@@ -11,6 +11,7 @@ from penstock_engine.layers.norm import RMSNorm
 from penstock_engine.layers.rotary import RotaryEmbedding
 from penstock_engine.layers.self_attention import Angles
 from penstock_engine.model_config import ModelConfig
+from penstock_engine.models.causal_lm import CausalLM
 
 Block = Callable[[int], nn.Module]  # a layer's index to the layer
 
@@ -82,8 +83,8 @@ class SoftCap(nn.Module):
         return torch.tanh(x / self.cap) * self.cap
 
 
-class CausalLM(nn.Module):
-    """Token ids to logits. `block(layer)` builds each layer.
+class DecoderLM(CausalLM):
+    """A native model. `block(layer)` builds each layer.
 
     Modules are named as in the checkpoint; `spelling` maps those parts of a name that a family's checkpoints have
     otherwise.
@@ -113,7 +114,6 @@ class CausalLM(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """Logits in float32 of the tokens to be sampled after, [padded sampled, vocabulary]."""
         angles = tuple(table(batch.positions) for table in self.rotary)
         logits: Tensor = self.cap(self.lm_head(self.model(angles, batch)).float())
         return logits

@@ -10,7 +10,7 @@ from penstock_engine.layers.linear import Embedding
 from penstock_engine.layers.norm import RMSNorm
 from penstock_engine.layers.self_attention import Angles, SelfAttention
 from penstock_engine.model_config import ModelConfig
-from penstock_engine.models.decoder import CausalLM, DecoderLayer
+from penstock_engine.models.decoder import DecoderLayer, DecoderLM
 
 
 class GemmaNorm(RMSNorm):
@@ -58,17 +58,17 @@ class PostNormLayer(DecoderLayer):
         return self.post_feedforward_layernorm(self.mlp(x)), residual
 
 
-def gemma(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.device) -> CausalLM:
+def gemma(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.device) -> DecoderLM:
     """Gemma 1."""
     return _build(config, positions, DecoderLayer, None, dtype, device)
 
 
-def gemma2(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.device) -> CausalLM:
+def gemma2(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.device) -> DecoderLM:
     """Gemma 2: soft caps and a window in every other layer come with `config`."""
     return _build(config, positions, PostNormLayer, None, dtype, device)
 
 
-def gemma3(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.device) -> CausalLM:
+def gemma3(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.device) -> DecoderLM:
     """Gemma 3's text model: norms on the heads of Q and K, and a rotary base of their own for layers with a window."""
     return _build(config, positions, PostNormLayer, GemmaNorm, dtype, device)
 
@@ -80,7 +80,7 @@ def _build(
     head_norm: type[RMSNorm] | None,
     dtype: torch.dtype,
     device: torch.device,
-) -> CausalLM:
+) -> DecoderLM:
     def block(layer: int) -> nn.Module:
         bias = config.attention_bias
         attention = SelfAttention(
@@ -89,4 +89,4 @@ def _build(
         feed_forward = FeedForward(config, config.intermediate_size, dtype=dtype, device=device)
         return layer_class(config, attention, feed_forward, norm=GemmaNorm, dtype=dtype, device=device)
 
-    return CausalLM(config, positions, block, embedding=GemmaEmbedding, norm=GemmaNorm, dtype=dtype, device=device)
+    return DecoderLM(config, positions, block, embedding=GemmaEmbedding, norm=GemmaNorm, dtype=dtype, device=device)

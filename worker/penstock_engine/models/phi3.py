@@ -6,10 +6,10 @@ from torch import nn
 from penstock_engine.layers.feed_forward import FeedForward
 from penstock_engine.layers.self_attention import SelfAttention
 from penstock_engine.model_config import ModelConfig
-from penstock_engine.models.decoder import CausalLM, DecoderLayer
+from penstock_engine.models.decoder import DecoderLayer, DecoderLM
 
 
-def phi3(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.device) -> CausalLM:
+def phi3(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.device) -> DecoderLM:
     """Mistral whose checkpoint holds Q, K, V as one tensor, and gate and up too; a part of each head may turn."""
 
     def block(layer: int) -> nn.Module:
@@ -17,4 +17,4 @@ def phi3(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.
         feed_forward = FeedForward(config, config.intermediate_size, names=None, dtype=dtype, device=device)
         return DecoderLayer(config, attention, feed_forward, dtype=dtype, device=device)
 
-    return CausalLM(config, positions, block, dtype=dtype, device=device)
+    return DecoderLM(config, positions, block, dtype=dtype, device=device)

@@ -6,10 +6,10 @@ from torch import nn
 from penstock_engine.layers.feed_forward import FeedForward
 from penstock_engine.layers.self_attention import SelfAttention
 from penstock_engine.model_config import ModelConfig
-from penstock_engine.models.decoder import CausalLM, DecoderLayer
+from penstock_engine.models.decoder import DecoderLayer, DecoderLM
 
 
-def qwen2(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.device) -> CausalLM:
+def qwen2(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.device) -> DecoderLM:
     """Llama with biases on Q, K and V."""
 
     def block(layer: int) -> nn.Module:
@@ -17,4 +17,4 @@ def qwen2(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch
         feed_forward = FeedForward(config, config.intermediate_size, dtype=dtype, device=device)
         return DecoderLayer(config, attention, feed_forward, dtype=dtype, device=device)
 
-    return CausalLM(config, positions, block, dtype=dtype, device=device)
+    return DecoderLM(config, positions, block, dtype=dtype, device=device)

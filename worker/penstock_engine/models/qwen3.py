@@ -7,10 +7,10 @@ from penstock_engine.layers.feed_forward import FeedForward, SparseFeedForward
 from penstock_engine.layers.norm import RMSNorm
 from penstock_engine.layers.self_attention import SelfAttention
 from penstock_engine.model_config import ModelConfig
-from penstock_engine.models.decoder import CausalLM, DecoderLayer
+from penstock_engine.models.decoder import DecoderLayer, DecoderLM
 
 
-def qwen3(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.device) -> CausalLM:
+def qwen3(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.device) -> DecoderLM:
     """Llama with an RMS norm on each head of Q and K before the rotation; experts in the layers that have them."""
 
     def block(layer: int) -> nn.Module:
@@ -25,4 +25,4 @@ def qwen3(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch
             return SparseFeedForward(config, config.experts, dtype=dtype, device=device)
         return FeedForward(config, config.intermediate_size, dtype=dtype, device=device)
 
-    return CausalLM(config, positions, block, dtype=dtype, device=device)
+    return DecoderLM(config, positions, block, dtype=dtype, device=device)
