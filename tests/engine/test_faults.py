@@ -1,11 +1,12 @@
 """A fault stays with the request that has it; what was healthy before it is healthy after."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from penstock_engine import Engine, EngineConfig, Request, SamplingParams, StepFailed
+from penstock_engine.batch import ScheduleBatch, StepSamples
 
 from tests.engine.driving import Run, check_pages, greedy, parity, run_all, step_once
 from tests.engine.tiny import TinyModel, make_tiny, random_prompt
@@ -67,29 +68,123 @@ def test_a_poisoned_prefix_is_not_cached(poisoned: TinyModel) -> None:
     assert (stats.pages_cached, stats.pages_in_use) == (0, 0)
 
 
-class FailOnce:
-    """Stands before the model and raises once, when a given step comes; lets every other through."""
+class Dead:
+    """Stands before the model and raises in two calls on end: a step, and the probe that follows it."""
 
     def __init__(self, engine: Engine, at_call: int) -> None:
-        self.runner, self.at_call, self.calls = engine._runner, at_call, 0
+        self.at_calls, self.calls = (at_call, at_call + 1), 0
         self.forward = engine._runner._model
-        self.runner._model = self  # type: ignore[assignment]
+        engine._runner._model = self  # type: ignore[assignment]
 
     def __call__(self, batch: Any) -> Any:
         self.calls += 1
         logits = self.forward(batch)  # K and V are written before the step fails, as on a real device
-        if self.calls == self.at_call:
+        if self.calls in self.at_calls:
             raise RuntimeError("out of luck")
         return logits
 
 
+class Saboteur:
+    """Stands before the runner and raises, after K and V are written, where `fault` finds one in the batch."""
+
+    def __init__(self, engine: Engine, fault: Callable[[ScheduleBatch], Exception | None]) -> None:
+        self.fault, self.run = fault, engine._runner.run
+        self.tokens: list[int] = []  # of each attempt
+        engine._runner.run = self  # type: ignore[method-assign]
+
+    def __call__(self, batch: ScheduleBatch) -> StepSamples:
+        self.tokens.append(sum(batch.extend_lens))
+        samples = self.run(batch)
+        if (error := self.fault(batch)) is not None:
+            raise error
+        return samples
+
+
+def ten_requests() -> list[Request]:
+    stem = random_prompt(37, seed=3)
+    return [Request(f"r{n}", [*stem[: 10 + 3 * n], n], greedy(12)) for n in range(10)]
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+@pytest.mark.parametrize("poison", [{"r0"}, {"r9"}, {"r3", "r4", "r8"}])
+def test_a_failing_step_is_searched_for_those_at_fault(llama: TinyModel, poison: set[str], after: int) -> None:
+    """They alone fail, in their prefill or when `after` tokens are out; the others miss nothing."""
+    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32", token_budget=64, kv_pages=60))
+
+    def fault(batch: ScheduleBatch) -> Exception | None:
+        guilty = any(each.request.id in poison and each.output_len >= after for each in batch.generations)
+        return ValueError("bad luck") if guilty else None
+
+    saboteur = Saboteur(engine, fault)
+    requests = ten_requests()
+    run = run_all(engine, requests)
+    assert {(each.request_id, each.code) for each in run.failed} == {(name, "forward_failed") for name in poison}
+    assert all("bad luck" in each.message for each in run.failed)
+    healthy = [each for each in requests if each.id not in poison]
+    assert all(len(run.tokens(each.id)) == 12 for each in healthy)
+    assert {len(run.deltas.get(name, [])) for name in poison} == {after}
+    found = parity(llama, healthy, run)
+    assert (found.wrong, found.worst_logprob < 1e-4) == (0, True)
+    assert len(saboteur.tokens) <= len(run.steps) + 9 * len(poison)  # a search in halves, not one by one
+    assert engine.stats().pages_in_use == 0
+
+
+def test_a_fault_that_does_not_come_back_harms_nobody(llama: TinyModel) -> None:
+    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32", token_budget=64))
+    faults = iter([None, ValueError("once"), None, None, RuntimeError("and again")])
+    Saboteur(engine, lambda _: next(faults, None))
+    requests = ten_requests()
+    run = run_all(engine, requests)
+    assert run.failed == []
+    assert parity(llama, requests, run).wrong == 0
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_where_memory_lacks_the_batch_shrinks(llama: TinyModel, error: Exception) -> None:
+    """No more than eleven tokens fit: prompts are cut smaller, nobody fails, and the next steps are small at once."""
+    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32", max_running=8))
+    saboteur = Saboteur(engine, lambda batch: error if sum(batch.extend_lens) > 11 else None)
+    requests = [*ten_requests(), Request("long", random_prompt(120, seed=8), greedy(4))]
+    run = run_all(engine, requests)
+    assert run.failed == []
+    assert parity(llama, requests, run).wrong == 0
+    assert max(saboteur.tokens) > 100
+    assert max(counts.tokens for counts in run.steps[10:]) <= 22
+
+
+def test_what_lacks_memory_even_alone_fails_alone(llama: TinyModel) -> None:
+    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32"))
+    Saboteur(engine, lambda batch: MemoryError("no room") if "r2" in batch.request_ids else None)
+    requests = ten_requests()
+    run = run_all(engine, requests)
+    assert [(each.request_id, each.code) for each in run.failed] == [("r2", "out_of_memory")]
+    assert parity(llama, [each for each in requests if each.id != "r2"], run).wrong == 0
+
+
+def test_progress_stands_still_while_nothing_runs(llama: TinyModel) -> None:
+    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32"))
+    Dead(engine, 2)
+    engine.submit(Request("x", [1, 2, 3], greedy(3)))
+    seen = [engine.progress]
+    for expected in (False, True, False):
+        if expected:
+            with pytest.raises(StepFailed):
+                engine.step()
+        else:
+            engine.step()
+        seen.append(engine.progress)
+    assert seen == [0, 1, 1, 2]
+
+
 @pytest.mark.parametrize("at_call", [1, 2, 3, 9])
-def test_a_failed_step_names_its_requests_and_can_be_repeated(llama: TinyModel, at_call: int) -> None:
+def test_a_dead_model_is_nobodys_fault_and_the_step_can_be_repeated(llama: TinyModel, at_call: int) -> None:
     config = EngineConfig(dtype="float32", token_budget=16, max_running=3, kv_pages=14)
     engine = Engine.from_folder(llama.folder, config)
     stem = random_prompt(37, seed=3)
     requests = [Request(f"r{n}", [*stem[: 30 + n], n], greedy(12)) for n in range(4)]
-    FailOnce(engine, at_call)
+    Dead(engine, at_call)
     for request in requests:
         engine.submit(request)
 
@@ -117,7 +212,7 @@ def test_suspects_can_be_aborted_after_a_failed_step(llama: TinyModel) -> None:
     prompt = random_prompt(40, seed=5)
     run_all(engine, [Request("before", prompt, greedy(1))])
     good = Request("good", random_prompt(18, seed=4), greedy(8))
-    FailOnce(engine, 1)
+    Dead(engine, 1)
     engine.submit(good)
     engine.submit(Request("suspect", [*prompt[:25], 3, 3, 3], greedy(8)))
     with pytest.raises(StepFailed) as caught:

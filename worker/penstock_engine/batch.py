@@ -43,6 +43,13 @@ class ScheduleBatch:
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     dirty_pages: list[int] = field(default_factory=list)  # free, but may hold NaN: to be zeroed before reuse
 
+    def absorb(self, part: "ScheduleBatch") -> None:
+        """Take over what was committed of a part of this batch."""
+        self.deltas += part.deltas
+        self.failures += part.failures
+        self.prompt_logprobs += part.prompt_logprobs
+        self.dirty_pages += part.dirty_pages
+
     def add(self, generation: Generation, extend_len: int) -> None:
         if generation.scoring is not None:
             self._score(generation, generation.scoring, extend_len)

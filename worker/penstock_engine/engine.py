@@ -12,6 +12,7 @@ import torch
 
 from penstock_engine.admission import Limits, check_tokens, generations_of
 from penstock_engine.batch import ScheduleBatch, StepSamples
+from penstock_engine.bisection import isolate, lacks_memory
 from penstock_engine.choices import LiveRequests
 from penstock_engine.config import EngineConfig
 from penstock_engine.errors import EngineBusy, InvalidRequest, QueueFull, ScoringFailed, StepFailed
@@ -20,7 +21,7 @@ from penstock_engine.model_config import read_model_config
 from penstock_engine.models import CausalLM
 from penstock_engine.page_allocator import PageAllocator
 from penstock_engine.radix_cache import NoCache, PrefixCache, RadixCache
-from penstock_engine.request import Request, SamplingParams, Scoring
+from penstock_engine.request import Generation, Request, SamplingParams, Scoring
 from penstock_engine.runner import ModelRunner
 from penstock_engine.scheduler import Scheduler
 from penstock_engine.sizing import KVShape, context_length, device_of, make_pool, pool_pages, thread_count
@@ -106,12 +107,11 @@ class Engine:
         return self._scheduler.abort(request_id)
 
     def step(self) -> StepOutput:
-        """Run one step. Raises StepFailed, having committed nothing of it."""
+        """Run one step. Raises StepFailed, having committed nothing, if the model runs nothing any more."""
         batch = self._scheduler.schedule()
         if batch.generations:
             self._steps += 1
-            samples = self._run(batch)
-            self._scheduler.commit(batch, samples)
+            self._run(batch)
             self._runner.scrub(batch.dirty_pages)
         return self._report(batch)
 
@@ -146,6 +146,11 @@ class Engine:
         return bool(self._live)
 
     @property
+    def progress(self) -> int:
+        """Grows with every forward pass; where it stands still while there is work, a step is stuck."""
+        return self._runner.forwards
+
+    @property
     def free_slots(self) -> int:
         """How many more requests could start now; claiming more than that would leave them waiting here."""
         return self._scheduler.free_slots
@@ -166,11 +171,33 @@ class Engine:
             preemptions=scheduler.preemptions,
         )
 
-    def _run(self, batch: ScheduleBatch) -> StepSamples:
+    def _run(self, batch: ScheduleBatch) -> None:
         try:
-            return self._runner.run(batch)
+            samples = self._runner.run(batch)
         except Exception as cause:
+            self._recover(batch, cause)
+        else:
+            self._scheduler.commit(batch, samples)
+
+    def _recover(self, batch: ScheduleBatch, cause: Exception) -> None:
+        """Find who made the step fail: they end, the others go on."""
+        try:
+            self._runner.probe()
+        except Exception:
             raise StepFailed(self._steps, batch.request_ids, cause) from cause
+        if lacks_memory(cause):
+            self._scheduler.shrink()
+
+        def commit(part: ScheduleBatch, samples: StepSamples) -> None:
+            self._scheduler.commit(part, samples)
+            batch.absorb(part)
+
+        def blame(generation: Generation, cause: Exception) -> None:
+            code = "out_of_memory" if lacks_memory(cause) else "forward_failed"
+            problem = f"the model fails on it alone with {type(cause).__name__}: {cause}"
+            self._scheduler.fail(generation, batch, code, problem)
+
+        isolate(batch, run=self._runner.run, commit=commit, blame=blame)
 
     def _report(self, batch: ScheduleBatch) -> StepOutput:
         self._generated += len(batch.deltas)

@@ -15,7 +15,7 @@
     │   └── AlreadyFinished             the tokens to resume from already end the generation
     ├── EngineBusy                      score() needs the engine for itself
     ├── ScoringFailed                   the model has no log probabilities for these tokens
-    ├── StepFailed                      the forward pass raised; names the requests that were in the batch
+    ├── StepFailed                      the model runs nothing any more; names the requests that were in the batch
     └── OutOfPages                      more pages were taken than are free: a broken invariant, never load
 
 Each class has a stable `code`; each message names what is at fault and what would be right.
@@ -160,10 +160,10 @@ class ScoringFailed(EngineError):
 
 
 class StepFailed(EngineError):
-    """The forward pass raised.
+    """The forward pass raised, and raises even for a token that is nobody's: no request is at fault.
 
-    Nothing of the step was committed: every request stands where it stood before it, so the caller may abort
-    suspects and step again. `request_ids` are those that were in the batch.
+    Nothing of the step was committed: every request stands where it stood before it, so the caller may step again.
+    `request_ids` are those that were in the batch.
     """
 
     code = "step_failed"

@@ -187,6 +187,11 @@ class Generation:
         return (CLASS_RANK[request.request_class], -request.priority, deadline, self.arrival, self.choice)
 
     @property
+    def pending_copy(self) -> tuple[int, int] | None:
+        """From the page whose beginning matches, to the first own page; None when nothing is to be copied."""
+        return None if self.copy_from is None else (self.copy_from.pages[0], self.pages[self.shared_pages])
+
+    @property
     def remaining_len(self) -> int:
         """Tokens to run through the model before the next one can be sampled; 1 in steady decoding."""
         return len(self.tokens) - self.computed_len

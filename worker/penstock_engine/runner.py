@@ -8,7 +8,9 @@ from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.forward_batch import build_forward_batch
 from penstock_engine.kv_pool import KVPool
 from penstock_engine.models import CausalLM
+from penstock_engine.page_allocator import NULL_PAGE
 from penstock_engine.penalties import Adjustments
+from penstock_engine.request import Generation, Request
 from penstock_engine.sampler import sample
 from penstock_engine.scoring import score
 from penstock_engine.tables import RowTables
@@ -28,6 +30,7 @@ class ModelRunner:
         self._device = device
         self._dtype = dtype
         self._adjustments = Adjustments(tables)
+        self.forwards = 0  # that came to their end
 
     @torch.inference_mode()
     def run(self, batch: ScheduleBatch) -> StepSamples:
@@ -35,11 +38,21 @@ class ModelRunner:
         self._pool.copy(batch.copies)
         forward = build_forward_batch(batch, self._tables, self._pool, self._device, self._dtype)
         logits = self._model(forward)
+        self.forwards += 1
         sampled = batch.sampled
         samples = NOTHING_SAMPLED
         if sampled:
             samples = sample(logits[: len(sampled)], sampled, self._tables, self._adjustments)
         return replace(samples, scores=score(logits[len(sampled) :], batch.scored)) if batch.scored else samples
+
+    @torch.inference_mode()
+    def probe(self) -> None:
+        """Run one token that is nobody's, on the null page: raises if the model runs nothing any more."""
+        tables = RowTables(1, 1, self._pool.page_size)
+        nobody = Generation(Request("", [0]), 0, 0, [0], prompt_len=1, limit=2, stop_ids=frozenset(), seed=0, row=0)
+        batch = ScheduleBatch(1, [nobody], [1])
+        self._model(build_forward_batch(batch, tables, self._pool, self._device, self._dtype))
+        self._pool.zero([NULL_PAGE])
 
     @torch.inference_mode()
     def scrub(self, pages: list[int]) -> None:

@@ -41,7 +41,7 @@ class Scheduler:
         fair_quantum: int = 1024,
     ) -> None:
         self._max_running = max_running
-        self._token_budget = token_budget
+        self._token_budget = self._budget_now = token_budget
         self._policy = policy
         self._allocator = allocator
         self._cache = cache
@@ -65,11 +65,11 @@ class Scheduler:
 
     def schedule(self) -> ScheduleBatch:
         """Choose the step's tokens. Nothing advances until `commit`: a step that failed is chosen again."""
-        batch = ScheduleBatch(self._token_budget)
+        batch = ScheduleBatch(self._budget_now)
         self._add_decodes(batch)
         self._add_prefills(batch)
         self._admit(batch)
-        batch.copies = [copy for each in batch.generations if (copy := _pending_copy(each))]
+        batch.copies = [copy for each in batch.generations if (copy := each.pending_copy)]
         return batch
 
     def commit(self, batch: ScheduleBatch, samples: StepSamples) -> None:
@@ -79,6 +79,7 @@ class Scheduler:
             generation.computed_len += extend_len
             self._forget_copy(generation)
         self.computed_tokens += sum(batch.extend_lens)
+        self._budget_now = min(self._token_budget, self._budget_now + 1)
         for run, scores in zip(batch.scored, samples.scores, strict=True):
             self._take_scores(batch.generations[run.at], scores, batch)
         for at, generation in enumerate(sampled):
@@ -87,7 +88,12 @@ class Scheduler:
             if samples.finite[at]:
                 self._append(generation, at, samples, batch)
             else:
-                self._fail(generation, batch)
+                problem = f"the model's output is not finite at position {generation.output_len}"
+                self.fail(generation, batch, "logits_not_finite", problem)
+
+    def shrink(self) -> None:
+        """Memory lacked: steps of half the tokens from now on, then a token more in each that goes well."""
+        self._budget_now = max(self._max_running, self._budget_now // 2)
 
     def abort(self, request_id: str) -> bool:
         """Drop every generation of a request; what it computed stays in the prefix cache."""
@@ -257,14 +263,13 @@ class Scheduler:
             samples.top_logprobs.get(at, ()),
         )
 
-    def _fail(self, generation: Generation, batch: ScheduleBatch) -> None:
-        """Its K and V cannot be trusted: none of its own pages goes to the tree, and they are zeroed before reuse.
+    def fail(self, generation: Generation, batch: ScheduleBatch, code: str, problem: str) -> None:
+        """End one that runs, whose K and V cannot be trusted: its own pages are zeroed, and not for the tree.
 
         The request's other choices go with it, in the same way.
         """
         request = generation.request
-        message = f"request {request.id!r}: the model's output is not finite at position {generation.output_len}"
-        batch.failures.append(RequestFailure(request.id, generation.choice, "logits_not_finite", message))
+        batch.failures.append(RequestFailure(request.id, generation.choice, code, f"request {request.id!r}: {problem}"))
         for each in [each for each in self.running if each.request is request]:
             batch.dirty_pages += each.pages[each.shared_pages :]
             self._leave(each, publish=False)
@@ -323,10 +328,3 @@ class Scheduler:
 
     def _pages_of(self, tokens: int) -> int:
         return -(-tokens // self._page_size)
-
-
-def _pending_copy(generation: Generation) -> tuple[int, int] | None:
-    """From the page whose beginning matches, to the generation's first own page."""
-    if generation.copy_from is None:
-        return None
-    return generation.copy_from.pages[0], generation.pages[generation.shared_pages]
