@@ -9,7 +9,8 @@ from penstock_engine.config_fields import Fields
 from penstock_engine.errors import ModelCorrupt, ModelNotFound
 from penstock_engine.rope_config import RopeConfig, read_rope
 
-GEMMA = {"head_dim": 256, "tie_word_embeddings": True, "query_pre_attn_scalar": 256, "sliding_window": 4096}
+GEMMA = {"head_dim": 256, "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh"}
+GEMMA_2_3 = {**GEMMA, "query_pre_attn_scalar": 256, "sliding_window": 4096}
 # What a folder may leave out, as the family's own code fills it in.
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -19,9 +20,14 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": {"max_window_layers": 28, "sliding_window": 4096},
     "qwen3": {"max_window_layers": 28, "sliding_window": 4096, "head_dim": 128},
     "qwen3_moe": {"num_experts_per_tok": 8, "sliding_window": 4096},
-    "gemma": {"head_dim": 256, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
-    "gemma2": {**GEMMA, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window_pattern": 2},
-    "gemma3_text": {**GEMMA, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6},
+    "gemma": GEMMA,
+    "gemma2": {
+        **GEMMA_2_3,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "sliding_window_pattern": 2,
+    },
+    "gemma3_text": {**GEMMA_2_3, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6},
 }
 NATIVE = frozenset(FAMILY_DEFAULTS)
 SLIDES_EVERYWHERE = ("mistral", "mixtral", "phi3")
@@ -152,10 +158,8 @@ class _Reader:
             raise self._fields.unsupported("use_bidirectional_attention", True, "attention to the past alone")
 
     def _activation(self) -> str:
-        """Gemma's folders say gelu in one field and mean, as the other says, its tanh form."""
+        """Gemma's folders may say gelu in `hidden_act`, and mean what `hidden_activation` says, its tanh form."""
         name = self._raw.get("hidden_activation") or self._raw.get("hidden_act", "silu")
-        if self.model_type == "gemma" and name == "gelu":
-            return "gelu_pytorch_tanh"
         if name not in ACTIVATIONS:
             raise self._fields.unsupported("hidden_act", name, " or ".join(ACTIVATIONS))
         return str(name)
