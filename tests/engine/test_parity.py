@@ -134,6 +134,27 @@ def test_bfloat16_stays_within_the_reference_candidates(llama: TinyModel) -> Non
                 break
 
 
+@pytest.mark.parametrize(
+    "name", ["llama", "mistral-window", "qwen3-experts", "mixtral", "phi3", "gemma2", "gemma3", "bridged-gpt2"]
+)
+def test_bfloat16_rounds_no_worse_than_transformers(models: Any, name: str) -> None:
+    """Against float32: random experts flip on rounding, so tokens of the two bfloat16 runs may well differ."""
+    kind, overrides = ARCHITECTURES[name]
+    model = models(kind, **overrides)
+    rounded = TinyModel(model.folder, copy.deepcopy(model.reference).bfloat16())
+    engine = Engine.from_folder(model.folder, EngineConfig(dtype="bfloat16", kv_pages=64))
+    requests = [Request(f"r{n}", random_prompt(n, seed=n), greedy(1, logprobs=20)) for n in range(3, 23)]
+    run = run_all(engine, requests)
+    ours, theirs = [], []
+    for request in requests:
+        exact, other = (each.logprobs(request.prompt_ids)[-1].float() for each in (model, rounded))
+        for token, logprob in run.deltas[request.id][0].top_logprobs:
+            ours.append(abs(logprob - float(exact[token])))
+            theirs.append(abs(float(other[token] - exact[token])))
+    assert len(ours) == 20 * 20
+    assert sum(ours) < 1.3 * sum(theirs)
+
+
 class TestTheCheckItself:
     """A wrong kernel must not pass: each mutation here is one that parity has to notice."""
 

@@ -9,6 +9,7 @@ product per rectangle, without a Python loop over requests.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,28 +23,43 @@ from penstock_engine.tables import RowTables
 FOLD_AT_MOST = 16  # queries; beyond, a mask per query head of a group would outweigh what folding saves
 
 
+class Sight(NamedTuple):
+    """What the queries of a rectangle look at."""
+
+    pages: Tensor  # [runs * pages of each]
+    mask: Tensor  # [runs, 1, queries, slots], 0 where a query may look and -inf elsewhere
+
+
 @dataclass(slots=True)
 class Rectangle:
-    """`runs` runs of at most `queries` query tokens against at most `pages.numel() / runs` pages of context."""
+    """`runs` runs of at most `queries` query tokens against at most `pages.shape[1]` pages of context."""
 
     runs: int
     queries: int
     tokens: Tensor | None  # [runs * queries], index of each query in the batch, padded by repeating; None: in order
-    pages: Tensor  # [runs * pages_per_run], padded with the null page
+    pages: NDArray[np.int32]  # [runs, pages_per_run], padded with the null page
+    page_size: int
     last: NDArray[np.int64]  # [runs, queries], the position of each query
-    slots: int  # of context, in each run
+    device: torch.device
     dtype: torch.dtype
-    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    _sights: dict[int | None, Sight] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> Tensor:
-        """[runs, 1, queries, slots], 0 where a query may look and -inf elsewhere; made once for each window."""
-        if window not in self._masks:
-            visible = _visible(self.slots, self.last)
-            if window is not None:
-                visible &= _recent(self.slots, self.last, window)
-            mask = torch.zeros(visible.shape, dtype=self.dtype).masked_fill_(torch.from_numpy(~visible), -torch.inf)
-            self._masks[window] = mask.unsqueeze(1).to(self.pages.device)
-        return self._masks[window]
+    def sight(self, window: int | None) -> Sight:
+        """What is seen through `window` (None: all of the past); made once a step, for all layers that have it."""
+        if window not in self._sights:
+            self._sights[window] = self._look(window)
+        return self._sights[window]
+
+    def _look(self, window: int | None) -> Sight:
+        # The pages before the earliest window of these runs are not even read.
+        first = 0 if window is None else max(0, int(self.last.min()) - window + 1) // self.page_size
+        pages, last = self.pages[:, first:], self.last - first * self.page_size
+        slots = pages.shape[1] * self.page_size
+        visible = _visible(slots, last)
+        if window is not None:
+            visible &= _recent(slots, last, window)
+        mask = torch.zeros(visible.shape, dtype=self.dtype).masked_fill_(torch.from_numpy(~visible), -torch.inf)
+        return Sight(torch.from_numpy(pages.ravel()).to(self.device), mask.unsqueeze(1).to(self.device))
 
 
 @dataclass(slots=True)
@@ -98,9 +114,10 @@ def _rectangle(
         runs=len(lens),
         queries=queries,
         tokens=None if in_order else torch.from_numpy(tokens.ravel()).to(device),
-        pages=torch.from_numpy(pages.ravel()).to(device),
+        pages=pages,
+        page_size=page_size,
         last=starts[:, None] + steps,
-        slots=pages.shape[1] * page_size,
+        device=device,
         dtype=dtype,
     )
 
@@ -145,11 +162,12 @@ def paged_attention(
 def _attend(q: Tensor, pages: Tensor, rectangle: Rectangle, kv_heads: int, scores: Scores) -> Tensor:
     """One rectangle: [runs * queries, heads * head_dim]."""
     runs, queries, head_dim = rectangle.runs, rectangle.queries, q.shape[-1]
-    kv = pages.index_select(0, rectangle.pages).view(runs, -1, 2 * kv_heads, head_dim).transpose(1, 2)
+    seen, mask = rectangle.sight(scores.window)
+    kv = pages.index_select(0, seen).view(runs, -1, 2 * kv_heads, head_dim).transpose(1, 2)
     k, v = kv[:, :kv_heads], kv[:, kv_heads:]  # [runs, kv_heads, slots, head_dim]
     chosen = q[: runs * queries] if rectangle.tokens is None else q.index_select(0, rectangle.tokens)
     grouped = chosen.view(runs, queries, kv_heads, -1, head_dim)
-    groups, mask = grouped.shape[3], rectangle.mask(scores.window)
+    groups = grouped.shape[3]
     if queries == 1 or groups == 1:
         out = _folded(grouped, k, v, mask, scores)
     elif queries <= FOLD_AT_MOST:
