@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from penstock_engine import Engine, EngineConfig, Request, SamplingParams, StepFailed
+from penstock_engine import Engine, EngineConfig, InvalidRequest, Request, SamplingParams, StepFailed
 from penstock_engine.batch import ScheduleBatch, StepSamples
 
 from tests.engine.driving import Run, check_pages, greedy, parity, run_all, step_once
@@ -85,17 +85,22 @@ class Dead:
 
 
 class Saboteur:
-    """Stands before the runner and raises, after K and V are written, where `fault` finds one in the batch."""
+    """Stands before the runner and raises where `fault` finds one in the batch, after K and V are written or before."""
 
-    def __init__(self, engine: Engine, fault: Callable[[ScheduleBatch], Exception | None]) -> None:
-        self.fault, self.run = fault, engine._runner.run
+    def __init__(
+        self, engine: Engine, fault: Callable[[ScheduleBatch], Exception | None], *, before: bool = False
+    ) -> None:
+        self.fault, self.run, self.before = fault, engine._runner.run, before
         self.tokens: list[int] = []  # of each attempt
         engine._runner.run = self  # type: ignore[method-assign]
 
     def __call__(self, batch: ScheduleBatch) -> StepSamples:
         self.tokens.append(sum(batch.extend_lens))
+        error = self.fault(batch)
+        if error and self.before:
+            raise error
         samples = self.run(batch)
-        if (error := self.fault(batch)) is not None:
+        if error:
             raise error
         return samples
 
@@ -115,7 +120,7 @@ def test_a_failing_step_is_searched_for_those_at_fault(llama: TinyModel, poison:
         guilty = any(each.request.id in poison and each.output_len >= after for each in batch.generations)
         return ValueError("bad luck") if guilty else None
 
-    saboteur = Saboteur(engine, fault)
+    saboteur = Saboteur(engine, fault, before=after == 0)
     requests = ten_requests()
     run = run_all(engine, requests)
     assert {(each.request_id, each.code) for each in run.failed} == {(name, "forward_failed") for name in poison}
@@ -224,6 +229,74 @@ def test_suspects_can_be_aborted_after_a_failed_step(llama: TinyModel) -> None:
         step_once(engine, run)
     assert "suspect" not in run.deltas
     assert parity(llama, [good], run).wrong == 0
+
+
+class TestDeadline:
+    @pytest.fixture
+    def engine(self, llama: TinyModel) -> Iterator[Engine]:
+        engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32", max_running=2, token_budget=16))
+        engine._clock = lambda: 100.0
+        yield engine
+        assert engine.stats().pages_in_use == 0
+
+    def test_ends_what_runs_and_what_waits(self, engine: Engine) -> None:
+        deadlines = [("runs", 101.0), ("no deadline", None), ("waits", 101.0), ("has time", 500.0)]
+        requests = [
+            Request(name, random_prompt(5, seed=at), greedy(9), deadline=at_time)
+            for at, (name, at_time) in enumerate(deadlines)
+        ]
+        run = Run()
+        for request in requests:
+            engine.submit(request)
+        for _ in range(3):
+            step_once(engine, run)
+        assert run.failed == []
+        assert engine._scheduler._next_deadline == 101.0
+        engine._clock = lambda: 101.0
+        step_once(engine, run)
+        assert {each.code for each in run.failed} == {"deadline_exceeded"}
+        assert sorted(each.request_id for each in run.failed) == ["runs", "waits"]
+        assert "by its deadline, 101.0" in run.failed[0].message
+        assert engine._scheduler._next_deadline == 500.0
+        while engine.has_work:
+            step_once(engine, run)
+        ended = {name for name in run.deltas if run.finish_reason(name) == "length"}
+        assert ended == {"no deadline", "has time"}
+
+    def test_fails_all_choices_at_once(self, engine: Engine) -> None:
+        engine.submit(Request("x", random_prompt(5, seed=1), SamplingParams(n=3, max_tokens=50), deadline=101.0))
+        engine.step()
+        engine._clock = lambda: 102.0
+        output = engine.step()
+        assert [(each.request_id, each.code) for each in output.failed] == [("x", "deadline_exceeded")]
+        assert output.deltas == []
+        assert not engine.has_work
+        engine.submit(Request("x", [1], greedy(1)))
+        run_all(engine)
+
+    def test_met_in_time_is_no_failure(self, engine: Engine) -> None:
+        run = run_all(engine, [Request("x", [1, 2], greedy(3), deadline=101.0)])
+        engine._clock = lambda: 102.0
+        assert engine.step().failed == run.failed == []
+
+
+@pytest.mark.parametrize(("choices", "budget", "each"), [(1, 25, 5), (3, 36, 5), (1, 400, 12)])
+def test_a_token_budget_ends_the_output(llama: TinyModel, choices: int, budget: int, each: int) -> None:
+    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32"))
+    sampling = SamplingParams(n=choices, max_tokens=12, ignore_eos=True, seed=5)
+    engine.submit(Request("x", random_prompt(20, seed=1), sampling, token_budget=budget))
+    deltas = []
+    while engine.has_work:
+        deltas += engine.step().deltas
+    ends = [(delta.choice, delta.position, delta.finish_reason) for delta in deltas if delta.finish_reason]
+    assert sorted(ends) == [(choice, each - 1, "length") for choice in range(choices)]
+
+
+def test_a_token_budget_must_leave_a_token_for_each_choice(llama: TinyModel) -> None:
+    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32"))
+    with pytest.raises(InvalidRequest, match="must be at least 23") as caught:
+        engine.submit(Request("x", random_prompt(20, seed=1), SamplingParams(n=3), token_budget=22))
+    assert caught.value.field == "token_budget"
 
 
 class TestAbort:

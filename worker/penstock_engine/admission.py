@@ -73,10 +73,23 @@ def _limit(request: Request, limits: Limits) -> int:
         limit = min(limits.max_model_len, max(limits.pool_tokens, prompt + 1))
     else:
         limit = min(limits.max_model_len, prompt + wanted)
+    limit = _affordable(request, limit)
     # The last token is never run through the model, so it needs no slot.
     if limit - 1 > limits.pool_tokens:
         raise RequestTooLarge(limit - 1, limits.pool_tokens)
     return limit
+
+
+def _affordable(request: Request, limit: int) -> int:
+    """`limit`, or the lower length at which the request's budget is used up."""
+    if request.token_budget is None:
+        return limit
+    choices, prompt = request.sampling.choices, len(request.prompt_ids)
+    share = (request.token_budget - prompt) // choices
+    if share < 1:
+        remedy = f"must be at least {prompt + choices}: the prompt, and a token for each choice"
+        raise InvalidRequest("token_budget", remedy)
+    return min(limit, prompt + share)
 
 
 def _check_ids(request: Request, limits: Limits) -> None:

@@ -4,6 +4,7 @@ One thread owns an engine. Between steps it may submit and abort; `step` schedul
 """
 
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -63,6 +64,7 @@ class Engine:
         self._runner = ModelRunner(model, make_pool(shape, pages, device), tables, device, dtype)
         self._seeds = random.Random(config.seed)
         self._live = LiveRequests()
+        self._clock = time.time  # that of deadlines
         self._arrivals = 0
         self._steps = 0
         self._generated = 0
@@ -113,6 +115,7 @@ class Engine:
             self._steps += 1
             self._run(batch)
             self._runner.scrub(batch.dirty_pages)
+        self._scheduler.expire(self._clock(), batch)
         return self._report(batch)
 
     def score(self, tokens: Sequence[int], start: int = 1) -> list[float]:

@@ -86,7 +86,9 @@ class Request:
     `namespace` separates prefix caches: nothing cached under one is ever seen from another.
 
     `tenant` is whose share of the engine this uses, and `weight` how large that share is beside those of others.
-    `deadline` is when the answer is of no more use, in seconds since the epoch.
+    `deadline` is when the answer is of no more use, in seconds since the epoch: what has not ended by then fails as
+    "deadline_exceeded". `token_budget` is what the request may cost in tokens, its prompt and the outputs of all
+    choices together; each choice may use an even share of it, and ends by "length" there.
     """
 
     id: str
@@ -99,6 +101,7 @@ class Request:
     tenant: str = ""
     weight: float = 1.0
     deadline: float | None = None
+    token_budget: int | None = None
 
 
 class TokenDelta(NamedTuple):

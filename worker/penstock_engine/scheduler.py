@@ -12,6 +12,7 @@ computing waits for that one's pages rather than compute them again.
 """
 
 from bisect import insort
+from math import inf
 from operator import attrgetter
 
 from penstock_engine.batch import RunScores, ScheduleBatch, StepSamples
@@ -50,6 +51,7 @@ class Scheduler:
         self._counters = VirtualCounters(fair_quantum)
         self.waiting = WaitingQueue(self._counters)
         self.running: list[Generation] = []  # by class, priority, deadline, age
+        self._next_deadline = inf  # none that waits or runs has an earlier one
         self.blocked = False  # the last step ended with someone waiting for pages
         self.cached_tokens = 0
         self.computed_tokens = 0
@@ -62,6 +64,8 @@ class Scheduler:
 
     def submit(self, generation: Generation) -> None:
         self.waiting.add(generation)
+        if generation.request.deadline is not None:
+            self._next_deadline = min(self._next_deadline, generation.request.deadline)
 
     def schedule(self) -> ScheduleBatch:
         """Choose the step's tokens. Nothing advances until `commit`: a step that failed is chosen again."""
@@ -90,6 +94,19 @@ class Scheduler:
             else:
                 problem = f"the model's output is not finite at position {generation.output_len}"
                 self.fail(generation, batch, "logits_not_finite", problem)
+
+    def expire(self, now: float, batch: ScheduleBatch) -> None:
+        """End every request whose deadline is `now` or was; what it computed stays in the prefix cache."""
+        if now < self._next_deadline:
+            return
+        requests = {each.request.id: each.request for each in (*self.waiting, *self.running)}.values()
+        late = [each for each in requests if each.deadline is not None and each.deadline <= now]
+        for request in late:
+            self.abort(request.id)
+            message = f"request {request.id!r}: not finished by its deadline, {request.deadline}"
+            batch.failures.append(RequestFailure(request.id, 0, "deadline_exceeded", message))
+        ahead = (each.deadline for each in requests if each.deadline is not None and each.deadline > now)
+        self._next_deadline = min(ahead, default=inf)
 
     def shrink(self) -> None:
         """Memory lacked: steps of half the tokens from now on, then a token more in each that goes well."""
