@@ -35,7 +35,7 @@ class ScheduleBatch:
     extend_lens: list[int] = field(default_factory=list)  # 1 in steady decoding
     copies: list[tuple[int, int]] = field(default_factory=list)  # page to page, before anything is written
     admitted: list[tuple[str, int]] = field(default_factory=list)  # for the first time: request, prompt tokens cached
-    preempted: int = 0
+    preempted: list[Generation] = field(default_factory=list)
     scored: list[ScoredRun] = field(default_factory=list)
 
     deltas: list[TokenDelta] = field(default_factory=list)

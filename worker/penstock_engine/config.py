@@ -22,6 +22,7 @@ class EngineConfig:
     `policy` is when waiting requests are let in: `continuous` at every step, `static` only when a whole batch has
     ended, `request` one at a time. The last two are there to be measured against. `fair_quantum` is by how much
     service, in input tokens (an output token counts two), one tenant may be ahead before the other goes first.
+    `trace_steps` is how many of the last steps are kept on record.
     """
 
     max_running: int = 64
@@ -38,10 +39,12 @@ class EngineConfig:
     policy: Policy = "continuous"
     seed: int = 0
     fair_quantum: int = 1024
+    trace_steps: int = 0
 
     def __post_init__(self) -> None:
         for field in ("max_running", "max_waiting", "token_budget", "page_size", "fair_quantum"):
             _require(getattr(self, field) >= 1, field, "must be at least 1")
+        _require(self.trace_steps >= 0, "trace_steps", "must be at least 0")
         for field in ("kv_pages", "kv_bytes", "max_model_len", "threads"):
             value = getattr(self, field)
             _require(value is None or value >= 1, field, "must be at least 1, or None")

@@ -28,6 +28,7 @@ from penstock_engine.scheduler import Scheduler
 from penstock_engine.sizing import KVShape, context_length, device_of, make_pool, pool_pages, thread_count
 from penstock_engine.stats import EngineStats, StepCounts, StepOutput
 from penstock_engine.tables import RowTables
+from penstock_engine.trace import StepTrace
 
 SCORED_ID = "score"  # alone in flight, so it meets no other
 
@@ -64,6 +65,7 @@ class Engine:
         self._runner = ModelRunner(model, make_pool(shape, pages, device), tables, device, dtype)
         self._seeds = random.Random(config.seed)
         self._live = LiveRequests()
+        self.trace = StepTrace(config.trace_steps)
         self._clock = time.time  # that of deadlines
         self._arrivals = 0
         self._steps = 0
@@ -110,13 +112,13 @@ class Engine:
 
     def step(self) -> StepOutput:
         """Run one step. Raises StepFailed, having committed nothing, if the model runs nothing any more."""
-        batch = self._scheduler.schedule()
+        started, batch = time.perf_counter(), self._scheduler.schedule()
         if batch.generations:
             self._steps += 1
             self._run(batch)
             self._runner.scrub(batch.dirty_pages)
         self._scheduler.expire(self._clock(), batch)
-        return self._report(batch)
+        return self._report(batch, started)
 
     def score(self, tokens: Sequence[int], start: int = 1) -> list[float]:
         """Natural log probabilities of tokens[start:], each given all before it, by one prefill in chunks.
@@ -202,7 +204,10 @@ class Engine:
 
         isolate(batch, run=self._runner.run, commit=commit, blame=blame)
 
-    def _report(self, batch: ScheduleBatch) -> StepOutput:
+    def _report(self, batch: ScheduleBatch, started: float) -> StepOutput:
+        if batch.generations:
+            seconds = time.perf_counter() - started
+            self.trace.record(self._steps, started, seconds, batch, len(self._scheduler.waiting))
         self._generated += len(batch.deltas)
         admitted = self._live.begin(batch.admitted)
         self._live.discard(failure.request_id for failure in batch.failures)
@@ -211,7 +216,7 @@ class Engine:
             requests=len(batch.generations),
             tokens=sum(batch.extend_lens),
             decoding=batch.extend_lens.count(1),
-            preempted=batch.preempted,
+            preempted=len(batch.preempted),
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
         )

@@ -242,7 +242,7 @@ class Scheduler:
         self._leave(generation)
         generation.preemptions += 1
         self.preemptions += 1
-        batch.preempted += 1
+        batch.preempted.append(generation)
         self.waiting.add(generation)
 
     def _append(self, generation: Generation, at: int, samples: StepSamples, batch: ScheduleBatch) -> None:
