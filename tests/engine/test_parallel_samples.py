@@ -92,6 +92,15 @@ def test_choices_survive_chunks_preemption_and_company(llama: TinyModel, config:
     assert (engine.stats().preemptions > 0) == ("kv_pages" in config)
 
 
+def test_the_prompts_pages_are_computed_once(llama: TinyModel) -> None:
+    engine = engine_of(llama)
+    prompt = random_prompt(48 + 1, seed=1)
+    Choices(engine, [Request("x", prompt, sampled(10, n=5))]).run()
+    stats = engine.stats()
+    assert stats.tokens_cached == 4 * 48
+    assert stats.tokens_computed == 48 + 5 * (1 + 9)  # of each choice: the prompt's last token, and 9 of its own
+
+
 def test_each_choice_resumes_where_it_was(llama: TinyModel) -> None:
     prompt = random_prompt(37, seed=1)
     whole = Choices(engine_of(llama), [Request("x", prompt, sampled(n=4))]).run().tokens("x")

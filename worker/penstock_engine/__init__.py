@@ -22,6 +22,7 @@ Reading order, from the data to the device:
     models/         the architectures, from layers/ (attention, feed_forward, linear, norm, rotary; prepack is applied
                     from outside); models/bridge runs transformers' own code with our attention in it
     scoring         log probabilities of the prompt's own tokens
+    grammar, masks  which tokens an output's grammar lets come next
     sampler         logits to tokens: penalties first, then filters, then a draw with philox's noise
     model_config, rope_config, config_fields, loading, sizing, admission, stats, config, errors     what each says
 """
@@ -33,6 +34,7 @@ from penstock_engine.errors import (
     EngineBusy,
     EngineError,
     InvalidConfig,
+    InvalidGrammar,
     InvalidRequest,
     InvalidSampling,
     ModelCorrupt,
@@ -46,7 +48,15 @@ from penstock_engine.errors import (
     ScoringFailed,
     StepFailed,
 )
-from penstock_engine.request import FinishReason, PromptLogprobs, Request, RequestFailure, SamplingParams, TokenDelta
+from penstock_engine.request import (
+    FinishReason,
+    Grammar,
+    PromptLogprobs,
+    Request,
+    RequestFailure,
+    SamplingParams,
+    TokenDelta,
+)
 from penstock_engine.stats import EngineStats, StepCounts, StepOutput
 
 __all__ = [
@@ -57,7 +67,9 @@ __all__ = [
     "EngineError",
     "EngineStats",
     "FinishReason",
+    "Grammar",
     "InvalidConfig",
+    "InvalidGrammar",
     "InvalidRequest",
     "InvalidSampling",
     "ModelCorrupt",

@@ -7,6 +7,7 @@ from math import isfinite
 from penstock_engine.errors import AlreadyFinished, InvalidRequest, InvalidSampling, PromptTooLong, RequestTooLarge
 from penstock_engine.request import CLASS_RANK, FinishReason, Generation, Request, SamplingParams, Scoring
 
+Rule = tuple[str, bool, str]  # a field, whether it is as it must be, and what that is
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
 MAX_CHOICES = 128
@@ -25,7 +26,7 @@ class Limits:
 def generations_of(request: Request, limits: Limits, *, arrival: int, drawn_seed: int) -> list[Generation]:
     """The choices of the checked request that are not yet at their end, ready to wait. Raises RequestRefused."""
     _check_ids(request, limits)
-    _check_sampling(request.sampling, limits.vocab_size)
+    _check_sampling(request.sampling, limits.vocab_size, limits.eos_ids)
     if request.sampling.selects and request.sampling.logprobs is None:
         request = replace(request, sampling=replace(request.sampling, logprobs=0))
     choices = [
@@ -122,7 +123,7 @@ def _check_output_ids(request: Request) -> None:
         raise InvalidRequest("output_ids", f"must hold at most one list for each of the {sampling.choices} choices")
 
 
-def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
+def _check_sampling(sampling: SamplingParams, vocab_size: int, eos_ids: Sequence[int]) -> None:
     for field in fields(sampling):
         value = getattr(sampling, field.name)
         if isinstance(value, float) and not isfinite(value):
@@ -132,7 +133,7 @@ def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
     presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
     most, least, logprobs = sampling.max_tokens, sampling.min_tokens, sampling.logprobs
     stops_known = all(0 <= each < vocab_size for each in sampling.stop_token_ids)
-    rules = (
+    rules: tuple[Rule, ...] = (
         ("temperature", temperature == 0 or 0.001 <= temperature <= 100, "must be 0 (greedy) or 0.001 to 100"),
         ("top_k", sampling.top_k >= 0, "must be 0 (keep all) or the number of tokens to keep"),
         ("top_p", 0 < sampling.top_p <= 1, "must be above 0 and at most 1"),
@@ -150,9 +151,20 @@ def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
         ("stop_token_ids", stops_known, f"must be from 0 to {vocab_size - 1}"),
         ("logprobs", logprobs is None or 0 <= logprobs <= MAX_LOGPROBS, f"must be 0 to {MAX_LOGPROBS}, or None"),
     )
+    if sampling.grammar is not None:
+        rules += _grammar_rules(sampling, eos_ids)
     for name, holds, remedy in rules:
         if not holds:
             raise InvalidSampling(name, remedy)
+
+
+def _grammar_rules(sampling: SamplingParams, eos_ids: Sequence[int]) -> tuple[Rule, ...]:
+    """The grammar says when the output may end, and the end of sequence that it has."""
+    return (
+        ("grammar", bool(eos_ids), "must be None: this model has no end of sequence to complete it with"),
+        ("ignore_eos", not sampling.ignore_eos, "must be False with a grammar, whose end is the end of sequence"),
+        ("min_tokens", not sampling.min_tokens, "must be 0 with a grammar, which says when the output may end"),
+    )
 
 
 _BIAS_RULE = "must be at most {most} pairs of a token from 0 to {last}, each once, and a number from -100 to 100"

@@ -83,4 +83,5 @@ class StepSamples:
     finite: list[bool]  # False: the logits held NaN or infinity, the token means nothing
     logprobs: list[float]
     top_logprobs: dict[int, tuple[tuple[int, float], ...]]  # only where alternatives were asked for
+    broken_grammars: dict[int, str] = field(default_factory=dict)  # where nothing can follow, and why
     scores: list[RunScores] = field(default_factory=list)  # for `ScheduleBatch.scored` in order

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
@@ -16,19 +16,22 @@ from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.bisection import isolate, lacks_memory
 from penstock_engine.choices import LiveRequests
 from penstock_engine.config import EngineConfig
-from penstock_engine.errors import EngineBusy, InvalidRequest, QueueFull, ScoringFailed, StepFailed
+from penstock_engine.errors import EngineBusy, InvalidRequest, InvalidSampling, QueueFull, ScoringFailed, StepFailed
 from penstock_engine.loading import Progress, load_model, resolve_dtype
 from penstock_engine.model_config import read_model_config
 from penstock_engine.models import CausalLM
 from penstock_engine.page_allocator import PageAllocator
 from penstock_engine.radix_cache import NoCache, PrefixCache, RadixCache
-from penstock_engine.request import Generation, Request, SamplingParams, Scoring
+from penstock_engine.request import Generation, Grammar, Request, SamplingParams, Scoring
 from penstock_engine.runner import ModelRunner
 from penstock_engine.scheduler import Scheduler
 from penstock_engine.sizing import KVShape, context_length, device_of, make_pool, pool_pages, thread_count
 from penstock_engine.stats import EngineStats, StepCounts, StepOutput
 from penstock_engine.tables import RowTables
 from penstock_engine.trace import StepTrace
+
+if TYPE_CHECKING:
+    from penstock_engine.grammar import Grammars, Matcher
 
 SCORED_ID = "score"  # alone in flight, so it meets no other
 
@@ -67,6 +70,7 @@ class Engine:
         self._live = LiveRequests()
         self.trace = StepTrace(config.trace_steps)
         self._clock = time.time  # that of deadlines
+        self._grammars: Grammars | None = None  # from the first request that brings one
         self._arrivals = 0
         self._steps = 0
         self._generated = 0
@@ -99,11 +103,27 @@ class Engine:
     def _admit(self, request: Request, scoring: Scoring | None = None) -> None:
         seed = self._seeds.getrandbits(64)
         generations = generations_of(request, self._limits, arrival=self._arrivals, drawn_seed=seed)
+        if request.sampling.grammar is not None:
+            self._constrain(generations, request.sampling.grammar)
         self._arrivals += 1
         generations[0].scoring = scoring or generations[0].scoring
         self._live.add(request, len(generations))
         for generation in generations:
             self._scheduler.submit(generation)
+
+    def _constrain(self, generations: list[Generation], grammar: Grammar) -> None:
+        """Give each choice a matcher at the end of its output so far."""
+        start = self._matcher(grammar)
+        for generation in generations:
+            generation.matcher = start.copy()
+            generation.matcher.advance(generation.tokens[generation.prompt_len :])
+            if generation.matcher.problem:
+                raise InvalidRequest("output_ids", f"must satisfy the grammar: {generation.matcher.problem}")
+
+    def _matcher(self, grammar: Grammar) -> "Matcher":
+        if self._grammars is None:
+            self._grammars = _grammars(self.config.tokenizer, self._limits)
+        return self._grammars.matcher(grammar)
 
     def abort(self, request_id: str) -> bool:
         """Drop a request at once and free its pages; nothing more is said of it. False if it is not in flight."""
@@ -221,3 +241,14 @@ class Engine:
             waiting=len(self._scheduler.waiting),
         )
         return StepOutput(self._steps, deltas, batch.failures, counts, admitted, batch.prompt_logprobs)
+
+
+def _grammars(tokenizer: str | None, limits: Limits) -> "Grammars":
+    """What compiles grammars, imported only now: an engine without them needs no such package."""
+    if tokenizer is None:
+        raise InvalidSampling("grammar", "must be None: this engine was set up without a tokenizer")
+    try:
+        from penstock_engine.grammar import Grammars
+    except ImportError as missing:
+        raise InvalidSampling("grammar", "must be None where the package llguidance is not installed") from missing
+    return Grammars(tokenizer, limits.vocab_size, limits.eos_ids)

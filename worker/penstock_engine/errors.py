@@ -9,6 +9,7 @@
     ├── RequestRefused                  submit() said no; nothing was kept
     │   ├── InvalidRequest              a field other than sampling is wrong
     │   ├── InvalidSampling             a sampling parameter is out of range
+    │   ├── InvalidGrammar              the output's grammar cannot be compiled, or admits nothing
     │   ├── PromptTooLong               the prompt leaves no position to generate
     │   ├── RequestTooLarge             prompt and answer could never fit the KV pool, even alone
     │   ├── QueueFull                   try again later, or elsewhere
@@ -93,6 +94,16 @@ class InvalidSampling(RequestRefused):
     def __init__(self, field: str, remedy: str) -> None:
         self.field = field
         super().__init__(f"sampling parameter {field!r}: {remedy}")
+
+
+class InvalidGrammar(RequestRefused):
+    """The grammar of a request cannot be compiled, or admits nothing."""
+
+    code = "invalid_grammar"
+
+    def __init__(self, kind: str, problem: str) -> None:
+        self.field, self.kind, self.problem = "grammar", kind, problem
+        super().__init__(f"sampling parameter 'grammar': must be a {kind} that can be compiled: {problem}")
 
 
 class PromptTooLong(RequestRefused):

@@ -1,8 +1,8 @@
-"""What stands between the model's logits and the choice: bias, penalties, and stop ids that may not come yet.
+"""What stands between the model's logits and the choice: bias, penalties, stop ids and grammars.
 
 Order and definitions as `transformers` and vLLM have them: bias, repetition penalty (Keskar et al., "CTRL", 2019, over
-prompt and output), frequency and presence penalty (over the output), minimum length. Each touches only the rows that
-asked for it, all of them at once.
+prompt and output), frequency and presence penalty (over the output), minimum length; last, what a grammar allows.
+Each touches only the rows that asked for it, all of them at once.
 """
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from penstock_engine.masks import Masks
 from penstock_engine.request import Generation
 from penstock_engine.tables import RowTables
 
@@ -23,13 +24,20 @@ class Adjustments:
         self._tables = tables
         self._said = Said(tables)
 
-    def apply(self, logits: Tensor, generations: list[Generation], rows: Indices, output_index: Indices) -> Tensor:
+    def apply(
+        self,
+        logits: Tensor,
+        generations: list[Generation],
+        rows: Indices,
+        output_index: Indices,
+        masks: Masks | None = None,
+    ) -> Tensor:
         """Adjusted `logits` [rows, vocabulary]; the given ones stay as they are, and come back if nobody asks."""
         tables = self._tables
         biased = np.flatnonzero(tables.biased[rows])
         penalised = np.flatnonzero(tables.penalised[rows])
         too_early = np.flatnonzero(output_index < tables.min_tokens[rows])
-        if not len(biased) + len(penalised) + len(too_early):
+        if masks is None and not len(biased) + len(penalised) + len(too_early):
             return logits
         logits = logits.clone()
         if len(biased):
@@ -40,6 +48,9 @@ class Adjustments:
         if len(too_early):
             ids = tables.stop_ids[rows[too_early]]
             logits[_on(logits, too_early).unsqueeze(-1), _on(logits, ids)] = -torch.inf
+        if masks is not None:
+            at = _on(logits, masks.at)
+            logits[at] = logits[at].masked_fill(~_on(logits, masks.allowed), -torch.inf)
         return logits
 
     def _add_bias(self, logits: Tensor, at: Indices, rows: Indices) -> None:

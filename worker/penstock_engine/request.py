@@ -16,12 +16,24 @@ from math import inf
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    from penstock_engine.grammar import Matcher
     from penstock_engine.radix_cache import TreeNode
 
 # A delta ends with "stop" or "length"; "error" is what a RequestFailure is, and "abort" what the caller asked for.
 FinishReason = Literal["stop", "length", "abort", "error"]
 RequestClass = Literal["interactive", "batch", "shadow"]
 CLASS_RANK: dict[str, int] = {"interactive": 0, "batch": 1, "shadow": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an output must be: JSON that a schema admits, a regex's or a lark grammar's language, one of some strings.
+
+    `source` is the schema as JSON text, the regex, the lark grammar (with the rule `start`), or the strings.
+    """
+
+    kind: Literal["json_schema", "regex", "lark", "choice"]
+    source: str | tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +53,8 @@ class SamplingParams:
 
     `n` choices are generated side by side, sharing the prompt's pages; `best_of` generates that many, and tells the n
     of the highest cumulative log probability once all have ended.
+
+    `grammar` is what the output's bytes must be; the end of sequence comes when, and only when, they may be complete.
     """
 
     temperature: float = 1.0
@@ -60,6 +74,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     n: int = 1
     best_of: int | None = None
+    grammar: Grammar | None = None
 
     @property
     def choices(self) -> int:
@@ -181,6 +196,7 @@ class Generation:
     published: bool = False  # the full pages of this run's prefill are in the tree
     preemptions: int = 0
     scoring: Scoring | None = None  # until all of it is found
+    matcher: "Matcher | None" = None  # where the output is in its grammar; moved on by `masks`
 
     @property
     def order(self) -> tuple[int, int, float, int, int]:

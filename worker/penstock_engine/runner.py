@@ -7,6 +7,7 @@ import torch
 from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.forward_batch import build_forward_batch
 from penstock_engine.kv_pool import KVPool
+from penstock_engine.masks import MaskBuilder
 from penstock_engine.models import CausalLM
 from penstock_engine.page_allocator import NULL_PAGE
 from penstock_engine.penalties import Adjustments
@@ -30,6 +31,7 @@ class ModelRunner:
         self._device = device
         self._dtype = dtype
         self._adjustments = Adjustments(tables)
+        self._masks = MaskBuilder(model.config.vocab_size)
         self.forwards = 0  # that came to their end
 
     @torch.inference_mode()
@@ -37,12 +39,14 @@ class ModelRunner:
         """Run every scheduled token through the model, and choose the next one where a run reaches its end."""
         self._pool.copy(batch.copies)
         forward = build_forward_batch(batch, self._tables, self._pool, self._device, self._dtype)
+        sampled = batch.sampled
+        masks = self._masks.begin(sampled)
         logits = self._model(forward)
         self.forwards += 1
-        sampled = batch.sampled
         samples = NOTHING_SAMPLED
         if sampled:
-            samples = sample(logits[: len(sampled)], sampled, self._tables, self._adjustments)
+            allowed = masks.result() if masks else None
+            samples = sample(logits[: len(sampled)], sampled, self._tables, self._adjustments, allowed)
         return replace(samples, scores=score(logits[len(sampled) :], batch.scored)) if batch.scored else samples
 
     @torch.inference_mode()

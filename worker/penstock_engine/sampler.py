@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock_engine.batch import StepSamples
+from penstock_engine.masks import Masks
 from penstock_engine.penalties import Adjustments
 from penstock_engine.philox import uniforms
 from penstock_engine.request import Generation
@@ -21,7 +22,13 @@ from penstock_engine.tables import RowTables
 NUCLEUS_PROBES = (64, 1024)
 
 
-def sample(logits: Tensor, generations: list[Generation], tables: RowTables, adjustments: Adjustments) -> StepSamples:
+def sample(
+    logits: Tensor,
+    generations: list[Generation],
+    tables: RowTables,
+    adjustments: Adjustments,
+    masks: Masks | None = None,
+) -> StepSamples:
     """Choose one token per row of `logits` [rows, vocabulary] (float32) for the generation of the same index."""
     rows = np.fromiter((each.row for each in generations), np.int64, len(generations))
     lengths = np.fromiter((len(each.tokens) for each in generations), np.int64, len(generations))
@@ -29,13 +36,14 @@ def sample(logits: Tensor, generations: list[Generation], tables: RowTables, adj
     finite = logits.amax(dim=-1).isfinite()  # the largest is NaN or infinite if any is
     if not bool(finite.all()):
         logits = logits.masked_fill(~finite.unsqueeze(-1), 0.0)  # its token means nothing, but must be one
-    allowed = adjustments.apply(logits, generations, rows, output_index)
+    allowed = adjustments.apply(logits, generations, rows, output_index, masks)
     chosen = allowed.argmax(dim=-1)
     drawn = np.flatnonzero(tables.temperature[rows] > 0)
     if len(drawn):
         _draw_into(chosen, allowed, drawn, rows[drawn], output_index[drawn], tables)
     logprobs, tops = _logprobs(logits, chosen, tables.logprobs[rows])
-    return StepSamples(chosen.tolist(), finite.tolist(), logprobs, tops)
+    broken = {} if masks is None else masks.broken
+    return StepSamples(chosen.tolist(), finite.tolist(), logprobs, tops, broken)
 
 
 def _draw_into(

@@ -89,11 +89,14 @@ class Scheduler:
         for at, generation in enumerate(sampled):
             if generation.row < 0:
                 continue  # another choice of its request has failed
-            if samples.finite[at]:
-                self._append(generation, at, samples, batch)
-            else:
+            if not samples.finite[at]:
                 problem = f"the model's output is not finite at position {generation.output_len}"
                 self.fail(generation, batch, "logits_not_finite", problem)
+            elif at in samples.broken_grammars:
+                problem = f"its grammar cannot go on at position {generation.output_len}: {samples.broken_grammars[at]}"
+                self.fail(generation, batch, "grammar_failed", problem)
+            else:
+                self._append(generation, at, samples, batch)
 
     def expire(self, now: float, batch: ScheduleBatch) -> None:
         """End every request whose deadline is `now` or was; what it computed stays in the prefix cache."""
