@@ -25,7 +25,9 @@ class EngineConfig:
     `policy` is when waiting requests are let in: `continuous` at every step, `static` only when a whole batch has
     ended, `request` one at a time. The last two are there to be measured against. `fair_quantum` is by how much
     service, in input tokens (an output token counts two), one tenant may be ahead before the other goes first.
-    `trace_steps` is how many of the last steps are kept on record.
+    With `deterministic`, a request's tokens and log probabilities are the same to the bit whoever else is in the batch,
+    cached, preempted or resumed; tried out at start, and slower. `trace_steps` is how many of the last steps are
+    kept on record.
     """
 
     max_running: int = 64
@@ -43,6 +45,7 @@ class EngineConfig:
     seed: int = 0
     tokenizer: str | None = None
     fair_quantum: int = 1024
+    deterministic: bool = False
     trace_steps: int = 0
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.bisection import isolate, lacks_memory
 from penstock_engine.choices import LiveRequests
 from penstock_engine.config import EngineConfig
+from penstock_engine.determinism import check_determinism
 from penstock_engine.errors import EngineBusy, InvalidRequest, InvalidSampling, QueueFull, ScoringFailed, StepFailed
 from penstock_engine.loading import Progress, load_model, resolve_dtype
 from penstock_engine.model_config import read_model_config
@@ -65,7 +66,12 @@ class Engine:
             tables=tables,
             fair_quantum=config.fair_quantum,
         )
-        self._runner = ModelRunner(model, make_pool(shape, pages, device), tables, device, dtype)
+        self._runner = ModelRunner(
+            model, make_pool(shape, pages, device), tables, device, dtype, deterministic=config.deterministic
+        )
+        if config.deterministic:
+            vocabulary, size = model.config.vocab_size, config.page_size
+            check_determinism(self._runner.forward, vocab_size=vocabulary, page_size=size, pages=pages)
         self._seeds = random.Random(config.seed)
         self._live = LiveRequests()
         self.trace = StepTrace(config.trace_steps)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.forward_batch import build_forward_batch
@@ -23,13 +24,21 @@ class ModelRunner:
     """Runs the model over the pool."""
 
     def __init__(
-        self, model: CausalLM, pool: KVPool, tables: RowTables, device: torch.device, dtype: torch.dtype
+        self,
+        model: CausalLM,
+        pool: KVPool,
+        tables: RowTables,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        deterministic: bool = False,
     ) -> None:
         self._model = model
         self._pool = pool
         self._tables = tables
         self._device = device
         self._dtype = dtype
+        self._deterministic = deterministic
         self._adjustments = Adjustments(tables)
         self._masks = MaskBuilder(model.config.vocab_size)
         self.forwards = 0  # that came to their end
@@ -38,10 +47,9 @@ class ModelRunner:
     def run(self, batch: ScheduleBatch) -> StepSamples:
         """Run every scheduled token through the model, and choose the next one where a run reaches its end."""
         self._pool.copy(batch.copies)
-        forward = build_forward_batch(batch, self._tables, self._pool, self._device, self._dtype)
         sampled = batch.sampled
         masks = self._masks.begin(sampled)
-        logits = self._model(forward)
+        logits = self.forward(batch, self._tables)
         self.forwards += 1
         samples = NOTHING_SAMPLED
         if sampled:
@@ -50,12 +58,21 @@ class ModelRunner:
         return replace(samples, scores=score(logits[len(sampled) :], batch.scored)) if batch.scored else samples
 
     @torch.inference_mode()
+    def forward(self, batch: ScheduleBatch, tables: RowTables) -> Tensor:
+        """The model's answer to `batch`, whose rows are those of `tables`: logits [padded rows, vocabulary]."""
+        forward = build_forward_batch(
+            batch, tables, self._pool, self._device, self._dtype, deterministic=self._deterministic
+        )
+        logits: Tensor = self._model(forward)
+        return logits
+
+    @torch.inference_mode()
     def probe(self) -> None:
         """Run one token that is nobody's, on the null page: raises if the model runs nothing any more."""
         tables = RowTables(1, 1, self._pool.page_size)
         nobody = Generation(Request("", [0]), 0, 0, [0], prompt_len=1, limit=2, stop_ids=frozenset(), seed=0, row=0)
         batch = ScheduleBatch(1, [nobody], [1])
-        self._model(build_forward_batch(batch, tables, self._pool, self._device, self._dtype))
+        self.forward(batch, tables)
         self._pool.zero([NULL_PAGE])
 
     @torch.inference_mode()

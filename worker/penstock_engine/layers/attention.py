@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock_engine.kv_pool import KVPool
+from penstock_engine.layers.ordered_attention import ordered_attention
 from penstock_engine.tables import RowTables
 
 FOLD_AT_MOST = 16  # queries; beyond, a mask per query head of a group would outweigh what folding saves
@@ -65,6 +66,7 @@ class Rectangle:
 @dataclass(slots=True)
 class AttentionPlan:
     rectangles: list[Rectangle]
+    ordered: bool = False  # sums in an order that nothing but a query's own past decides
 
 
 def plan_attention(
@@ -151,7 +153,7 @@ def paged_attention(
     """
     out = torch.zeros(len(q), q.shape[1] * q.shape[2], dtype=q.dtype, device=q.device)
     for rectangle in plan.rectangles:
-        part = _attend(q, pool.pages(layer), rectangle, kv_heads, scores)
+        part = _attend(q, pool.pages(layer), rectangle, kv_heads, scores, plan.ordered)
         if rectangle.tokens is None:
             out[: len(part)] = part
         else:
@@ -159,7 +161,7 @@ def paged_attention(
     return out
 
 
-def _attend(q: Tensor, pages: Tensor, rectangle: Rectangle, kv_heads: int, scores: Scores) -> Tensor:
+def _attend(q: Tensor, pages: Tensor, rectangle: Rectangle, kv_heads: int, scores: Scores, ordered: bool) -> Tensor:
     """One rectangle: [runs * queries, heads * head_dim]."""
     runs, queries, head_dim = rectangle.runs, rectangle.queries, q.shape[-1]
     seen, mask = rectangle.sight(scores.window)
@@ -168,7 +170,9 @@ def _attend(q: Tensor, pages: Tensor, rectangle: Rectangle, kv_heads: int, score
     chosen = q[: runs * queries] if rectangle.tokens is None else q.index_select(0, rectangle.tokens)
     grouped = chosen.view(runs, queries, kv_heads, -1, head_dim)
     groups = grouped.shape[3]
-    if queries == 1 or groups == 1:
+    if ordered:
+        out = _ordered(grouped, k, v, mask, scores, rectangle.page_size)
+    elif queries == 1 or groups == 1:
         out = _folded(grouped, k, v, mask, scores)
     elif queries <= FOLD_AT_MOST:
         out = _folded(grouped, k, v, mask.repeat_interleave(groups, dim=2), scores)
@@ -176,6 +180,15 @@ def _attend(q: Tensor, pages: Tensor, rectangle: Rectangle, kv_heads: int, score
         each = [_folded(grouped[:, :, :, g : g + 1], k, v, mask, scores) for g in range(groups)]
         out = torch.cat(each, dim=3)
     return out.reshape(runs * queries, -1)
+
+
+def _ordered(grouped: Tensor, k: Tensor, v: Tensor, mask: Tensor, scores: Scores, page_size: int) -> Tensor:
+    """As `_folded`, for a batch whose numbers may not depend on who is in it."""
+    runs, queries, kv_heads, groups, head_dim = grouped.shape
+    folded = grouped.transpose(1, 2).reshape(runs, kv_heads, queries * groups, head_dim)
+    mask = mask.repeat_interleave(groups, dim=2)
+    out = ordered_attention(folded, k, v, mask, page_size=page_size, scale=scores.scale, softcap=scores.softcap)
+    return out.view(runs, kv_heads, queries, groups, head_dim).transpose(1, 2)
 
 
 def _folded(grouped: Tensor, k: Tensor, v: Tensor, mask: Tensor, scores: Scores) -> Tensor:
