@@ -12,9 +12,13 @@ Reading order, from the data to the device:
 
     request         what is asked, what is answered, where each generation stands in between
     batch           one step's state
-    scheduler       who runs in each step; with page_allocator and radix_cache, the whole policy, free of torch
+    scheduler       who runs in each step; with waiting, fairness, page_allocator and radix_cache, the whole policy,
+                    free of torch
     choices         when a request of several choices has begun and ended, and which of them are told
     engine          submit, abort, step: the parts put together
+    bisection       who made a step fail
+    determinism     whether numbers depend on neighbours, tried out at start
+    trace           a record of the last steps
     tables          what the forward pass must know of each running generation, as arrays
     forward_batch   a step as tensors
     runner          the only part that touches the device
