@@ -6,51 +6,22 @@ from typing import Any
 import pytest
 import torch
 from penstock_engine import Engine, EngineConfig, Request
-from penstock_engine.layers import attention, rotary
-from penstock_engine.models import decoder
+from penstock_engine.layers import attention, feed_forward, rotary, self_attention
+from penstock_engine.model_config import read_model_config
 from penstock_kernels import store_kv
 from torch import Tensor
 
-from tests.engine.driving import Parity, Run, greedy, parity, run_all
-from tests.engine.tiny import LLAMA3_ROPE, TinyModel, random_prompt
-
-OUTPUT = 40
-LOGPROB_TOLERANCE = 1e-4  # float32 noise between two orders of summation is about 1e-5 here
-
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {}),
-    "llama-one-kv-head": ("llama", {"num_key_value_heads": 1}),
-    "llama-no-groups": ("llama", {"num_key_value_heads": 4}),
-    "llama-tied": ("llama", {"tie_word_embeddings": True}),
-    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama-rope-llama3": ("llama", {"rope_parameters": LLAMA3_ROPE}),
-    "llama-rope-linear": (
-        "llama",
-        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0}},
-    ),
-    "qwen2": ("qwen2", {}),
-    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
-    "qwen3": ("qwen3", {}),
-    "qwen3-wide-heads": ("qwen3", {"head_dim": 32}),
-}
-
-
-def ragged_requests() -> list[Request]:
-    """Lengths around the page size, prompts that share whole pages and parts of pages, two namespaces."""
-    stem = random_prompt(41, seed=99)
-    prompts = [random_prompt(length, seed=length) for length in (1, 2, 15, 16, 17, 33, 70)]
-    prompts += [stem, [*stem, 5, 6], stem[:37], [*stem[:35], 9, 9, 9], list(stem)]
-    requests = [Request(f"r{at}", prompt, greedy(OUTPUT)) for at, prompt in enumerate(prompts)]
-    return [*requests, Request("elsewhere", list(stem), greedy(OUTPUT), namespace="other")]
-
-
-def run_every_mode(model: TinyModel) -> tuple[Parity, Run, Engine]:
-    """A budget of 16 cuts prompts into chunks; 16 pages make five running requests preempt one another."""
-    config = EngineConfig(dtype="float32", token_budget=16, max_running=5, kv_pages=16)
-    engine = Engine.from_folder(model.folder, config)
-    requests = ragged_requests()
-    run = run_all(engine, requests)
-    return parity(model, requests, run), run, engine
+from tests.engine.driving import greedy, parity, run_all
+from tests.engine.parity_table import (
+    ARCHITECTURES,
+    EXPERTS,
+    LOGPROB_TOLERANCE,
+    OUTPUT,
+    measure,
+    ragged_requests,
+    run_every_mode,
+)
+from tests.engine.tiny import LONGROPE, TinyModel, random_prompt
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -68,6 +39,33 @@ def test_tokens_and_logprobs_equal_transformers_in_every_mode(models: Any, name:
     assert stats.tokens_cached > 0
     assert any(counts.decoding and counts.tokens > counts.requests for counts in run.steps), "no mixed step"
     assert max(counts.tokens for counts in run.steps) == 16  # so the longer prompts ran in chunks
+
+
+@pytest.mark.parametrize(("context", "lengths"), [(64, (1, 17, 24)), (256, (65, 70, 90))])
+def test_longrope_takes_its_factors_by_the_context_served(models: Any, context: int, lengths: tuple[int, ...]) -> None:
+    """The short ones where nothing exceeds the trained 64 positions, the long ones where requests do."""
+    trained = {"original_max_position_embeddings": 64, "max_position_embeddings": 256}
+    model = models("phi3", rope_parameters=LONGROPE, **trained)
+    engine = Engine.from_folder(model.folder, EngineConfig(dtype="float32", max_model_len=context))
+    requests = [Request(f"r{length}", random_prompt(length, seed=length), greedy(OUTPUT)) for length in lengths]
+    found = parity(model, requests, run_all(engine, requests))
+    assert (found.wrong, found.tokens) == (0, len(lengths) * OUTPUT)
+    assert found.worst_logprob < LOGPROB_TOLERANCE
+
+
+def test_scaled_positions_extend_the_context(models: Any) -> None:
+    """A folder that says yarn or dynamic counts its trained positions; the engine serves those it was scaled to."""
+    kind, overrides = ARCHITECTURES["llama-rope-dynamic"]
+    assert read_model_config(models(kind, **overrides).folder).max_positions == 4 * 48
+    kind, overrides = ARCHITECTURES["llama-rope-yarn"]
+    assert read_model_config(models(kind, **overrides).folder).max_positions == 256
+
+
+def test_the_table_says_what_the_tests_hold(llama: TinyModel) -> None:
+    line = measure("llama")
+    found, _, _ = run_every_mode(llama)
+    assert (line.parity, line.ok) == (found, True)
+    assert "llama" in str(line)
 
 
 @pytest.mark.parametrize("policy", ["continuous", "static", "request"])
@@ -136,6 +134,27 @@ def test_bfloat16_stays_within_the_reference_candidates(llama: TinyModel) -> Non
                 break
 
 
+@pytest.mark.parametrize(
+    "name", ["llama", "mistral-window", "qwen3-experts", "mixtral", "phi3", "gemma2", "gemma3", "bridged-gpt2"]
+)
+def test_bfloat16_rounds_no_worse_than_transformers(models: Any, name: str) -> None:
+    """Against float32: random experts flip on rounding, so tokens of the two bfloat16 runs may well differ."""
+    kind, overrides = ARCHITECTURES[name]
+    model = models(kind, **overrides)
+    rounded = TinyModel(model.folder, copy.deepcopy(model.reference).bfloat16())
+    engine = Engine.from_folder(model.folder, EngineConfig(dtype="bfloat16", kv_pages=64))
+    requests = [Request(f"r{n}", random_prompt(n, seed=n), greedy(1, logprobs=20)) for n in range(3, 23)]
+    run = run_all(engine, requests)
+    ours, theirs = [], []
+    for request in requests:
+        exact, other = (each.logprobs(request.prompt_ids)[-1].float() for each in (model, rounded))
+        for token, logprob in run.deltas[request.id][0].top_logprobs:
+            ours.append(abs(logprob - float(exact[token])))
+            theirs.append(abs(float(other[token] - exact[token])))
+    assert len(ours) == 20 * 20
+    assert sum(ours) < 1.3 * sum(theirs)
+
+
 class TestTheCheckItself:
     """A wrong kernel must not pass: each mutation here is one that parity has to notice."""
 
@@ -146,7 +165,7 @@ class TestTheCheckItself:
 
     def test_a_wrong_rotary_base(self, llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
         right = rotary.inverse_frequencies
-        monkeypatch.setattr(rotary, "inverse_frequencies", lambda rope, dim: right(rope, dim) * 1.05)
+        monkeypatch.setattr(rotary, "inverse_frequencies", lambda *given: right(*given) * 1.05)
         self.assert_caught(llama)
 
     def test_a_mask_that_hides_the_token_itself(self, llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,5 +184,19 @@ class TestTheCheckItself:
         def shifted(pool: Tensor, slots: Tensor, kv: Tensor) -> None:
             right(pool, slots ^ 1, kv)
 
-        monkeypatch.setattr(decoder, "store_kv", shifted)
+        monkeypatch.setattr(self_attention, "store_kv", shifted)
         self.assert_caught(llama)
+
+    def test_a_window_one_too_wide(self, models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = attention._recent
+        monkeypatch.setattr(attention, "_recent", lambda slots, last, window: right(slots, last, window + 1))
+        self.assert_caught(models("mistral", sliding_window=20))
+
+    def test_experts_in_another_order(self, models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = feed_forward._by_expert
+
+        def swapped(chosen: Tensor, experts: int) -> tuple[Tensor, list[int]]:
+            return right(experts - 1 - chosen, experts)
+
+        monkeypatch.setattr(feed_forward, "_by_expert", swapped)
+        self.assert_caught(models("qwen3_moe", **EXPERTS))

@@ -11,7 +11,13 @@ from penstock_engine import Engine, EngineConfig, Request, SamplingParams
 from penstock_engine.philox import philox4x32, uniforms
 from penstock_engine.sampler import draw
 from scipy.stats import chisquare, kstest  # type: ignore[import-untyped]  # scipy ships no types
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from tests.engine.driving import Run, greedy, run_all, step_once
 from tests.engine.tiny import EOS, TinyModel, random_prompt
@@ -56,17 +62,18 @@ def test_noise_is_uniform_over_positions_and_over_seeds() -> None:
     assert kstest(uniforms(many, np.zeros(count, np.int64), choice), "uniform").pvalue > 1e-3
 
 
-def expected(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> np.ndarray:
+def expected(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float = 0) -> np.ndarray:
     """What `transformers` would sample from."""
     steps: list[Any] = [TemperatureLogitsWarper(temperature)]
     steps += [TopKLogitsWarper(top_k)] if top_k else []
     steps += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    steps += [MinPLogitsWarper(min_p)] if min_p else []
     scores: torch.Tensor = LogitsProcessorList(steps)(torch.zeros(1, 1), logits.unsqueeze(0))
     probabilities: np.ndarray = scores.double().softmax(-1)[0].numpy()
     return probabilities
 
 
-def drawn_counts(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> np.ndarray:
+def drawn_counts(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float = 0) -> np.ndarray:
     """How often each token comes out over DRAWS positions of one seed."""
     noise = uniforms(np.full(DRAWS, 7, np.uint64), np.arange(DRAWS), np.zeros(DRAWS, np.uint32))
     ids = draw(
@@ -74,19 +81,23 @@ def drawn_counts(logits: torch.Tensor, temperature: float, top_k: int, top_p: fl
         temperature=torch.full((DRAWS, 1), temperature),
         top_k=torch.full((DRAWS, 1), top_k),
         top_p=torch.full((DRAWS, 1), top_p),
+        min_p=torch.full((DRAWS, 1), min_p),
         noise=torch.from_numpy(noise).unsqueeze(1),
     )
     return np.bincount(ids.numpy(), minlength=len(logits))
 
 
 SETTINGS = [(1.0, 0, 1.0), (0.5, 0, 1.0), (1.7, 5, 1.0), (1.0, 0, 0.8), (0.8, 12, 0.9), (1.0, 1, 1.0), (2.0, 0, 0.3)]
+SETTINGS_MIN_P = [(1.0, 0, 1.0, 0.1), (1.3, 9, 0.9, 0.15), (0.7, 0, 0.8, 0.3), (1.0, 0, 1.0, 1.0)]
 
 
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), SETTINGS)
-def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: float) -> None:
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "min_p"), [*((*each, 0.0) for each in SETTINGS), *SETTINGS_MIN_P]
+)
+def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: float, min_p: float) -> None:
     logits = torch.randn(24, generator=torch.Generator().manual_seed(3)) * 1.5
-    counts = drawn_counts(logits, temperature, top_k, top_p)
-    probabilities = expected(logits, temperature, top_k, top_p)
+    counts = drawn_counts(logits, temperature, top_k, top_p, min_p)
+    probabilities = expected(logits, temperature, top_k, top_p, min_p)
     possible = probabilities > 0
     assert counts[~possible].sum() == 0
     if possible.sum() > 1:
@@ -117,6 +128,7 @@ def test_rows_of_a_batch_do_not_change_what_another_may_draw(
         temperature=torch.ones(len(filters), 1),
         top_k=torch.tensor([[top_k] for top_k, _ in filters]),
         top_p=torch.tensor([[top_p] for _, top_p in filters]),
+        min_p=torch.zeros(len(filters), 1),
         noise=torch.rand(len(filters), 1, generator=generator),
     )
     for row, token, (top_k, top_p) in zip(logits, ids.tolist(), filters, strict=True):
@@ -132,6 +144,7 @@ def test_noise_at_the_ends_stays_in_the_possible_tokens() -> None:
         temperature=ones,
         top_k=torch.zeros(2, 1, dtype=torch.long),
         top_p=ones,
+        min_p=torch.zeros(2, 1),
         noise=torch.tensor([[0.0], [1.0]]),  # 1.0 is what rounding can make of the largest number below it
     )
     assert ids.tolist() == [1, 2]

@@ -1,65 +1,15 @@
 """The scheduler alone, with made-up tokens for a model: it ends every request, within budget, in order, on any pool."""
 
 import random
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penstock_engine.admission import Limits, generation_of
-from penstock_engine.batch import StepSamples
 from penstock_engine.config import Policy
-from penstock_engine.page_allocator import PageAllocator
-from penstock_engine.radix_cache import NoCache, PrefixCache, RadixCache
 from penstock_engine.request import Request, SamplingParams, TokenDelta
-from penstock_engine.scheduler import Scheduler
-from penstock_engine.tables import RowTables
 
 from tests.engine.driving import check_pages
-
-PAGE, VOCABULARY = 4, 5
-
-
-class House:
-    """A scheduler, its pages and cache, and a model that says `token(generation)`."""
-
-    def __init__(
-        self, *, pages: int, max_running: int = 4, budget: int = 8, policy: Policy = "continuous", cached: bool = True
-    ) -> None:
-        self.allocator = PageAllocator(pages)
-        self.cache: PrefixCache = RadixCache(PAGE) if cached else NoCache()
-        self.limits = Limits(VOCABULARY, pages * PAGE, pages * PAGE, ())
-        self.max_running, self.budget = max_running, budget
-        self.scheduler = Scheduler(
-            max_running=max_running,
-            token_budget=budget,
-            policy=policy,
-            allocator=self.allocator,
-            cache=self.cache,
-            tables=RowTables(max_running, pages, PAGE),
-        )
-        self.arrivals = 0
-
-    def submit(self, request: Request) -> None:
-        generation = generation_of(request, self.limits, arrival=self.arrivals, drawn_seed=0)
-        self.arrivals += 1
-        self.scheduler.submit(generation)
-
-    def step(self, token: Callable[[], int] = lambda: 0) -> list[TokenDelta]:
-        batch = self.scheduler.schedule()
-        assert sum(batch.extend_lens) <= self.budget
-        assert len(self.scheduler.running) <= self.max_running
-        assert batch.generations or not (self.scheduler.waiting or self.scheduler.running), "nothing moves"
-        count = len(batch.sampled)
-        samples = StepSamples([token() for _ in range(count)], [True] * count, [0.0] * count, {})
-        self.scheduler.commit(batch, samples)
-        check_pages(self.scheduler, self.allocator, self.cache)
-        return batch.deltas
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.scheduler.waiting or self.scheduler.running)
-
+from tests.engine.house import House
 
 REQUESTS = st.lists(
     st.tuples(
@@ -142,8 +92,8 @@ def test_class_then_priority_then_age() -> None:
 
 def test_the_last_in_order_gives_way_and_comes_back_first() -> None:
     house = House(pages=9, max_running=3, budget=40)
-    for name in ("first", "second", "third"):
-        house.submit(Request(name, [0, 1, 0, 1, int(name == "second")], SamplingParams(max_tokens=15)))
+    for at, name in enumerate(("first", "second", "third")):
+        house.submit(Request(name, [at, 1, 0, 1, 0], SamplingParams(max_tokens=15)))
     house.submit(Request("late", [1], SamplingParams(max_tokens=20)))
     finished: list[str] = []
     while house.busy:
@@ -196,3 +146,62 @@ def test_policies_differ_in_when_they_let_in(policy: Policy, steps: int) -> None
         house.step()
         taken += 1
     assert taken == steps
+
+
+class TestFollowers:
+    """Who begins with what another is computing waits for it, where that saves work."""
+
+    def test_a_shared_prefix_is_computed_once(self) -> None:
+        house = House(pages=400, max_running=16, budget=64)
+        stem = [at * at % 5 for at in range(250)]  # 62 pages and a half
+        prompts = [[*stem, at // 5 % 5, at % 5, 4, 4, at % 3] for at in range(64)]
+        for at, prompt in enumerate(prompts):
+            house.submit(Request(str(at), prompt, SamplingParams(max_tokens=3)))
+        while house.busy:
+            house.step()
+        distinct = {tuple(prompt[:length]) for prompt in prompts for length in range(1, 256)}
+        outputs = 64 * 2  # the last one is never run
+        again = sum(prompt in prompts[:at] for at, prompt in enumerate(prompts))  # the last token always runs
+        assert house.scheduler.computed_tokens <= 1.04 * (len(distinct) + outputs + again)
+
+    def test_others_are_let_in_past_them(self) -> None:
+        house = House(pages=60, max_running=4, budget=100)
+        house.submit(Request("leader", [0] * 40, SamplingParams(max_tokens=2)))
+        house.submit(Request("follower", [*[0] * 40, 1], SamplingParams(max_tokens=2)))
+        house.submit(Request("elsewhere", [0] * 40, SamplingParams(max_tokens=2), namespace="other"))
+        house.submit(Request("other", [1] * 3, SamplingParams(max_tokens=2)))
+        begun = self.begun_by_step(house)
+        assert begun[:2] == [["leader", "elsewhere", "other"], ["follower"]]
+
+    @pytest.mark.parametrize("ends", ["abort", "nan"])
+    def test_when_the_leader_leaves_the_next_one_leads(self, ends: str) -> None:
+        house = House(pages=60, max_running=4, budget=8)
+        for name in ("a", "b", "c"):
+            house.submit(Request(name, [0] * 20, SamplingParams(max_tokens=2)))
+        house.step()
+        assert [each.request.id for each in house.scheduler.running] == ["a"]
+        if ends == "abort":
+            assert house.scheduler.abort("a")
+            assert house.scheduler.abort("b")
+            begun = self.begun_by_step(house)
+            assert [name for step in begun for name in step] == ["c"]
+        else:
+            house.step()
+            house.step(finite=False)
+            assert [name for step in self.begun_by_step(house) for name in step] == ["b", "c"]
+
+    @pytest.mark.parametrize(("policy", "cached"), [("static", True), ("continuous", False)])
+    def test_nobody_waits_where_that_saves_nothing(self, policy: Policy, cached: bool) -> None:
+        house = House(pages=60, max_running=4, budget=64, policy=policy, cached=cached)
+        for name in ("a", "b", "c"):
+            house.submit(Request(name, [0] * 20, SamplingParams(max_tokens=2)))
+        assert self.begun_by_step(house)[0] == ["a", "b", "c"]
+
+    @staticmethod
+    def begun_by_step(house: House) -> list[list[str]]:
+        steps = []
+        while house.busy:
+            house.step()
+            assert house.last is not None
+            steps.append([name for name, _ in house.last.admitted])
+        return steps

@@ -12,23 +12,33 @@ Reading order, from the data to the device:
 
     request         what is asked, what is answered, where each generation stands in between
     batch           one step's state
-    scheduler       who runs in each step; with page_allocator and radix_cache, the whole policy, free of torch
+    scheduler       who runs in each step; with waiting, fairness, page_allocator and radix_cache, the whole policy,
+                    free of torch
+    choices         when a request of several choices has begun and ended, and which of them are told
     engine          submit, abort, step: the parts put together
+    bisection       who made a step fail
+    determinism     whether numbers depend on neighbours, tried out at start
+    trace           a record of the last steps
     tables          what the forward pass must know of each running generation, as arrays
     forward_batch   a step as tensors
     runner          the only part that touches the device
     kv_pool         the memory behind the pages
-    models/         the architectures, from layers/ (attention, linear, norm, rotary; prepack is applied from outside)
-    sampler         logits to tokens, with philox's noise
-    model_config, loading, sizing, admission, stats, config, errors     what each says
+    models/         the architectures, from layers/ (attention, feed_forward, linear, norm, rotary; prepack is applied
+                    from outside); models/bridge runs transformers' own code with our attention in it
+    scoring         log probabilities of the prompt's own tokens
+    grammar, masks  which tokens an output's grammar lets come next
+    sampler         logits to tokens: penalties first, then filters, then a draw with philox's noise
+    model_config, rope_config, config_fields, loading, sizing, admission, stats, config, errors     what each says
 """
 
 from penstock_engine.config import EngineConfig
 from penstock_engine.engine import Engine
 from penstock_engine.errors import (
     AlreadyFinished,
+    EngineBusy,
     EngineError,
     InvalidConfig,
+    InvalidGrammar,
     InvalidRequest,
     InvalidSampling,
     ModelCorrupt,
@@ -39,25 +49,38 @@ from penstock_engine.errors import (
     QueueFull,
     RequestRefused,
     RequestTooLarge,
+    ScoringFailed,
     StepFailed,
 )
-from penstock_engine.request import FinishReason, Request, RequestFailure, SamplingParams, TokenDelta
+from penstock_engine.request import (
+    FinishReason,
+    Grammar,
+    PromptLogprobs,
+    Request,
+    RequestFailure,
+    SamplingParams,
+    TokenDelta,
+)
 from penstock_engine.stats import EngineStats, StepCounts, StepOutput
 
 __all__ = [
     "AlreadyFinished",
     "Engine",
+    "EngineBusy",
     "EngineConfig",
     "EngineError",
     "EngineStats",
     "FinishReason",
+    "Grammar",
     "InvalidConfig",
+    "InvalidGrammar",
     "InvalidRequest",
     "InvalidSampling",
     "ModelCorrupt",
     "ModelLoadError",
     "ModelNotFound",
     "ModelUnsupported",
+    "PromptLogprobs",
     "PromptTooLong",
     "QueueFull",
     "Request",
@@ -65,6 +88,7 @@ __all__ = [
     "RequestRefused",
     "RequestTooLarge",
     "SamplingParams",
+    "ScoringFailed",
     "StepCounts",
     "StepFailed",
     "StepOutput",

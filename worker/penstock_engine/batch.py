@@ -1,16 +1,33 @@
 """One step's state, from the scheduler's choice to what came of it."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from penstock_engine.request import Generation, RequestFailure, TokenDelta
+from penstock_engine.request import Generation, PromptLogprobs, RequestFailure, Scoring, TokenDelta
+
+
+class ScoredRun(NamedTuple):
+    """Prompt tokens that this step scores: the logits from the `offset`-th token of a run on predict `targets`."""
+
+    at: int  # index into the batch's generations
+    offset: int
+    targets: list[int]
+    tops: int
+
+
+class RunScores(NamedTuple):
+    """Log probabilities of a ScoredRun's targets, and beside each the likeliest."""
+
+    logprobs: list[float]
+    top_logprobs: list[tuple[tuple[int, float], ...]]
 
 
 @dataclass(slots=True)
 class ScheduleBatch:
     """The generations of one step, and how many tokens each runs.
 
-    `generations`, `extend_lens`, `copies`, `admitted` and `preempted` are written by `Scheduler.schedule`; the rest by
-    `Scheduler.commit`.
+    `generations`, `extend_lens`, `scored`, `copies`, `admitted` and `preempted` are written by `Scheduler.schedule`;
+    the rest by `Scheduler.commit`.
     """
 
     budget: int  # tokens still to give out
@@ -18,16 +35,34 @@ class ScheduleBatch:
     extend_lens: list[int] = field(default_factory=list)  # 1 in steady decoding
     copies: list[tuple[int, int]] = field(default_factory=list)  # page to page, before anything is written
     admitted: list[tuple[str, int]] = field(default_factory=list)  # for the first time: request, prompt tokens cached
-    preempted: int = 0
+    preempted: list[Generation] = field(default_factory=list)
+    scored: list[ScoredRun] = field(default_factory=list)
 
     deltas: list[TokenDelta] = field(default_factory=list)
     failures: list[RequestFailure] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     dirty_pages: list[int] = field(default_factory=list)  # free, but may hold NaN: to be zeroed before reuse
 
+    def absorb(self, part: "ScheduleBatch") -> None:
+        """Take over what was committed of a part of this batch."""
+        self.deltas += part.deltas
+        self.failures += part.failures
+        self.prompt_logprobs += part.prompt_logprobs
+        self.dirty_pages += part.dirty_pages
+
     def add(self, generation: Generation, extend_len: int) -> None:
+        if generation.scoring is not None:
+            self._score(generation, generation.scoring, extend_len)
         self.generations.append(generation)
         self.extend_lens.append(extend_len)
         self.budget -= extend_len
+
+    def _score(self, generation: Generation, scoring: Scoring, extend_len: int) -> None:
+        offset = scoring.next - 1 - generation.computed_len
+        count = min(extend_len - offset, scoring.lacking)
+        if count > 0:
+            targets = scoring.targets[scoring.next : scoring.next + count]
+            self.scored.append(ScoredRun(len(self.generations), offset, targets, scoring.tops))
 
     @property
     def request_ids(self) -> tuple[str, ...]:
@@ -48,3 +83,5 @@ class StepSamples:
     finite: list[bool]  # False: the logits held NaN or infinity, the token means nothing
     logprobs: list[float]
     top_logprobs: dict[int, tuple[tuple[int, float], ...]]  # only where alternatives were asked for
+    broken_grammars: dict[int, str] = field(default_factory=dict)  # where nothing can follow, and why
+    scores: list[RunScores] = field(default_factory=list)  # for `ScheduleBatch.scored` in order

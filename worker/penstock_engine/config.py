@@ -1,6 +1,7 @@
 """How an engine is set up."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from penstock_engine.errors import InvalidConfig
@@ -18,9 +19,15 @@ class EngineConfig:
     without both a share of free memory, at most what `max_running` full contexts need. `max_model_len` None is the
     model's own. `threads` None is one for a small
     model and torch's setting for a larger one. `seed` seeds the seeds drawn for requests that bring none.
+    `tokenizer` is the path of the model's tokenizer.json, from which grammars learn the bytes of each token; nothing
+    else needs it.
 
     `policy` is when waiting requests are let in: `continuous` at every step, `static` only when a whole batch has
-    ended, `request` one at a time. The last two are there to be measured against.
+    ended, `request` one at a time. The last two are there to be measured against. `fair_quantum` is by how much
+    service, in input tokens (an output token counts two), one tenant may be ahead before the other goes first.
+    With `deterministic`, a request's tokens and log probabilities are the same to the bit whoever else is in the batch,
+    cached, preempted or resumed; tried out at start, and slower. `trace_steps` is how many of the last steps are
+    kept on record.
     """
 
     max_running: int = 64
@@ -36,10 +43,15 @@ class EngineConfig:
     prefix_cache: bool = True
     policy: Policy = "continuous"
     seed: int = 0
+    tokenizer: str | None = None
+    fair_quantum: int = 1024
+    deterministic: bool = False
+    trace_steps: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("max_running", "max_waiting", "token_budget", "page_size"):
+        for field in ("max_running", "max_waiting", "token_budget", "page_size", "fair_quantum"):
             _require(getattr(self, field) >= 1, field, "must be at least 1")
+        _require(self.trace_steps >= 0, "trace_steps", "must be at least 0")
         for field in ("kv_pages", "kv_bytes", "max_model_len", "threads"):
             value = getattr(self, field)
             _require(value is None or value >= 1, field, "must be at least 1, or None")
@@ -54,6 +66,8 @@ class EngineConfig:
             "must be bfloat16, float16, float32 or auto",
         )
         _require(self.policy in ("continuous", "static", "request"), "policy", "must be continuous, static or request")
+        there = self.tokenizer is None or Path(self.tokenizer).is_file()
+        _require(there, "tokenizer", f"must be the path of a tokenizer.json, or None; there is no {self.tokenizer}")
 
 
 def _require(holds: bool, field: str, remedy: str) -> None:

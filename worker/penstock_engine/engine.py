@@ -4,26 +4,37 @@ One thread owns an engine. Between steps it may submit and abort; `step` schedul
 """
 
 import random
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
-from penstock_engine.admission import Limits, generation_of
+from penstock_engine.admission import Limits, check_tokens, generations_of
 from penstock_engine.batch import ScheduleBatch, StepSamples
+from penstock_engine.bisection import isolate, lacks_memory
+from penstock_engine.choices import LiveRequests
 from penstock_engine.config import EngineConfig
-from penstock_engine.errors import InvalidRequest, QueueFull, StepFailed
+from penstock_engine.determinism import check_determinism
+from penstock_engine.errors import EngineBusy, InvalidRequest, InvalidSampling, QueueFull, ScoringFailed, StepFailed
 from penstock_engine.loading import Progress, load_model, resolve_dtype
 from penstock_engine.model_config import read_model_config
 from penstock_engine.models import CausalLM
 from penstock_engine.page_allocator import PageAllocator
 from penstock_engine.radix_cache import NoCache, PrefixCache, RadixCache
-from penstock_engine.request import Request
+from penstock_engine.request import Generation, Grammar, Request, SamplingParams, Scoring
 from penstock_engine.runner import ModelRunner
 from penstock_engine.scheduler import Scheduler
 from penstock_engine.sizing import KVShape, context_length, device_of, make_pool, pool_pages, thread_count
 from penstock_engine.stats import EngineStats, StepCounts, StepOutput
 from penstock_engine.tables import RowTables
+from penstock_engine.trace import StepTrace
+
+if TYPE_CHECKING:
+    from penstock_engine.grammar import Grammars, Matcher
+
+SCORED_ID = "score"  # alone in flight, so it meets no other
 
 
 class Engine:
@@ -53,10 +64,19 @@ class Engine:
             allocator=self._allocator,
             cache=cache,
             tables=tables,
+            fair_quantum=config.fair_quantum,
         )
-        self._runner = ModelRunner(model, make_pool(shape, pages, device), tables, device, dtype)
+        self._runner = ModelRunner(
+            model, make_pool(shape, pages, device), tables, device, dtype, deterministic=config.deterministic
+        )
+        if config.deterministic:
+            vocabulary, size = model.config.vocab_size, config.page_size
+            check_determinism(self._runner.forward, vocab_size=vocabulary, page_size=size, pages=pages)
         self._seeds = random.Random(config.seed)
-        self._live: set[str] = set()
+        self._live = LiveRequests()
+        self.trace = StepTrace(config.trace_steps)
+        self._clock = time.time  # that of deadlines
+        self._grammars: Grammars | None = None  # from the first request that brings one
         self._arrivals = 0
         self._steps = 0
         self._generated = 0
@@ -84,30 +104,82 @@ class Engine:
             raise InvalidRequest("id", f"{request.id!r} is in flight already; ids are unique among live requests")
         if len(self._scheduler.waiting) >= self.config.max_waiting:
             raise QueueFull(self.config.max_waiting)
+        self._admit(request)
+
+    def _admit(self, request: Request, scoring: Scoring | None = None) -> None:
         seed = self._seeds.getrandbits(64)
-        generation = generation_of(request, self._limits, arrival=self._arrivals, drawn_seed=seed)
+        generations = generations_of(request, self._limits, arrival=self._arrivals, drawn_seed=seed)
+        if request.sampling.grammar is not None:
+            self._constrain(generations, request.sampling.grammar)
         self._arrivals += 1
-        self._live.add(request.id)
-        self._scheduler.submit(generation)
+        generations[0].scoring = scoring or generations[0].scoring
+        self._live.add(request, len(generations))
+        for generation in generations:
+            self._scheduler.submit(generation)
+
+    def _constrain(self, generations: list[Generation], grammar: Grammar) -> None:
+        """Give each choice a matcher at the end of its output so far."""
+        start = self._matcher(grammar)
+        for generation in generations:
+            generation.matcher = start.copy()
+            generation.matcher.advance(generation.tokens[generation.prompt_len :])
+            if generation.matcher.problem:
+                raise InvalidRequest("output_ids", f"must satisfy the grammar: {generation.matcher.problem}")
+
+    def _matcher(self, grammar: Grammar) -> "Matcher":
+        if self._grammars is None:
+            self._grammars = _grammars(self.config.tokenizer, self._limits)
+        return self._grammars.matcher(grammar)
 
     def abort(self, request_id: str) -> bool:
         """Drop a request at once and free its pages; nothing more is said of it. False if it is not in flight."""
-        self._live.discard(request_id)
+        self._live.discard([request_id])
         return self._scheduler.abort(request_id)
 
     def step(self) -> StepOutput:
-        """Run one step. Raises StepFailed, having committed nothing of it."""
-        batch = self._scheduler.schedule()
+        """Run one step. Raises StepFailed, having committed nothing, if the model runs nothing any more."""
+        started, batch = time.perf_counter(), self._scheduler.schedule()
         if batch.generations:
             self._steps += 1
-            samples = self._run(batch)
-            self._scheduler.commit(batch, samples)
+            self._run(batch)
             self._runner.scrub(batch.dirty_pages)
-        return self._report(batch)
+        self._scheduler.expire(self._clock(), batch)
+        return self._report(batch, started)
+
+    def score(self, tokens: Sequence[int], start: int = 1) -> list[float]:
+        """Natural log probabilities of tokens[start:], each given all before it, by one prefill in chunks.
+
+        What comes before `start - 1` is taken from the prefix cache where it is there. `tokens` may fill the context.
+        Raises RequestRefused, EngineBusy while requests are in flight, ScoringFailed, StepFailed.
+        """
+        if self._live:
+            raise EngineBusy(len(self._live))
+        if not 1 <= start < len(tokens):
+            raise InvalidRequest("start", f"must be from 1 to {len(tokens) - 1}, the last of the {len(tokens)} tokens")
+        check_tokens("tokens", tokens, self._limits)
+        request = Request(SCORED_ID, list(tokens[:-1]), SamplingParams(temperature=0, max_tokens=1, logprobs=None))
+        self._admit(request, scoring=Scoring(start, list(tokens), tops=0))
+        try:
+            return self._scored()
+        finally:
+            self.abort(SCORED_ID)
+
+    def _scored(self) -> list[float]:
+        while True:
+            output = self.step()
+            if output.failed:
+                raise ScoringFailed(output.failed[0].message)
+            if output.prompt_logprobs:
+                return output.prompt_logprobs[0].logprobs
 
     @property
     def has_work(self) -> bool:
         return bool(self._live)
+
+    @property
+    def progress(self) -> int:
+        """Grows with every forward pass; where it stands still while there is work, a step is stuck."""
+        return self._runner.forwards
 
     @property
     def free_slots(self) -> int:
@@ -130,22 +202,59 @@ class Engine:
             preemptions=scheduler.preemptions,
         )
 
-    def _run(self, batch: ScheduleBatch) -> StepSamples:
+    def _run(self, batch: ScheduleBatch) -> None:
         try:
-            return self._runner.run(batch)
+            samples = self._runner.run(batch)
         except Exception as cause:
-            raise StepFailed(self._steps, batch.request_ids, cause) from cause
+            self._recover(batch, cause)
+        else:
+            self._scheduler.commit(batch, samples)
 
-    def _report(self, batch: ScheduleBatch) -> StepOutput:
+    def _recover(self, batch: ScheduleBatch, cause: Exception) -> None:
+        """Find who made the step fail: they end, the others go on."""
+        try:
+            self._runner.probe()
+        except Exception:
+            raise StepFailed(self._steps, batch.request_ids, cause) from cause
+        if lacks_memory(cause):
+            self._scheduler.shrink()
+
+        def commit(part: ScheduleBatch, samples: StepSamples) -> None:
+            self._scheduler.commit(part, samples)
+            batch.absorb(part)
+
+        def blame(generation: Generation, cause: Exception) -> None:
+            code = "out_of_memory" if lacks_memory(cause) else "forward_failed"
+            problem = f"the model fails on it alone with {type(cause).__name__}: {cause}"
+            self._scheduler.fail(generation, batch, code, problem)
+
+        isolate(batch, run=self._runner.run, commit=commit, blame=blame)
+
+    def _report(self, batch: ScheduleBatch, started: float) -> StepOutput:
+        if batch.generations:
+            seconds = time.perf_counter() - started
+            self.trace.record(self._steps, started, seconds, batch, len(self._scheduler.waiting))
         self._generated += len(batch.deltas)
-        self._live.difference_update(delta.request_id for delta in batch.deltas if delta.finish_reason)
-        self._live.difference_update(failure.request_id for failure in batch.failures)
+        admitted = self._live.begin(batch.admitted)
+        self._live.discard(failure.request_id for failure in batch.failures)
+        deltas = self._live.tell(batch.deltas)
         counts = StepCounts(
             requests=len(batch.generations),
             tokens=sum(batch.extend_lens),
             decoding=batch.extend_lens.count(1),
-            preempted=batch.preempted,
+            preempted=len(batch.preempted),
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
         )
-        return StepOutput(self._steps, batch.deltas, batch.failures, counts, batch.admitted)
+        return StepOutput(self._steps, deltas, batch.failures, counts, admitted, batch.prompt_logprobs)
+
+
+def _grammars(tokenizer: str | None, limits: Limits) -> "Grammars":
+    """What compiles grammars, imported only now: an engine without them needs no such package."""
+    if tokenizer is None:
+        raise InvalidSampling("grammar", "must be None: this engine was set up without a tokenizer")
+    try:
+        from penstock_engine.grammar import Grammars
+    except ImportError as missing:
+        raise InvalidSampling("grammar", "must be None where the package llguidance is not installed") from missing
+    return Grammars(tokenizer, limits.vocab_size, limits.eos_ids)

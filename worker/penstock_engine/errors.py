@@ -9,11 +9,14 @@
     ├── RequestRefused                  submit() said no; nothing was kept
     │   ├── InvalidRequest              a field other than sampling is wrong
     │   ├── InvalidSampling             a sampling parameter is out of range
+    │   ├── InvalidGrammar              the output's grammar cannot be compiled, or admits nothing
     │   ├── PromptTooLong               the prompt leaves no position to generate
     │   ├── RequestTooLarge             prompt and answer could never fit the KV pool, even alone
     │   ├── QueueFull                   try again later, or elsewhere
     │   └── AlreadyFinished             the tokens to resume from already end the generation
-    ├── StepFailed                      the forward pass raised; names the requests that were in the batch
+    ├── EngineBusy                      score() needs the engine for itself
+    ├── ScoringFailed                   the model has no log probabilities for these tokens
+    ├── StepFailed                      the model runs nothing any more; names the requests that were in the batch
     └── OutOfPages                      more pages were taken than are free: a broken invariant, never load
 
 Each class has a stable `code`; each message names what is at fault and what would be right.
@@ -93,6 +96,16 @@ class InvalidSampling(RequestRefused):
         super().__init__(f"sampling parameter {field!r}: {remedy}")
 
 
+class InvalidGrammar(RequestRefused):
+    """The grammar of a request cannot be compiled, or admits nothing."""
+
+    code = "invalid_grammar"
+
+    def __init__(self, kind: str, problem: str) -> None:
+        self.field, self.kind, self.problem = "grammar", kind, problem
+        super().__init__(f"sampling parameter 'grammar': must be a {kind} that can be compiled: {problem}")
+
+
 class PromptTooLong(RequestRefused):
     """The prompt fills, or overfills, the model's context."""
 
@@ -139,11 +152,29 @@ class AlreadyFinished(RequestRefused):
         super().__init__(f"request {request_id!r} has nothing left to generate: its output ended by {finish_reason!r}")
 
 
-class StepFailed(EngineError):
-    """The forward pass raised.
+class EngineBusy(EngineError):
+    """score() was called while requests are in flight, whose tokens it would have to keep from the caller."""
 
-    Nothing of the step was committed: every request stands where it stood before it, so the caller may abort
-    suspects and step again. `request_ids` are those that were in the batch.
+    code = "engine_busy"
+
+    def __init__(self, in_flight: int) -> None:
+        self.in_flight = in_flight
+        super().__init__(
+            f"{in_flight} requests are in flight: score when there are none, or submit with prompt_logprobs instead"
+        )
+
+
+class ScoringFailed(EngineError):
+    """The model's output over the tokens to be scored is not finite."""
+
+    code = "scoring_failed"
+
+
+class StepFailed(EngineError):
+    """The forward pass raised, and raises even for a token that is nobody's: no request is at fault.
+
+    Nothing of the step was committed: every request stands where it stood before it, so the caller may step again.
+    `request_ids` are those that were in the batch.
     """
 
     code = "step_failed"

@@ -7,7 +7,7 @@ torch 2.13), and ragged traffic made an engine of the demo model grow from 350 t
 products, are never stored and never attended to, and are cut from the logits.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from penstock_engine.batch import ScheduleBatch
 from penstock_engine.kv_pool import KVPool
 from penstock_engine.layers.attention import AttentionPlan, plan_attention
+from penstock_engine.layers.ordered_attention import ROWS
 from penstock_engine.tables import RowTables
 
 
@@ -33,9 +34,16 @@ class ForwardBatch:
 
 
 def build_forward_batch(
-    batch: ScheduleBatch, tables: RowTables, pool: KVPool, device: torch.device, dtype: torch.dtype
+    batch: ScheduleBatch,
+    tables: RowTables,
+    pool: KVPool,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    deterministic: bool = False,
 ) -> ForwardBatch:
     """Lay `batch` out. Numpy throughout: at these sizes a torch call costs more than the work."""
+    least = ROWS if deterministic else 1
     count = len(batch.generations)
     rows = np.fromiter((each.row for each in batch.generations), np.int64, count)
     starts = np.fromiter((each.computed_len for each in batch.generations), np.int64, count)
@@ -44,11 +52,11 @@ def build_forward_batch(
     pages = tables.pages[token_rows, positions // tables.page_size].astype(np.int64)
     slots = pages * tables.page_size + positions % tables.page_size
     return ForwardBatch(
-        input_ids=torch.from_numpy(_pad(_input_ids(batch))).to(device),
-        positions=torch.from_numpy(_pad(positions)).to(device),
+        input_ids=torch.from_numpy(_pad(_input_ids(batch), least)).to(device),
+        positions=torch.from_numpy(_pad(positions, least)).to(device),
         slots=torch.from_numpy(slots).to(device),
-        sample_at=_sample_at(batch, starts, lens, device),
-        attention=plan_attention(rows, starts, lens, tables, device, dtype),
+        sample_at=_sample_at(batch, starts, lens, device, least),
+        attention=replace(plan_attention(rows, starts, lens, tables, device, dtype), ordered=deterministic),
         pool=pool,
     )
 
@@ -61,9 +69,9 @@ def padded_size(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def _pad(values: NDArray[np.int64]) -> NDArray[np.int64]:
+def _pad(values: NDArray[np.int64], least: int) -> NDArray[np.int64]:
     """Zeros after `values`, up to a padded size: token 0 at position 0."""
-    out = np.zeros(padded_size(len(values)), np.int64)
+    out = np.zeros(padded_size(max(len(values), least)), np.int64)
     out[: len(values)] = values
     return out
 
@@ -90,13 +98,17 @@ def _input_ids(batch: ScheduleBatch) -> NDArray[np.int64]:
 
 
 def _sample_at(
-    batch: ScheduleBatch, starts: NDArray[np.int64], lens: NDArray[np.int64], device: torch.device
+    batch: ScheduleBatch, starts: NDArray[np.int64], lens: NDArray[np.int64], device: torch.device, least: int
 ) -> Tensor | None:
-    """The last token of every run that reaches the end of what is known."""
+    """The last token of every run that reaches the end of what is known; then those whose logits score prompts."""
     known = np.fromiter((len(each.tokens) for each in batch.generations), np.int64, len(lens))
     ends = (starts + lens) == known
-    if ends.all() and len(lens) == int(lens.sum()):
+    if ends.all() and len(lens) == int(lens.sum()) and not batch.scored:
         return None
     last_tokens = np.cumsum(lens) - 1
-    # Where no run ends, one row is computed for nothing: a product of no rows is an edge no kernel should meet.
-    return torch.from_numpy(_pad(last_tokens[ends] if ends.any() else last_tokens[:1])).to(device)
+    scoring = (
+        last_tokens[run.at] + 1 - lens[run.at] + run.offset + np.arange(len(run.targets)) for run in batch.scored
+    )
+    wanted = np.concatenate((last_tokens[ends], *scoring))
+    # Where none is wanted, one row is computed for nothing: a product of no rows is an edge no kernel should meet.
+    return torch.from_numpy(_pad(wanted if len(wanted) else last_tokens[:1], least)).to(device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from penstock_engine.errors import ModelCorrupt, ModelNotFound, ModelUnsupported
 from penstock_engine.layers.prepack import prepack_linears
 from penstock_engine.model_config import ModelConfig, read_json
-from penstock_engine.models import MODELS, CausalLM
+from penstock_engine.models import MODELS, CausalLM, DecoderLM
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
@@ -35,15 +35,24 @@ def load_model(
     """Build `config`'s model and fill it from `folder`. Raises ModelLoadError."""
     build = MODELS.get(config.model_type)
     if build is None:
-        raise ModelUnsupported(
-            folder / "config.json",
-            f"model_type is {config.model_type!r}",
-            f"this engine runs {', '.join(sorted(MODELS))}",
-        )
+        return _load_bridged(folder, config, dtype, device, progress or _silent)
     model = build(config, positions, dtype, device)
     _fill(model, folder, progress or _silent)
     prepack_linears(model)
     return model.eval()
+
+
+def _load_bridged(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, progress: Progress
+) -> CausalLM:
+    """A model of transformers. Imported here: native models start without transformers' seconds of import."""
+    from penstock_engine.models.bridge import open_bridged
+    from penstock_engine.models.bridge_check import check_bridged
+
+    model = open_bridged(folder, config, dtype, device)
+    check_bridged(model, folder, dtype, device)
+    progress("weights", 1, 1)
+    return model
 
 
 def resolve_dtype(name: str, config: ModelConfig, folder: Path) -> torch.dtype:
@@ -54,7 +63,7 @@ def resolve_dtype(name: str, config: ModelConfig, folder: Path) -> torch.dtype:
     return FLOATS[wanted]
 
 
-def _fill(model: CausalLM, folder: Path, progress: Progress) -> None:
+def _fill(model: DecoderLM, folder: Path, progress: Progress) -> None:
     views = dict(model.checkpoint_views())
     total = len(views)
     last: Path = folder
@@ -69,7 +78,7 @@ def _fill(model: CausalLM, folder: Path, progress: Progress) -> None:
         raise ModelCorrupt(last, f"lacks the tensor {min(views)!r} ({len(views)} in all)", "copy the folder again")
 
 
-def _refuse_unexpected(path: Path, name: str, model: CausalLM) -> None:
+def _refuse_unexpected(path: Path, name: str, model: DecoderLM) -> None:
     """A tensor that we would ignore may carry part of the answer. A tied head saved twice, and the angles, do not."""
     known = name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and model.config.tied_embeddings)
     if not known:

@@ -53,8 +53,8 @@ class TreeNode:
         """The child whose first page shares the longest run with `tokens`, and the length of that run."""
         at = bisect_left(self.first_keys, tokens)
         near = self.first_keys[max(at - 1, 0) : at + 1]
-        best = max(near, key=lambda key: _common_len(key, tokens), default=())
-        shared = _common_len(best, tokens)
+        best = max(near, key=lambda key: common_len(key, tokens), default=())
+        shared = common_len(best, tokens)
         return (self.children[best], shared) if shared else (None, 0)
 
 
@@ -79,6 +79,8 @@ class PrefixCache(Protocol):
     """What the scheduler needs of a cache; RadixCache and NoCache have it."""
 
     @property
+    def remembers(self) -> bool: ...  # what is inserted can be found again
+    @property
     def evictable_count(self) -> int: ...
     @property
     def page_count(self) -> int: ...
@@ -92,6 +94,7 @@ class PrefixCache(Protocol):
 class NoCache:
     """The trivial cache: finds nothing, keeps nothing."""
 
+    remembers = False
     evictable_count = 0
     page_count = 0
 
@@ -111,6 +114,8 @@ class NoCache:
 
 class RadixCache:
     """The radix tree, with eviction of the least recently used unlocked leaves."""
+
+    remembers = True
 
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
@@ -199,7 +204,7 @@ class RadixCache:
         pages: list[int] = []
         node.last_used = self._clock
         while len(pages) < len(keys) and (child := node.children.get(keys[len(pages)])) is not None:
-            agreed = _common_len(child.keys, keys[len(pages) :])
+            agreed = common_len(child.keys, keys[len(pages) :])
             if agreed < len(child.keys):
                 child = self._split(child, agreed)
             pages += child.pages
@@ -246,7 +251,7 @@ class RadixCache:
             self._roots.pop(node.namespace, None)
 
 
-def _common_len(left: Sequence[object], right: Sequence[object]) -> int:
+def common_len(left: Sequence[object], right: Sequence[object]) -> int:
     """How many leading items two sequences share."""
     for at, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:

@@ -12,9 +12,11 @@ the scheduler alone moves it. A `TokenDelta` is one token's answer.
 """
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    from penstock_engine.grammar import Matcher
     from penstock_engine.radix_cache import TreeNode
 
 # A delta ends with "stop" or "length"; "error" is what a RequestFailure is, and "abort" what the caller asked for.
@@ -24,24 +26,70 @@ CLASS_RANK: dict[str, int] = {"interactive": 0, "batch": 1, "shadow": 2}
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an output must be: JSON that a schema admits, a regex's or a lark grammar's language, one of some strings.
+
+    `source` is the schema as JSON text, the regex, the lark grammar (with the rule `start`), or the strings.
+    """
+
+    kind: Literal["json_schema", "regex", "lark", "choice"]
+    source: str | tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to choose each next token.
 
-    `temperature` 0 is greedy. `top_k` 0 keeps all. `seed` (64 bits) is drawn by the engine when None. `max_tokens`
-    counts the whole output, resumed tokens included; None is as long as the context allows. `logprobs` None
-    computes none, 0 the chosen token's, k > 0 also the k likeliest alternatives'. Log probabilities are the
-    model's own (natural log), before temperature and filters.
+    `temperature` 0 is greedy. `top_k` 0 keeps all; `min_p` drops what is less likely than that share of the likeliest.
+    `repetition_penalty` divides positive logits, and multiplies negative ones, of every token in prompt or output;
+    `presence_penalty` is taken once, `frequency_penalty` once per occurrence, from the logits of tokens in the output;
+    `logit_bias` holds (token, added to its logit). Greedy choices see all four as well.
+
+    `seed` (64 bits) is drawn by the engine when None. `max_tokens` counts the whole output, resumed tokens included;
+    None is as long as the context allows. `logprobs` None computes none, 0 the chosen token's, k > 0 also the k
+    likeliest alternatives'. Log probabilities are the model's own (natural log), before penalties, temperature and
+    filters. `prompt_logprobs` is the same for the prompt's tokens, from the second on; what is scored is computed,
+    not taken from the prefix cache.
+
+    `n` choices are generated side by side, sharing the prompt's pages; `best_of` generates that many, and tells the n
+    of the highest cumulative log probability once all have ended.
+
+    `grammar` is what the output's bytes must be; the end of sequence comes when, and only when, they may be complete.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     max_tokens: int | None = None
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = 0
+    prompt_logprobs: int | None = None
+    n: int = 1
+    best_of: int | None = None
+    grammar: Grammar | None = None
+
+    @property
+    def choices(self) -> int:
+        """How many are generated."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def selects(self) -> bool:
+        """More are generated than told."""
+        return self.choices > self.n
+
+    @property
+    def penalises(self) -> bool:
+        """What was said before changes what may be said next."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +99,11 @@ class Request:
     `output_ids` holds one list per choice of tokens that were generated already, by this engine or another:
     generation goes on at the next position, with the noise that the undisturbed run would have used there.
     `namespace` separates prefix caches: nothing cached under one is ever seen from another.
+
+    `tenant` is whose share of the engine this uses, and `weight` how large that share is beside those of others.
+    `deadline` is when the answer is of no more use, in seconds since the epoch: what has not ended by then fails as
+    "deadline_exceeded". `token_budget` is what the request may cost in tokens, its prompt and the outputs of all
+    choices together; each choice may use an even share of it, and ends by "length" there.
     """
 
     id: str
@@ -60,6 +113,10 @@ class Request:
     namespace: str = ""
     priority: int = 0
     request_class: RequestClass = "batch"
+    tenant: str = ""
+    weight: float = 1.0
+    deadline: float | None = None
+    token_budget: int | None = None
 
 
 class TokenDelta(NamedTuple):
@@ -74,6 +131,15 @@ class TokenDelta(NamedTuple):
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
+class PromptLogprobs(NamedTuple):
+    """Log probabilities of the prompt's tokens from `start` on, each given those before it; once per request."""
+
+    request_id: str
+    start: int
+    logprobs: list[float]
+    top_logprobs: list[tuple[tuple[int, float], ...]]  # for each the likeliest, as many as were asked for
+
+
 class RequestFailure(NamedTuple):
     """A request that ended without a token of its own to say so; its pages are free again."""
 
@@ -81,6 +147,31 @@ class RequestFailure(NamedTuple):
     choice: int
     code: str
     message: str
+
+
+@dataclass(slots=True)
+class Scoring:
+    """Tokens whose log probabilities are gathered while the ones before them run.
+
+    targets:  [ given ... | found ........ | to be found ...... ]
+              0           start            next                 len(targets)
+
+    The logits of token i score targets[i + 1]. It may be longer by one than what runs.
+    """
+
+    start: int  # at least 1
+    targets: list[int]
+    tops: int  # how many of the likeliest are told beside each
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+
+    @property
+    def next(self) -> int:
+        return self.start + len(self.logprobs)
+
+    @property
+    def lacking(self) -> int:
+        return len(self.targets) - self.next
 
 
 @dataclass(slots=True, eq=False)
@@ -104,16 +195,31 @@ class Generation:
     copy_from: "TreeNode | None" = None  # locked until its first page's shared part is copied to our first own page
     published: bool = False  # the full pages of this run's prefill are in the tree
     preemptions: int = 0
+    scoring: Scoring | None = None  # until all of it is found
+    matcher: "Matcher | None" = None  # where the output is in its grammar; moved on by `masks`
 
     @property
-    def order(self) -> tuple[int, int, int]:
-        """Who goes first: class, then priority (higher first), then age."""
-        return (CLASS_RANK[self.request.request_class], -self.request.priority, self.arrival)
+    def order(self) -> tuple[int, int, float, int, int]:
+        """Who goes first among those of one tenant: class, priority (higher first), deadline, then age."""
+        request = self.request
+        deadline = inf if request.deadline is None else request.deadline
+        return (CLASS_RANK[request.request_class], -request.priority, deadline, self.arrival, self.choice)
+
+    @property
+    def pending_copy(self) -> tuple[int, int] | None:
+        """From the page whose beginning matches, to the first own page; None when nothing is to be copied."""
+        return None if self.copy_from is None else (self.copy_from.pages[0], self.pages[self.shared_pages])
 
     @property
     def remaining_len(self) -> int:
         """Tokens to run through the model before the next one can be sampled; 1 in steady decoding."""
         return len(self.tokens) - self.computed_len
+
+    @property
+    def reusable(self) -> list[int]:
+        """What need not run if it is cached: all before the last token, and before the first whose logits score."""
+        end = len(self.tokens) - 1
+        return self.tokens[: end if self.scoring is None else min(end, self.scoring.next - 1)]
 
     @property
     def output_len(self) -> int:

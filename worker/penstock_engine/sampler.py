@@ -1,8 +1,8 @@
 """From logits to token ids, for the whole batch at once.
 
-Order of the filters, as `transformers` has it: temperature, then top-k, then top-p on what top-k left. Candidates
-that tie with the last one kept are kept too, so the outcome does not depend on how a sort breaks ties. The draw is
-inverse CDF in id order with one uniform number per token (see `philox`).
+First what `penalties` makes of the logits. Then the filters, in the order of `transformers`: temperature, top-k,
+top-p on what top-k left, min-p. Candidates that tie with the last one kept are kept too, so the outcome does not
+depend on how a sort breaks ties. The draw is inverse CDF in id order with one uniform number per token (see `philox`).
 """
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock_engine.batch import StepSamples
+from penstock_engine.masks import Masks
+from penstock_engine.penalties import Adjustments
 from penstock_engine.philox import uniforms
 from penstock_engine.request import Generation
 from penstock_engine.tables import RowTables
@@ -20,7 +22,13 @@ from penstock_engine.tables import RowTables
 NUCLEUS_PROBES = (64, 1024)
 
 
-def sample(logits: Tensor, generations: list[Generation], tables: RowTables) -> StepSamples:
+def sample(
+    logits: Tensor,
+    generations: list[Generation],
+    tables: RowTables,
+    adjustments: Adjustments,
+    masks: Masks | None = None,
+) -> StepSamples:
     """Choose one token per row of `logits` [rows, vocabulary] (float32) for the generation of the same index."""
     rows = np.fromiter((each.row for each in generations), np.int64, len(generations))
     lengths = np.fromiter((len(each.tokens) for each in generations), np.int64, len(generations))
@@ -28,23 +36,14 @@ def sample(logits: Tensor, generations: list[Generation], tables: RowTables) -> 
     finite = logits.amax(dim=-1).isfinite()  # the largest is NaN or infinite if any is
     if not bool(finite.all()):
         logits = logits.masked_fill(~finite.unsqueeze(-1), 0.0)  # its token means nothing, but must be one
-    allowed = _forbid_stops(logits, generations, output_index < tables.min_tokens[rows])
+    allowed = adjustments.apply(logits, generations, rows, output_index, masks)
     chosen = allowed.argmax(dim=-1)
     drawn = np.flatnonzero(tables.temperature[rows] > 0)
     if len(drawn):
         _draw_into(chosen, allowed, drawn, rows[drawn], output_index[drawn], tables)
     logprobs, tops = _logprobs(logits, chosen, tables.logprobs[rows])
-    return StepSamples(chosen.tolist(), finite.tolist(), logprobs, tops)
-
-
-def _forbid_stops(logits: Tensor, generations: list[Generation], too_early: NDArray[np.bool_]) -> Tensor:
-    """Rows that have not reached min_tokens cannot draw a stop id. `logits` itself stays as the model said."""
-    if not too_early.any():
-        return logits
-    logits = logits.clone()
-    for at in np.flatnonzero(too_early).tolist():
-        logits[at, list(generations[at].stop_ids)] = -torch.inf
-    return logits
+    broken = {} if masks is None else masks.broken
+    return StepSamples(chosen.tolist(), finite.tolist(), logprobs, tops, broken)
 
 
 def _draw_into(
@@ -64,15 +63,18 @@ def _draw_into(
         temperature=_column(tables.temperature[rows], logits),
         top_k=_column(tables.top_k[rows], logits),
         top_p=_column(tables.top_p[rows], logits),
+        min_p=_column(tables.min_p[rows], logits),
         noise=_column(noise, logits),
     )
 
 
-def draw(logits: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, noise: Tensor) -> Tensor:
+def draw(logits: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, noise: Tensor) -> Tensor:
     """Token ids [rows] drawn from `logits` [rows, vocabulary]; the parameters are [rows, 1]."""
     probs = torch.softmax(logits / temperature, dim=-1)
     if bool((top_k > 0).any()) or bool((top_p < 1).any()):
         probs = torch.where(probs >= _smallest_kept(probs, top_k, top_p), probs, 0.0)
+    if bool((min_p > 0).any()):
+        probs = torch.where(probs >= min_p * probs.amax(dim=-1, keepdim=True), probs, 0.0)
     cdf = probs.cumsum(dim=-1)
     total = cdf[:, -1:].contiguous()
     ids = torch.searchsorted(cdf, noise * total, right=True)

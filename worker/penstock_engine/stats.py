@@ -1,9 +1,10 @@
 """What the engine tells of itself."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from penstock_engine.request import RequestFailure, TokenDelta
+from penstock_engine.request import PromptLogprobs, RequestFailure, TokenDelta
 
 
 class StepCounts(NamedTuple):
@@ -28,6 +29,7 @@ class StepOutput(NamedTuple):
     failed: list[RequestFailure]
     counts: StepCounts
     admitted: list[tuple[str, int]]
+    prompt_logprobs: Sequence[PromptLogprobs] = ()
 
 
 @dataclass(frozen=True, slots=True)

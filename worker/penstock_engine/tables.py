@@ -4,6 +4,8 @@ The scheduler writes a row when a generation is admitted or its pages change; th
 so a step costs no Python per request in the forward pass.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +22,17 @@ class RowTables:
         self.temperature = np.zeros(rows, np.float32)
         self.top_k = np.zeros(rows, np.int64)
         self.top_p = np.ones(rows, np.float32)
-        self.min_tokens = np.zeros(rows, np.int64)
+        self.min_p = np.zeros(rows, np.float32)
+        self.penalised = np.zeros(rows, np.bool_)
+        self.repetition_penalty = np.ones(rows, np.float32)
+        self.presence_penalty = np.zeros(rows, np.float32)
+        self.frequency_penalty = np.zeros(rows, np.float32)
+        self.counted = np.zeros(rows, np.int64)  # tokens that `penalties` has counted; written there, 0 here
+        self.biased = np.zeros(rows, np.bool_)
+        self.bias_ids = np.zeros((rows, 1), np.int64)  # rectangular: what is over adds 0 to token 0
+        self.bias_values = np.zeros((rows, 1), np.float32)
+        self.stop_ids = np.zeros((rows, 1), np.int64)  # rectangular: what is over repeats the last
+        self.min_tokens = np.zeros(rows, np.int64)  # 0 too where there is no stop id to hold back
         self.logprobs = np.full(rows, -1, np.int64)  # -1: none wanted
         self.seed = np.zeros(rows, np.uint64)
         self.choice = np.zeros(rows, np.uint32)
@@ -34,12 +46,28 @@ class RowTables:
         self.temperature[row] = sampling.temperature
         self.top_k[row] = sampling.top_k
         self.top_p[row] = sampling.top_p
-        self.min_tokens[row] = sampling.min_tokens
+        self.min_p[row] = sampling.min_p
+        self._admit_adjustments(generation)
         self.logprobs[row] = -1 if sampling.logprobs is None else sampling.logprobs
         self.seed[row] = generation.seed
         self.choice[row] = generation.choice
         self.prompt_len[row] = generation.prompt_len
         self.set_pages(generation, 0)
+
+    def _admit_adjustments(self, generation: Generation) -> None:
+        row, sampling = generation.row, generation.request.sampling
+        self.penalised[row] = sampling.penalises
+        self.repetition_penalty[row] = sampling.repetition_penalty
+        self.presence_penalty[row] = sampling.presence_penalty
+        self.frequency_penalty[row] = sampling.frequency_penalty
+        self.counted[row] = 0
+        bias, stops = sampling.logit_bias, list(generation.stop_ids)
+        self.biased[row] = bool(bias)
+        self.bias_ids = _with_row(self.bias_ids, row, [token for token, _ in bias], 0)
+        self.bias_values = _with_row(self.bias_values, row, [value for _, value in bias], 0.0)
+        self.min_tokens[row] = sampling.min_tokens if stops else 0
+        if stops:
+            self.stop_ids = _with_row(self.stop_ids, row, stops, stops[-1])
 
     def set_pages(self, generation: Generation, start: int) -> None:
         """Copy `generation`'s pages from index `start` on into its row."""
@@ -49,3 +77,13 @@ class RowTables:
         self.pages[generation.row] = NULL_PAGE
         self._free.append(generation.row)
         generation.row = -1
+
+
+def _with_row(column: NDArray[Any], row: int, values: list[Any], fill: float) -> NDArray[Any]:
+    """`column` [rows, width] with `values` in `row` and at least one `fill` after them: widening repeats it."""
+    lacking = len(values) + 1 - column.shape[1]
+    if lacking > 0:
+        column = np.pad(column, ((0, 0), (0, lacking)), mode="edge")
+    column[row] = fill
+    column[row, : len(values)] = values
+    return column

@@ -1,0 +1,68 @@
+"""A step that failed, tried again in ever smaller parts, until those at fault stand alone.
+
+    [ a b c d ] fails ──> [ a b ] runs, is committed
+                          [ c d ] fails ──> [ c ] runs, is committed
+                                            [ d ] fails: d is at fault
+
+Where memory was what lacked, one request's tokens are divided as well: what is not run now runs in the next step.
+Nothing but the model is tried; an error in committing is a bug, and is not caught.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from penstock_engine.batch import ScheduleBatch, StepSamples
+from penstock_engine.request import Generation
+
+
+def isolate(
+    batch: ScheduleBatch,
+    *,
+    run: Callable[[ScheduleBatch], StepSamples],
+    commit: Callable[[ScheduleBatch, StepSamples], None],
+    blame: Callable[[Generation, Exception], None],
+) -> None:
+    """Run and commit `batch` part by part, the whole of it first: some faults do not come back."""
+    parts = [batch]
+    while parts:
+        part = _still_running(parts.pop())
+        if not part.generations:
+            continue
+        try:
+            samples = run(part)
+        except Exception as cause:
+            smaller = _divided(part, cause)
+            parts += smaller
+            if not smaller:
+                blame(part.generations[0], cause)
+        else:
+            commit(part, samples)
+
+
+def lacks_memory(cause: Exception) -> bool:
+    """Whether `cause` is an allocation that failed; on a CPU torch says so in words alone."""
+    return isinstance(cause, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(cause)
+
+
+def _still_running(part: ScheduleBatch) -> ScheduleBatch:
+    """Without choices that went with another of their request."""
+    return _part([pair for pair in zip(part.generations, part.extend_lens, strict=True) if pair[0].row >= 0])
+
+
+def _divided(part: ScheduleBatch, cause: Exception) -> list[ScheduleBatch]:
+    """Two halves, the first one last; one half of a lone run, if memory lacks; or nothing."""
+    pairs = list(zip(part.generations, part.extend_lens, strict=True))
+    if len(pairs) > 1:
+        middle = len(pairs) // 2
+        return [_part(pairs[middle:]), _part(pairs[:middle])]
+    (generation, extend_len) = pairs[0]
+    return [_part([(generation, extend_len // 2)])] if extend_len > 1 and lacks_memory(cause) else []
+
+
+def _part(pairs: list[tuple[Generation, int]]) -> ScheduleBatch:
+    part = ScheduleBatch(sum(extend_len for _, extend_len in pairs))
+    for generation, extend_len in pairs:
+        part.add(generation, extend_len)
+    part.copies = [copy for generation, _ in pairs if (copy := generation.pending_copy)]
+    return part

@@ -1,0 +1,18 @@
+"""What the runner asks of a model, native or bridged."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from penstock_engine.forward_batch import ForwardBatch
+from penstock_engine.model_config import ModelConfig
+
+
+class CausalLM(nn.Module, ABC):
+    """Token ids to logits."""
+
+    config: ModelConfig
+
+    @abstractmethod
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Logits in float32 of the tokens to be sampled after, [padded sampled, vocabulary]."""
