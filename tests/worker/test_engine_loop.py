@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from penstock_engine import Engine, EngineConfig
+from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_worker.engine_loop import EngineLoop
 from penstock_worker.messages import Broken, Commands, FromEngine, Sampling, StepReport, Submit, decode_report, encode
 
@@ -82,13 +83,31 @@ def test_a_resumed_request_goes_on_with_the_tokens_of_an_undisturbed_one(far: Fa
     assert [far.report().deltas[0].token_id for _ in range(2)] == whole[4:]
 
 
-def test_a_failed_step_ends_the_process_and_names_no_other_job(
+def test_a_request_that_fails_the_step_fails_alone(far: Far, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = engine._runner.run
+
+    def fail_with_the_poisoned(batch: ScheduleBatch) -> StepSamples:
+        if "poisoned" in batch.request_ids:
+            raise RuntimeError("a token that no kernel bears")
+        return run(batch)
+
+    monkeypatch.setattr(engine._runner, "run", fail_with_the_poisoned)
+    far.tell(submits=[submit("poisoned"), submit("healthy", max_tokens=3)])
+    far.thread.start()
+    reports = [far.report() for _ in range(3)]
+    assert [(each.request_id, each.code) for report in reports for each in report.refusals] == [
+        ("poisoned", "forward_failed")
+    ]
+    assert [delta.request_id for report in reports for delta in report.deltas] == ["healthy"] * 3
+
+
+def test_a_broken_model_ends_the_process_and_names_no_other_job(
     far: Far, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_batch: object) -> None:
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(engine._runner, "run", fail)
+    monkeypatch.setattr(engine._runner, "_model", fail)
     far.tell(submits=[submit("job_of_one_tenant"), submit("job_of_another")])
     far.thread.start()
     message = far.hear()
