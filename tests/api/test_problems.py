@@ -59,6 +59,7 @@ def test_a_body_that_is_not_json_is_refused(caller: Caller, data: bytes | str) -
         ({"class": "shadow"}, "class", "'interactive' or 'batch'"),
         ({"priority": 101}, "priority", "100 or less"),
         ({"deadline": "soon"}, "deadline", "a date and a time"),
+        ({"webhook": {"url": "https://me:secret@example.com/"}}, "webhook.url", "user name or password"),
         ({"deadline": "2030"}, "deadline", "a date and a time"),
         ({"params": {"top_k": 2**40}}, "params.top_k", "2147483647"),
         ({"deadline": "2030-01-01T00:00:00"}, "deadline", "time zone"),

@@ -92,7 +92,10 @@ class JobWebhook(Strict):
     @field_validator("url")
     @classmethod
     def _http_address(cls, url: str) -> str:
-        return str(HttpUrl(url))
+        address = HttpUrl(url)
+        if address.username or address.password:
+            raise ValueError("must not hold a user name or password; deliveries are signed instead")
+        return str(address)
 
 
 class JobRequest(Strict):

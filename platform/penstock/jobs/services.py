@@ -22,7 +22,7 @@ from penstock.jobs.events import EventType, Happening, record
 from penstock.jobs.lease import load_checkpoint
 from penstock.jobs.models import Job
 from penstock.jobs.output import assemble_output, count_tokens
-from penstock.jobs.schemas import MAX_SEED, JobRequest
+from penstock.jobs.schemas import JobRequest
 from penstock.jobs.states import JobState
 from penstock.outbox.services import Topic, post
 from penstock.registry.models import Deployment, Hosting, Worker
@@ -90,7 +90,7 @@ def submit(
             model=request.model,
             input=request.stored_input(),
             params=request.stored_params(),
-            seed=secrets.randbelow(MAX_SEED) if request.params.seed is None else request.params.seed,
+            seed=_draw_seed() if request.params.seed is None else request.params.seed,
             tags=request.tags,
             user_metadata=request.metadata,
             webhook=request.webhook.model_dump() if request.webhook else None,
@@ -219,6 +219,11 @@ def _blocker(session: Session, job: Job, ahead: int) -> str:
         return f"{version} is loading ({max(loading):.0%})"
     failures = [host.error for host in hosts if host.state == "failed"]
     return f"{version} could not be loaded: {failures[0]}" if failures else f"no worker hosts {version}"
+
+
+def _draw_seed() -> int:
+    """53 random bits: every JSON reader keeps such a number exactly, so that it can be asked for again."""
+    return secrets.randbits(53)
 
 
 def _how_many_go_before(ahead: int) -> str:
