@@ -12,10 +12,10 @@ from penstock.embedded.state_folder import StateFolder
 
 from tests.embedded.probes import alive, eventually
 
+pytestmark = pytest.mark.drill
+
 PARENT = """
 import subprocess, sys, time
-
-pytestmark = pytest.mark.drill
 print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid, flush=True)
 time.sleep(600)
 """

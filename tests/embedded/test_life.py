@@ -18,13 +18,13 @@ from penstock.embedded.state_folder import StateFolder
 
 from tests.embedded.probes import alive, eventually, read_marks, users_of, write_marks
 
+pytestmark = pytest.mark.drill
+
 SUPERVISOR = """
 import json, sys, time
 from pathlib import Path
 from penstock.embedded import EmbeddedServices
 from tests.embedded.probes import write_marks
-
-pytestmark = pytest.mark.drill
 with EmbeddedServices(Path(sys.argv[1]), mlflow=False) as services:
     write_marks(services, "written before the kill")
     print(json.dumps(services.supervisor.processes), flush=True)
