@@ -12,11 +12,14 @@ class Tenant(Base):
     """An organisation. Whatever belongs to one is invisible to every other."""
 
     __tablename__ = "tenant"
+    __table_args__ = (CheckConstraint("weight > 0 AND weight < 'Infinity'", name="weight"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     webhook_secret: Mapped[str]
     max_queued_jobs: Mapped[int | None]
+    weight: Mapped[float] = mapped_column(server_default="1")
+    """How large its share of a busy worker is beside those of other tenants."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

@@ -22,6 +22,7 @@ class Job(Base):
     __table_args__ = (
         CheckConstraint(_one_of("state", JobState), name="state"),
         CheckConstraint("job_class BETWEEN 0 AND 2", name="job_class"),
+        CheckConstraint("token_budget > 0", name="token_budget"),
         CheckConstraint("(state = 'running') = (lease_holder IS NOT NULL)", name="lease_only_while_running"),
         CheckConstraint("(state IN ('queued', 'running')) = (finished_at IS NULL)", name="finished_at_when_final"),
         # The order in which waiting jobs are claimed.
@@ -60,6 +61,8 @@ class Job(Base):
     job_class: Mapped[int] = mapped_column(SmallInteger, server_default=str(JobClass.INTERACTIVE.value))
     priority: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     deadline: Mapped[datetime | None]
+    token_budget: Mapped[int | None] = mapped_column(BigInteger)
+    """What it may cost: prompt and output of all choices together."""
 
     # Which version serves it, and why
     deployment_id: Mapped[str] = mapped_column(ForeignKey("deployment.id"))
