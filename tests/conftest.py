@@ -1,5 +1,6 @@
 """Fixtures that every test may use: a real PostgreSQL and a real Redis, started once, emptied before each test."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from penstock.tables import Base
 from pydantic import SecretStr
 from redis import Redis
 from sqlalchemy import text
+
+# Read when Triton is first imported, which some models of `transformers` do: its kernels are interpreted here.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).parent.parent
 
