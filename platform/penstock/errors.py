@@ -14,6 +14,8 @@ PenstockError
 │   ├── MethodNotAllowed    405
 │   ├── JobAlreadyFinished  409   a terminal state is final
 │   ├── JobNotFinished      409   only a finished job can be retried
+│   ├── IdempotencyKeyInUse 409   the first request with the key is being handled
+│   ├── IdempotencyKeyReused 422  the key came with another request before
 │   ├── BodyTooLarge        413
 │   ├── UnsupportedMediaType 415
 │   └── QuotaExceeded       429   the tenant's limit is reached
@@ -154,6 +156,22 @@ class JobNotFinished(RequestError):
     code = "job_not_finished"
     status = 409
     title = "The job has not finished"
+
+
+class IdempotencyKeyInUse(RequestError):
+    """The first request with this key is being handled; send it again for its answer."""
+
+    code = "idempotency_key_in_use"
+    status = 409
+    title = "A request with this key is being handled"
+
+
+class IdempotencyKeyReused(RequestError):
+    """The key came with another request before."""
+
+    code = "idempotency_key_reused"
+    status = 422
+    title = "The idempotency key was used for another request"
 
 
 class BodyTooLarge(RequestError):

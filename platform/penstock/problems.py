@@ -223,6 +223,8 @@ def _answer(error: PenstockError, headers: dict[str, str] | None = None) -> Resp
     else:
         response.headers["Content-Type"] = PROBLEM_TYPE
         response.set_data(json.dumps(problem))
+    if "retry_after" in error.extra:
+        response.headers["Retry-After"] = str(error.extra["retry_after"])
     response.headers.update(headers or {})
     if isinstance(error, errors.Unauthenticated):
         response.headers["WWW-Authenticate"] = 'Bearer realm="penstock"'

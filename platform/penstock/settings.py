@@ -87,6 +87,10 @@ class Settings(MlflowSettings):
     max_body_bytes: int = Field(default=1_048_576, ge=1024, description="Largest request body that is accepted")
     max_queued_jobs: int = Field(default=100_000, ge=1, description="Jobs that one tenant may have waiting")
 
+    idempotency_seconds: int = Field(
+        default=86_400, ge=60, description="How long a request sent again with its Idempotency-Key makes no second job"
+    )
+
     # Job path
     lease_seconds: float = Field(
         default=15.0, ge=0.5, description="How long a worker may stay silent before its jobs are taken back"

@@ -2,6 +2,7 @@
 
 from penstock.auth.models import ApiKey, Tenant, User
 from penstock.db import Base
+from penstock.idempotency.models import IdempotencyKey
 from penstock.jobs.models import Event, Job, JobJournal, JobRun
 from penstock.outbox.models import OutboxMessage
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
@@ -14,6 +15,7 @@ __all__ = [
     "Deployment",
     "Event",
     "Hosting",
+    "IdempotencyKey",
     "Job",
     "JobJournal",
     "JobRun",

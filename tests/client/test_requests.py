@@ -138,18 +138,28 @@ def test_a_broken_get_ends_as_connection_failed(server: Misbehaving, client: Cli
     assert len(server.asked) == 4
 
 
-@pytest.mark.parametrize("failure", [HANG_UP, BAD_GATEWAY])
-def test_a_submit_that_may_have_arrived_is_not_repeated(server: Misbehaving, client: Client, failure: Reply) -> None:
+OUTAGE = problem("service_unavailable", 503)
+IN_USE = problem("idempotency_key_in_use", 409, headers={"Retry-After": "0"})
+
+
+@pytest.mark.parametrize("failure", [HANG_UP, BAD_GATEWAY, OUTAGE, IN_USE])
+def test_a_submit_that_may_have_arrived_is_repeated_with_its_key(
+    server: Misbehaving, client: Client, failure: Reply
+) -> None:
+    server.replies.extend([failure, as_json(JOB, 202)])
+    client.jobs.submit(model="tiny", prompt="x")
+    first, second = server.asked
+    assert first.body == second.body
+    assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
+
+
+@pytest.mark.parametrize(("failure", "kind"), [(HANG_UP, ConnectionFailed), (OUTAGE, ServiceUnavailable)])
+def test_a_cancel_that_may_have_arrived_is_not(
+    server: Misbehaving, client: Client, failure: Reply, kind: type[PenstockError]
+) -> None:
     server.replies.append(failure)
-    with pytest.raises(ConnectionFailed):
-        client.jobs.submit(model="tiny", prompt="x")
-    assert len(server.asked) == 1
-
-
-def test_nor_one_that_was_answered_with_503(server: Misbehaving, client: Client) -> None:
-    server.replies.append(problem("service_unavailable", 503))
-    with pytest.raises(ServiceUnavailable):
-        client.jobs.submit(model="tiny", prompt="x")
+    with pytest.raises(kind):
+        client.jobs.cancel("job_01")
     assert len(server.asked) == 1
 
 

@@ -12,7 +12,7 @@ from penstock.client.events import Cursor, Event
 from penstock.client.models import Job, JobPage, Message, Params, Webhook, parse
 from penstock.client.patience import OnLost, Patience
 from penstock.client.stream import Follower
-from penstock.client.transport import Transport, is_temporary
+from penstock.client.transport import IDEMPOTENCY_HEADER, Transport, is_temporary
 from penstock.errors import PenstockError, ValidationFailed
 from penstock.jobs.states import JobState
 
@@ -96,7 +96,7 @@ class Jobs:
 
         Raises `JobAlreadyFinished`.
         """
-        return self._job("POST", f"{_path(job_id)}/cancel", headers=_idempotency(None))
+        return self._job("POST", f"{_path(job_id)}/cancel")
 
     def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
         """A new job with the request of a finished one; its `retry_of` names the old one."""
@@ -163,7 +163,7 @@ def _given(**members: Any) -> dict[str, Any]:
 
 
 def _idempotency(key: str | None) -> dict[str, str]:
-    return {"Idempotency-Key": key or str(uuid4())}
+    return {IDEMPOTENCY_HEADER: key or str(uuid4())}
 
 
 def _in_utc(moment: datetime | None) -> str | None:

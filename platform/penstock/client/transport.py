@@ -11,8 +11,9 @@ import penstock
 from penstock.client.backoff import LONGEST_ASKED_SECONDS, asked_pause, pause
 from penstock.client.config import Connection
 from penstock.client.errors import GATEWAY_STATUSES, ConnectionFailed, UnexpectedAnswer, error_from
-from penstock.errors import PenstockError
+from penstock.errors import IdempotencyKeyInUse, PenstockError
 
+IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
 _REFUSED_FOR_NOW: Final = frozenset({429, 503})
 _STREAM_TYPE: Final = "text/event-stream"
 _NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -23,8 +24,9 @@ STREAM_SILENCE_SECONDS: Final = 45.0
 class Transport:
     """One server and one key. Thread-safe.
 
-    A GET is repeated after every connection error and after 429, 502, 503 and 504. Anything else is repeated only where
-    the server cannot have acted on it: when the connection was never made, and after 429.
+    A GET, and what carries an `Idempotency-Key`, is repeated after every connection error and after 429, 502, 503, 504.
+    Anything else is repeated only where the server cannot have acted on it: when the connection was never made, and
+    after 429.
     """
 
     def __init__(self, connection: Connection, *, timeout: float, max_retries: int) -> None:
@@ -62,13 +64,13 @@ class Transport:
             try:
                 response = self._http.send(request)
             except httpx.RequestError as error:
-                if failures > self._max_retries or not _may_repeat(method, error):
+                if failures > self._max_retries or not (_acts_once(request) or isinstance(error, _NEVER_SENT)):
                     raise self.connection_failed(error) from error
                 time.sleep(pause(failures))
                 continue
             if response.is_success:
                 return _object(response)
-            delay = self._repeat_in(method, response, failures)
+            delay = self._repeat_in(request, response, failures)
             if delay is None:
                 raise error_from(response)
             time.sleep(delay)
@@ -92,9 +94,9 @@ class Transport:
             f"{self.url} does not answer ({reason}); is the server running, and is that its address?"
         )
 
-    def _repeat_in(self, method: str, response: httpx.Response, failures: int) -> float | None:
+    def _repeat_in(self, request: httpx.Request, response: httpx.Response, failures: int) -> float | None:
         """Seconds after which to repeat, or None when that is not safe, not asked for, or too far away."""
-        refused = response.status_code == 429 or (method == "GET" and response.status_code in GATEWAY_STATUSES)
+        refused = response.status_code == 429 or (_acts_once(request) and _refused_for_now(response))
         if not refused or failures > self._max_retries:
             return None
         asked = asked_pause(response) or 0.0
@@ -106,8 +108,15 @@ def is_temporary(error: PenstockError) -> bool:
     return error.status in _REFUSED_FOR_NOW
 
 
-def _may_repeat(method: str, error: httpx.RequestError) -> bool:
-    return method == "GET" or isinstance(error, _NEVER_SENT)
+def _acts_once(request: httpx.Request) -> bool:
+    """Whether the server acts on it once, however often it arrives."""
+    return request.method == "GET" or IDEMPOTENCY_HEADER in request.headers
+
+
+def _refused_for_now(response: httpx.Response) -> bool:
+    if response.status_code == IdempotencyKeyInUse.status:
+        return error_from(response).code == IdempotencyKeyInUse.code
+    return response.status_code in GATEWAY_STATUSES
 
 
 def _query(query: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from penstock.db import Database
 from penstock.errors import LeaseLost
+from penstock.idempotency.services import forget_expired
 from penstock.jobs.journal import Journal, JournalEntry
 from penstock.jobs.lease import Held
 from penstock.jobs.models import Job
@@ -59,7 +60,7 @@ class Housekeeper:
                 stop.wait(min(self._settings.sweep_seconds, 1.0))
 
     def sweep(self) -> None:
-        """One round: what is waiting is rung for, what is lost is taken back, what is late ends."""
+        """One round: what is waiting is rung for, what is lost is taken back, what is late ends, what is old goes."""
         self._relay.drain()
         self._each_transaction(self._reap)
         self._each_transaction(self._expire)
@@ -67,6 +68,8 @@ class Housekeeper:
             self._relay.ring(session, _deployments_with_waiting_jobs(session))
             for delivery_id in due_deliveries(session, self._relay.room_for_webhooks(_MOST_DELIVERIES)):
                 self._relay.ring_webhook(delivery_id)
+        with self._database.transaction() as session:
+            forget_expired(session, self._settings.idempotency_seconds)
 
     def _listen_and_sweep(self, stop: threading.Event) -> None:
         address = self._database.url.replace("postgresql+psycopg://", "postgresql://", 1)

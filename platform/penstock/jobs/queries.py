@@ -9,6 +9,7 @@ from penstock.jobs.services import JobFilter
 from penstock.jobs.states import JobState
 
 MAX_PAGE: Final = 100
+_IDEMPOTENCY: Final = "Any unique text, such as a UUID: sent again with the same request, it makes no second job"
 
 
 def _aware(moment: datetime) -> datetime:
@@ -67,6 +68,13 @@ class SubmitHeaders(BaseModel):
 
     prefer: str | None = Field(default=None, description="`wait=N` holds the request up to N seconds (at most 60)")
     traceparent: str | None = Field(default=None, description="W3C trace context, kept with the job")
+    idempotency_key: str | None = Field(default=None, description=_IDEMPOTENCY)
+
+
+class RetryHeaders(BaseModel):
+    """Headers that change how a job is submitted again."""
+
+    idempotency_key: str | None = Field(default=None, description=_IDEMPOTENCY)
 
 
 class StreamHeaders(BaseModel):
@@ -79,3 +87,6 @@ class SubmitAnswerHeaders(BaseModel):
     """Headers of an accepted job."""
 
     location: str = Field(description="Where the job is")
+    idempotent_replayed: bool | None = Field(
+        default=None, description="`true` when an earlier request with the same `Idempotency-Key` made the job"
+    )

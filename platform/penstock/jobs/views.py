@@ -1,21 +1,31 @@
 """The jobs' routes. A view parses, calls one service, renders."""
 
 import re
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from apiflask import APIBlueprint
 from flask import Response, jsonify, url_for
 from redis.exceptions import RedisError
+from sqlalchemy.orm import Session
 
 from penstock.auth.models import Tenant
 from penstock.auth.services import Principal, Scope
 from penstock.endpoints import Contract, endpoint, schema_of
+from penstock.idempotency.services import Accepted, KeyedRequest, accept_once, keyed_request
 from penstock.jobs import services as jobs
 from penstock.jobs.details import describe, with_newest_output
 from penstock.jobs.documents import JobDetail, JobDocument, JobPage
 from penstock.jobs.models import Job
 from penstock.jobs.presentation import job_document
-from penstock.jobs.queries import ListQuery, StreamHeaders, StreamQuery, SubmitAnswerHeaders, SubmitHeaders
+from penstock.jobs.queries import (
+    ListQuery,
+    RetryHeaders,
+    StreamHeaders,
+    StreamQuery,
+    SubmitAnswerHeaders,
+    SubmitHeaders,
+)
 from penstock.jobs.schemas import JobRequest
 from penstock.jobs.sse import stream_response
 from penstock.jobs.states import JobState
@@ -57,7 +67,7 @@ _STREAM: Final = {
         answer=JobDocument,
         status=202,
         answer_headers=SubmitAnswerHeaders,
-        problems=(400, 404, 413, 415, 429),
+        problems=(400, 404, 409, 413, 415, 429),
         responses={
             200: {
                 "description": "The job is over: with `Prefer: wait=N`, within N seconds",
@@ -73,8 +83,10 @@ def submit_job(principal: Principal, headers: SubmitHeaders, body: JobRequest) -
     """
     services = current_services()
     seconds = wait_asked(headers.prefer)
-    with services.database.transaction() as session:
-        job = jobs.submit(
+    asked = keyed_request(principal.tenant_id, headers.idempotency_key, ["submit", _as_sent(body)])
+
+    def submit(session: Session) -> Job:
+        return jobs.submit(
             session,
             tenant_id=principal.tenant_id,
             request=body,
@@ -82,11 +94,13 @@ def submit_job(principal: Principal, headers: SubmitHeaders, body: JobRequest) -
             limits=_limits(services, session.get_one(Tenant, principal.tenant_id)),
             traceparent=_traceparent(headers),
         )
-    job = wait_until_final(services, job, seconds)
-    location = {"Location": url_for("api_jobs.get_job", job_id=job.id)}
+
+    accepted = _accept(services, asked, submit)
+    document, answer_headers = accepted.document, _answer_headers(accepted)
     if seconds:
-        location["Preference-Applied"] = f"wait={seconds}"
-    return jsonify(job_document(job)), 200 if JobState(job.state).final else 202, location
+        document = _waited(services, principal, accepted.job_id, seconds)
+        answer_headers["Preference-Applied"] = f"wait={seconds}"
+    return jsonify(document), 200 if JobState(document["status"]).final else 202, answer_headers
 
 
 @endpoint(routes, "GET", "", Contract(scope=Scope.JOBS_READ, query=ListQuery, answer=JobPage))
@@ -140,24 +154,29 @@ def cancel_job(principal: Principal, job_id: str) -> tuple[Response, int]:
     "/<job_id>/retry",
     Contract(
         scope=Scope.JOBS_WRITE,
+        headers=RetryHeaders,
         answer=JobDocument,
         status=202,
         answer_headers=SubmitAnswerHeaders,
-        problems=(400, 404, 409, 429),
+        problems=(400, 404, 409, 422, 429),
     ),
 )
-def retry_job(principal: Principal, job_id: str) -> tuple[Response, int, dict[str, str]]:
+def retry_job(principal: Principal, headers: RetryHeaders, job_id: str) -> tuple[Response, int, dict[str, str]]:
     """Submit a finished job's request again, as a new job that names the old one in `retry_of`."""
     services = current_services()
-    with services.database.transaction() as session:
-        job = jobs.retry(
+    asked = keyed_request(principal.tenant_id, headers.idempotency_key, ["retry", job_id])
+
+    def retry(session: Session) -> Job:
+        return jobs.retry(
             session,
             principal.tenant_id,
             job_id,
             prompts=services.prompts,
             limits=_limits(services, session.get_one(Tenant, principal.tenant_id)),
         )
-    return jsonify(job_document(job)), 202, {"Location": url_for("api_jobs.get_job", job_id=job.id)}
+
+    accepted = _accept(services, asked, retry)
+    return jsonify(accepted.document), 202, _answer_headers(accepted)
 
 
 @endpoint(
@@ -188,6 +207,27 @@ def announce(services: Services, job: Job) -> None:
         services.journal.announce([job.id])
     except RedisError as error:
         log.warning("job.not_announced", job=job.id, error=type(error).__name__)
+
+
+def _accept(services: Services, asked: KeyedRequest | None, make: Callable[[Session], Job]) -> Accepted:
+    with services.database.transaction() as session:
+        return accept_once(session, asked, lambda: make(session), keep_seconds=services.settings.idempotency_seconds)
+
+
+def _answer_headers(accepted: Accepted) -> dict[str, str]:
+    location = {"Location": url_for("api_jobs.get_job", job_id=accepted.job_id)}
+    return location | ({"Idempotent-Replayed": "true"} if accepted.replayed else {})
+
+
+def _waited(services: Services, principal: Principal, job_id: str, seconds: int) -> dict[str, Any]:
+    with services.database.transaction() as session:
+        job = jobs.get(session, principal.tenant_id, job_id)
+    return job_document(wait_until_final(services, job, seconds))
+
+
+def _as_sent(body: JobRequest) -> dict[str, Any]:
+    """What the body gives, without what it leaves to defaults, so that a new default changes no fingerprint."""
+    return body.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def _limits(services: Services, tenant: Tenant) -> jobs.Limits:
