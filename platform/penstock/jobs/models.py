@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, SmallInteger, func, text
+from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, SmallInteger, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -50,7 +50,7 @@ class Job(Base):
     # What was asked
     model: Mapped[str]
     input: Mapped[dict[str, Any]]
-    params: Mapped[dict[str, Any]]
+    params: Mapped[dict[str, Any]] = mapped_column(JSON)  # not jsonb: a schema's properties keep their order
     seed: Mapped[int] = mapped_column(BigInteger)
     tags: Mapped[list[str]] = mapped_column(server_default="{}")
     user_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", server_default="{}")
