@@ -18,6 +18,7 @@ Reading order, from the data to the device:
     engine          submit, abort, step: the parts put together
     bisection       who made a step fail
     determinism     whether numbers depend on neighbours, tried out at start
+    measures        how long each request took and what it cost
     trace           a record of the last steps
     tables          what the forward pass must know of each running generation, as arrays
     forward_batch   a step as tensors
@@ -52,6 +53,7 @@ from penstock_engine.errors import (
     ScoringFailed,
     StepFailed,
 )
+from penstock_engine.measures import RequestMeasures
 from penstock_engine.request import (
     FinishReason,
     Grammar,
@@ -85,6 +87,7 @@ __all__ = [
     "QueueFull",
     "Request",
     "RequestFailure",
+    "RequestMeasures",
     "RequestRefused",
     "RequestTooLarge",
     "SamplingParams",

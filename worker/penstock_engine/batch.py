@@ -26,8 +26,8 @@ class RunScores(NamedTuple):
 class ScheduleBatch:
     """The generations of one step, and how many tokens each runs.
 
-    `generations`, `extend_lens`, `scored`, `copies`, `admitted` and `preempted` are written by `Scheduler.schedule`;
-    the rest by `Scheduler.commit`.
+    `generations`, `extend_lens`, `scored`, `copies`, `admitted`, `entered` and `preempted` are written by
+    `Scheduler.schedule`; the rest by `Scheduler.commit`.
     """
 
     budget: int  # tokens still to give out
@@ -35,16 +35,22 @@ class ScheduleBatch:
     extend_lens: list[int] = field(default_factory=list)  # 1 in steady decoding
     copies: list[tuple[int, int]] = field(default_factory=list)  # page to page, before anything is written
     admitted: list[tuple[str, int]] = field(default_factory=list)  # for the first time: request, prompt tokens cached
+    entered: list[tuple[Generation, int]] = field(default_factory=list)  # for the first time or again: tokens cached
     preempted: list[Generation] = field(default_factory=list)
     scored: list[ScoredRun] = field(default_factory=list)
+    ending: list[Generation] = field(default_factory=list)  # whose prefill comes to its end
+    twins: list[tuple[Generation, Generation]] = field(default_factory=list)  # who is sampled beside whom
 
     deltas: list[TokenDelta] = field(default_factory=list)
     failures: list[RequestFailure] = field(default_factory=list)
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+    tail_copies: list[tuple[int, int]] = field(default_factory=list)  # page to page, at once
     dirty_pages: list[int] = field(default_factory=list)  # free, but may hold NaN: to be zeroed before reuse
 
     def absorb(self, part: "ScheduleBatch") -> None:
         """Take over what was committed of a part of this batch."""
+        self.admitted += part.admitted
+        self.entered += part.entered
         self.deltas += part.deltas
         self.failures += part.failures
         self.prompt_logprobs += part.prompt_logprobs
@@ -53,6 +59,8 @@ class ScheduleBatch:
     def add(self, generation: Generation, extend_len: int) -> None:
         if generation.scoring is not None:
             self._score(generation, generation.scoring, extend_len)
+        if not generation.published and extend_len == generation.remaining_len:
+            self.ending.append(generation)
         self.generations.append(generation)
         self.extend_lens.append(extend_len)
         self.budget -= extend_len
@@ -69,10 +77,22 @@ class ScheduleBatch:
         return tuple(dict.fromkeys(generation.request.id for generation in self.generations))
 
     @property
-    def sampled(self) -> list[Generation]:
-        """Those whose last token runs in this step, in order: the next token can be chosen for them."""
+    def ends(self) -> list[Generation]:
+        """Those whose last token runs in this step, in order: its logits say what comes next."""
         pairs = zip(self.generations, self.extend_lens, strict=True)
         return [generation for generation, extend_len in pairs if extend_len == generation.remaining_len]
+
+    @property
+    def sampled(self) -> list[Generation]:
+        """Those for whom the next token is chosen: the `ends`, then the twins of some of them."""
+        ends = self.ends
+        return ends + [twin for twin, leader in self.twins if leader in ends] if self.twins else ends
+
+    @property
+    def logit_rows(self) -> list[int]:
+        """For each of `sampled`, which of the `ends` has its logits."""
+        at = {generation: row for row, generation in enumerate(self.ends)}
+        return [*at.values(), *(at[leader] for _, leader in self.twins if leader in at)]
 
 
 @dataclass(frozen=True, slots=True)

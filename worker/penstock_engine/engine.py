@@ -19,6 +19,7 @@ from penstock_engine.config import EngineConfig
 from penstock_engine.determinism import check_determinism
 from penstock_engine.errors import EngineBusy, InvalidRequest, InvalidSampling, QueueFull, ScoringFailed, StepFailed
 from penstock_engine.loading import Progress, load_model, resolve_dtype
+from penstock_engine.measures import Meter
 from penstock_engine.model_config import read_model_config
 from penstock_engine.models import CausalLM
 from penstock_engine.page_allocator import PageAllocator
@@ -75,11 +76,14 @@ class Engine:
         self._seeds = random.Random(config.seed)
         self._live = LiveRequests()
         self.trace = StepTrace(config.trace_steps)
+        self._meter = Meter()
         self._clock = time.time  # that of deadlines
+        self._steady = time.perf_counter  # that of durations
         self._grammars: Grammars | None = None  # from the first request that brings one
         self._arrivals = 0
         self._steps = 0
         self._generated = 0
+        self._runs = 0
 
     @classmethod
     def from_folder(
@@ -114,6 +118,8 @@ class Engine:
         self._arrivals += 1
         generations[0].scoring = scoring or generations[0].scoring
         self._live.add(request, len(generations))
+        if scoring is None:
+            self._meter.queue(generations, self._steady())
         for generation in generations:
             self._scheduler.submit(generation)
 
@@ -132,13 +138,14 @@ class Engine:
         return self._grammars.matcher(grammar)
 
     def abort(self, request_id: str) -> bool:
-        """Drop a request at once and free its pages; nothing more is said of it. False if it is not in flight."""
+        """Drop a request at once and free its pages; the next step tells its measures alone. False if it has gone."""
         self._live.discard([request_id])
+        self._meter.end(request_id, "abort", self._steady())
         return self._scheduler.abort(request_id)
 
     def step(self) -> StepOutput:
         """Run one step. Raises StepFailed, having committed nothing, if the model runs nothing any more."""
-        started, batch = time.perf_counter(), self._scheduler.schedule()
+        started, batch = self._steady(), self._scheduler.schedule()
         if batch.generations:
             self._steps += 1
             self._run(batch)
@@ -200,6 +207,11 @@ class Engine:
             tokens_computed=scheduler.computed_tokens,
             tokens_cached=scheduler.cached_tokens,
             preemptions=scheduler.preemptions,
+            tokens_recomputed=scheduler.recomputed_tokens,
+            prefix_queries=scheduler.queried_tokens,
+            prefix_hits=scheduler.found_tokens,
+            runs=self._runs,
+            max_running=self.config.max_running,
         )
 
     def _run(self, batch: ScheduleBatch) -> None:
@@ -231,9 +243,11 @@ class Engine:
         isolate(batch, run=self._runner.run, commit=commit, blame=blame)
 
     def _report(self, batch: ScheduleBatch, started: float) -> StepOutput:
+        now = self._steady()
+        self._meter.note(batch, started, now)
         if batch.generations:
-            seconds = time.perf_counter() - started
-            self.trace.record(self._steps, started, seconds, batch, len(self._scheduler.waiting))
+            self.trace.record(self._steps, started, now - started, batch, len(self._scheduler.waiting))
+        self._runs += len(batch.generations)
         self._generated += len(batch.deltas)
         admitted = self._live.begin(batch.admitted)
         self._live.discard(failure.request_id for failure in batch.failures)
@@ -246,7 +260,15 @@ class Engine:
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
         )
-        return StepOutput(self._steps, deltas, batch.failures, counts, admitted, batch.prompt_logprobs)
+        return StepOutput(
+            step=self._steps,
+            deltas=deltas,
+            failed=batch.failures,
+            counts=counts,
+            admitted=admitted,
+            prompt_logprobs=batch.prompt_logprobs,
+            measures=self._meter.take_ended(),
+        )
 
 
 def _grammars(tokenizer: str | None, limits: Limits) -> "Grammars":

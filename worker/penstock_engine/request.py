@@ -192,11 +192,26 @@ class Generation:
     pages: list[int] = field(default_factory=list)
     shared_pages: int = 0  # leading pages that belong to the tree
     node: "TreeNode | None" = None  # what this generation has locked
-    copy_from: "TreeNode | None" = None  # locked until its first page's shared part is copied to our first own page
+    copy_from: "TreeNode | Generation | None" = None  # keeps `copy_page` until its beginning is in our first own page
+    copy_page: int = 0
     published: bool = False  # the full pages of this run's prefill are in the tree
     preemptions: int = 0
+    found_len: int = 0  # tokens found in the prefix cache when it was first let in
+    furthest_len: int = 0  # the most that `computed_len` has ever been
+    computed: int = 0  # tokens run through the model, over all its runs
+    recomputed: int = 0  # of these, run before already, and lost to a preemption
     scoring: Scoring | None = None  # until all of it is found
     matcher: "Matcher | None" = None  # where the output is in its grammar; moved on by `masks`
+
+    def advance(self, extend_len: int) -> int:
+        """Note that its next `extend_len` tokens have run; returns how many of them had run before."""
+        reached = self.computed_len + extend_len
+        again = max(0, min(reached, self.furthest_len) - self.computed_len)
+        self.furthest_len = max(reached, self.furthest_len)
+        self.computed += extend_len
+        self.recomputed += again
+        self.computed_len = reached
+        return again
 
     @property
     def order(self) -> tuple[int, int, float, int, int]:
@@ -208,7 +223,7 @@ class Generation:
     @property
     def pending_copy(self) -> tuple[int, int] | None:
         """From the page whose beginning matches, to the first own page; None when nothing is to be copied."""
-        return None if self.copy_from is None else (self.copy_from.pages[0], self.pages[self.shared_pages])
+        return None if self.copy_from is None else (self.copy_page, self.pages[self.shared_pages])
 
     @property
     def remaining_len(self) -> int:

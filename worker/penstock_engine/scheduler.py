@@ -55,6 +55,8 @@ class Scheduler:
         self.blocked = False  # the last step ended with someone waiting for pages
         self.cached_tokens = 0
         self.computed_tokens = 0
+        self.recomputed_tokens = 0
+        self.queried_tokens = self.found_tokens = 0  # of those let in for the first time: all, and what was cached
         self.preemptions = 0
 
     @property
@@ -80,7 +82,7 @@ class Scheduler:
         """Take what the model computed into account; fills the batch's deltas, failures and dirty pages."""
         sampled = batch.sampled
         for generation, extend_len in zip(batch.generations, batch.extend_lens, strict=True):
-            generation.computed_len += extend_len
+            self.recomputed_tokens += generation.advance(extend_len)
             self._forget_copy(generation)
         self.computed_tokens += sum(batch.extend_lens)
         self._budget_now = min(self._token_budget, self._budget_now + 1)
@@ -177,7 +179,11 @@ class Scheduler:
     def _enter(self, generation: Generation, batch: ScheduleBatch) -> None:
         self.waiting.admit(generation)
         insort(self.running, generation, key=_ORDER)
+        batch.entered.append((generation, generation.cached_len))
         if not generation.preemptions:
+            generation.found_len = generation.cached_len
+            self.queried_tokens += len(generation.tokens)
+            self.found_tokens += generation.cached_len
             batch.admitted.append((generation.request.id, min(generation.cached_len, generation.prompt_len)))
             self._charge(generation, INPUT_COST * generation.prompt_len)
         batch.add(generation, min(generation.remaining_len, batch.budget))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from penstock_engine.measures import RequestMeasures
 from penstock_engine.request import PromptLogprobs, RequestFailure, TokenDelta
 
 
@@ -22,6 +23,7 @@ class StepOutput(NamedTuple):
     """What one step brought. `step` is its number, and stands still when there was nothing to run.
 
     `admitted` names the requests that began to run, each with how many tokens of its prompt were found in the cache.
+    `measures` are those of the requests that ended in this step, or were aborted since the one before.
     """
 
     step: int
@@ -30,6 +32,7 @@ class StepOutput(NamedTuple):
     counts: StepCounts
     admitted: list[tuple[str, int]]
     prompt_logprobs: Sequence[PromptLogprobs] = ()
+    measures: Sequence[RequestMeasures] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,9 @@ class EngineStats:
 
     `pages_cached` hold prefixes that nobody is using; `tokens_cached` were found in the prefix cache at admission
     rather than computed, `tokens_computed` ran through the model (prompt, output and recomputed ones).
+    `tokens_recomputed` had run before, and were lost to a preemption. As in vLLM, `prefix_queries` are the tokens of
+    requests that were let in for the first time and `prefix_hits` those of them that were cached: what a preempted
+    one finds of its own is no hit. `runs` sums over the steps how many ran in each.
     """
 
     steps: int
@@ -51,3 +57,23 @@ class EngineStats:
     tokens_computed: int
     tokens_cached: int
     preemptions: int
+    tokens_recomputed: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    runs: int = 0
+    max_running: int = 0
+
+    @property
+    def kv_usage(self) -> float:
+        """The share of the pages that someone is using; cached prefixes that nobody uses count as free. 0 to 1."""
+        return self.pages_in_use / self.pages_total
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of the queried tokens that were cached; 0 where none was queried. 0 to 1."""
+        return self.prefix_hits / self.prefix_queries if self.prefix_queries else 0.0
+
+    @property
+    def occupancy(self) -> float:
+        """How full the batch was in an average step: 1 is `max_running`; 0 before the first. 0 to 1."""
+        return self.runs / (self.steps * self.max_running) if self.steps else 0.0
