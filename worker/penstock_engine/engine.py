@@ -75,10 +75,10 @@ class Engine:
             check_determinism(self._runner.forward, vocab_size=vocabulary, page_size=size, pages=pages)
         self._seeds = random.Random(config.seed)
         self._live = LiveRequests()
-        self.trace = StepTrace(config.trace_steps)
         self._meter = Meter()
         self._clock = time.time  # that of deadlines
         self._steady = time.perf_counter  # that of durations
+        self.trace = StepTrace.of(config, pages, epoch=self._clock() - self._steady())
         self._grammars: Grammars | None = None  # from the first request that brings one
         self._arrivals = 0
         self._steps = 0
@@ -141,7 +141,10 @@ class Engine:
         """Drop a request at once and free its pages; the next step tells its measures alone. False if it has gone."""
         self._live.discard([request_id])
         self._meter.end(request_id, "abort", self._steady())
-        return self._scheduler.abort(request_id)
+        dropped = self._scheduler.abort(request_id)
+        if dropped:
+            self.trace.abort(request_id)
+        return dropped
 
     def step(self) -> StepOutput:
         """Run one step. Raises StepFailed, having committed nothing, if the model runs nothing any more."""
@@ -149,6 +152,7 @@ class Engine:
         if batch.generations:
             self._steps += 1
             self._run(batch)
+            self._runner.copy(batch.tail_copies)
             self._runner.scrub(batch.dirty_pages)
         self._scheduler.expire(self._clock(), batch)
         return self._report(batch, started)
@@ -246,7 +250,7 @@ class Engine:
         now = self._steady()
         self._meter.note(batch, started, now)
         if batch.generations:
-            self.trace.record(self._steps, started, now - started, batch, len(self._scheduler.waiting))
+            self.trace.record(started, now - started, batch, self.stats)
         self._runs += len(batch.generations)
         self._generated += len(batch.deltas)
         admitted = self._live.begin(batch.admitted)

@@ -17,6 +17,7 @@
     ├── EngineBusy                      score() needs the engine for itself
     ├── ScoringFailed                   the model has no log probabilities for these tokens
     ├── StepFailed                      the model runs nothing any more; names the requests that were in the batch
+    ├── TraceUnreadable                 a file is not a trace of steps
     └── OutOfPages                      more pages were taken than are free: a broken invariant, never load
 
 Each class has a stable `code`; each message names what is at fault and what would be right.
@@ -194,3 +195,13 @@ class OutOfPages(EngineError):
     def __init__(self, wanted: int, free: int) -> None:
         self.wanted, self.free = wanted, free
         super().__init__(f"{wanted} pages wanted, {free} free")
+
+
+class TraceUnreadable(EngineError):
+    """A file is not the trace of an engine's steps; `line` counts from 1."""
+
+    code = "trace_unreadable"
+
+    def __init__(self, path: Path, line: int, problem: str) -> None:
+        self.path, self.line = path, line
+        super().__init__(f"{path}, line {line}: {problem}; it must be what an engine's trace.export wrote")

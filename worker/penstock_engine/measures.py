@@ -61,7 +61,6 @@ class _Live:
 
     generations: Sequence[Generation]
     open_choices: int
-    queued_at: float
     scheduled_at: float | None = None
     first_token_at: float | None = None
     last_token_at: dict[int, float] = field(default_factory=dict)  # by choice
@@ -91,7 +90,9 @@ class Meter:
 
     def queue(self, generations: Sequence[Generation], now: float) -> None:
         """A request was submitted; these are its choices."""
-        self._live[generations[0].request.id] = _Live(generations, len(generations), now)
+        for generation in generations:
+            generation.queued_at = now
+        self._live[generations[0].request.id] = _Live(generations, len(generations))
 
     def note(self, batch: ScheduleBatch, started: float, now: float) -> None:
         """A step was committed: it began at `started`, and its tokens are there `now`."""
@@ -141,7 +142,7 @@ def _measures(live: _Live, how: str, now: float) -> RequestMeasures:
         recomputed_tokens=sum(each.recomputed for each in live.generations),
         generated_tokens=live.generated,
         preemptions=sum(each.preemptions for each in live.generations),
-        queue_seconds=scheduled - live.queued_at,
+        queue_seconds=scheduled - live.generations[0].queued_at,
         prefill_seconds=first - scheduled,
         decode_seconds=max(live.last_token_at.values(), default=first) - first,
         gaps=live.gaps,

@@ -119,6 +119,11 @@ class Request:
     token_budget: int | None = None
 
 
+def choice_name(request_id: str, choice: int) -> str:
+    """What a choice is called in a trace: its request's id, with the choice behind a slash from 1 on."""
+    return f"{request_id}/{choice}" if choice else request_id
+
+
 class TokenDelta(NamedTuple):
     """One generated token. `position` counts output tokens from 0; `finish_reason` comes with the last one."""
 
@@ -196,6 +201,7 @@ class Generation:
     copy_page: int = 0
     published: bool = False  # the full pages of this run's prefill are in the tree
     preemptions: int = 0
+    queued_at: float = 0.0  # when it was submitted; written by `measures`, by the engine's steady clock
     found_len: int = 0  # tokens found in the prefix cache when it was first let in
     furthest_len: int = 0  # the most that `computed_len` has ever been
     computed: int = 0  # tokens run through the model, over all its runs
@@ -212,6 +218,10 @@ class Generation:
         self.recomputed += again
         self.computed_len = reached
         return again
+
+    @property
+    def name(self) -> str:
+        return choice_name(self.request.id, self.choice)
 
     @property
     def order(self) -> tuple[int, int, float, int, int]:

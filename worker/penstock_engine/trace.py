@@ -1,67 +1,186 @@
-"""A record of the last steps: who ran when, as prefill or decoding, who was preempted; for a picture of occupancy."""
+"""A record of the last steps: who ran when, as prefill or decoding, who was preempted; for a picture of occupancy.
+
+On disk a trace is JSON lines: a header, then one record per step, oldest first.
+
+    {"trace": 1, "max_running": 64, "token_budget": 512, ...}
+    {"step": 1, "start": 0.0, "seconds": 0.021, "extended": {"a": 40}, "decoded": [], ...}
+"""
 
 import json
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from penstock_engine.batch import ScheduleBatch
+from penstock_engine.config import EngineConfig
+from penstock_engine.errors import TraceUnreadable
+from penstock_engine.request import choice_name
+from penstock_engine.stats import EngineStats
+
+FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """One step; `start` in seconds of an arbitrary but steady clock. Ids are requests', or `id/choice` from 1 on."""
+class TraceHeader(NamedTuple):
+    """What holds for every step. `epoch` is the steady clock's zero, in seconds since 1970."""
+
+    max_running: int
+    token_budget: int
+    page_size: int
+    pages: int
+    policy: str
+    epoch: float
+
+    @property
+    def line(self) -> str:
+        return _json({"trace": FORMAT, **self._asdict()})
+
+
+class StepRecord(NamedTuple):
+    """One step, as it was scheduled. Names are `choice_name`s; times are seconds of the steady clock."""
 
     step: int
     start: float
     seconds: float
     extended: dict[str, int]  # tokens of each that prefilled
     decoded: list[str]  # one token each
-    admitted: list[str]
+    admitted: dict[str, int]  # who was let in, for the first time or again, and how many tokens were found cached
+    queued: dict[str, float]  # when those that were let in for the first time had been submitted
     preempted: list[str]
-    ended: dict[str, str]  # why: a finish reason, or a failure's code
+    ended: dict[str, str]  # why: a finish reason, "abort", or a failure's code, which ends all choices
+    running: int  # after the step, like all that follows
     waiting: int
+    pages_in_use: int
+    pages_cached: int
+
+    @property
+    def line(self) -> str:
+        return _json(self._asdict())
+
+    @property
+    def prefill_tokens(self) -> int:
+        return sum(self.extended.values())
+
+    @property
+    def end(self) -> float:
+        return self.start + self.seconds
+
+
+class Trace(NamedTuple):
+    """What `read_trace` found."""
+
+    header: TraceHeader
+    records: list[StepRecord]
 
 
 class StepTrace:
     """A ring of the last `capacity` records; with none, nothing is recorded."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, header: TraceHeader, capacity: int) -> None:
+        self.header = header
         self._records: deque[StepRecord] = deque(maxlen=capacity)
+        self._aborted: list[str] = []
 
     def __iter__(self) -> Iterator[StepRecord]:
         return iter(self._records)
 
-    def record(self, step: int, start: float, seconds: float, batch: ScheduleBatch, waiting: int) -> None:
-        """Keep what became of `batch`, which has been committed."""
+    @classmethod
+    def of(cls, config: EngineConfig, pages: int, epoch: float) -> "StepTrace":
+        """The trace of an engine so configured, with a pool of `pages`."""
+        header = TraceHeader(
+            config.max_running, config.token_budget, config.page_size, pages, config.policy, round(epoch, 3)
+        )
+        return cls(header, config.trace_steps)
+
+    @property
+    def newest(self) -> StepRecord | None:
+        return self._records[-1] if self._records else None
+
+    def abort(self, request_id: str) -> None:
+        """The caller dropped a request; the next step's record says so."""
+        if self._records.maxlen:
+            self._aborted.append(request_id)
+
+    def record(self, start: float, seconds: float, batch: ScheduleBatch, stats: Callable[[], EngineStats]) -> None:
+        """Keep what became of `batch`, which has been committed and left the engine as `stats` says."""
         if not self._records.maxlen:
             return
-        ran = [
-            (_name(each.request.id, each.choice), extend_len)
-            for each, extend_len in zip(batch.generations, batch.extend_lens, strict=True)
-        ]
-        ended = {_name(each.request_id, each.choice): str(each.finish_reason) for each in batch.deltas}
+        aborted, self._aborted = self._aborted, []
+        extended, decoded = _ran(batch)
+        now = stats()
         record = StepRecord(
-            step=step,
-            start=start,
-            seconds=seconds,
-            extended={name: extend_len for name, extend_len in ran if extend_len > 1},
-            decoded=[name for name, extend_len in ran if extend_len == 1],
-            admitted=[request_id for request_id, _ in batch.admitted],
-            preempted=[_name(each.request.id, each.choice) for each in batch.preempted],
-            ended={name: reason for name, reason in ended.items() if reason != "None"}
-            | {_name(each.request_id, each.choice): each.code for each in batch.failures},
-            waiting=waiting,
+            step=now.steps,
+            start=round(start, 6),
+            seconds=round(seconds, 6),
+            extended=extended,
+            decoded=decoded,
+            admitted={each.name: cached for each, cached in batch.entered},
+            queued={each.name: round(each.queued_at, 6) for each, _ in batch.entered if not each.preemptions},
+            preempted=[each.name for each in batch.preempted],
+            ended=dict.fromkeys(aborted, "abort") | _ended(batch),
+            running=now.running,
+            waiting=now.waiting,
+            pages_in_use=now.pages_in_use,
+            pages_cached=now.pages_cached,
         )
         self._records.append(record)
 
     def export(self, path: Path) -> int:
-        """Write the records to `path`, oldest first, a JSON object in each line; returns how many."""
-        lines = [json.dumps(asdict(record)) + "\n" for record in self._records]
+        """Write the records to `path`, oldest first, after a header; returns how many."""
+        lines = [self.header.line, *(record.line for record in self._records)]
         path.write_text("".join(lines), encoding="utf-8")
-        return len(lines)
+        return len(self._records)
 
 
-def _name(request_id: str, choice: int) -> str:
-    return f"{request_id}/{choice}" if choice else request_id
+def read_trace(path: Path) -> Trace:
+    """What `StepTrace.export` wrote, or a part of it from the header on. Raises TraceUnreadable.
+
+    A last line that was cut short, because its writer was killed or still writes, is left out.
+    """
+    try:
+        first, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise TraceUnreadable(path, 1, str(error) if isinstance(error, OSError) else "there is no header") from None
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    header = _parsed(path, 1, first, _header)
+    return Trace(header, [_parsed(path, at, line, _record) for at, line in enumerate(lines, start=2)])
+
+
+def _parsed(path: Path, number: int, line: str, of: Callable[[dict[str, Any]], Any]) -> Any:
+    try:
+        return of(json.loads(line))
+    except (ValueError, TypeError, KeyError) as error:
+        raise TraceUnreadable(path, number, f"{type(error).__name__}: {error}") from None
+
+
+def _header(fields: dict[str, Any]) -> TraceHeader:
+    if fields.pop("trace") != FORMAT:
+        raise ValueError(f"not a trace of format {FORMAT}")
+    return TraceHeader(**fields)
+
+
+def _record(fields: dict[str, Any]) -> StepRecord:
+    return StepRecord(**fields)
+
+
+def _json(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, separators=(",", ":")) + "\n"
+
+
+def _ran(batch: ScheduleBatch) -> tuple[dict[str, int], list[str]]:
+    """Who prefilled, with how many tokens, and who decoded."""
+    extended: dict[str, int] = {}
+    decoded: list[str] = []
+    for each, extend_len in zip(batch.generations, batch.extend_lens, strict=True):
+        if extend_len == 1:
+            decoded.append(each.name)
+        else:
+            extended[each.name] = extend_len
+    return extended, decoded
+
+
+def _ended(batch: ScheduleBatch) -> dict[str, str]:
+    finished = {choice_name(each.request_id, each.choice): each.finish_reason for each in batch.deltas}
+    failed = {choice_name(each.request_id, each.choice): each.code for each in batch.failures}
+    return {name: reason for name, reason in finished.items() if reason is not None} | failed
