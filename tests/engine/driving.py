@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from penstock_engine import Engine, Request, RequestFailure, SamplingParams, StepCounts, TokenDelta
 from penstock_engine.page_allocator import PageAllocator
-from penstock_engine.radix_cache import RadixCache
+from penstock_engine.radix_cache import RadixCache, TreeNode
+from penstock_engine.request import Generation
 from penstock_engine.scheduler import Scheduler
 
 from tests.engine.tiny import TinyModel
@@ -58,6 +59,7 @@ def step_once(engine: Engine, run: Run) -> None:
 def check_pages(scheduler: Scheduler, allocator: PageAllocator, cache: object) -> None:
     """Every page is free, in the tree, or owned by exactly one running generation; locks are those of the running."""
     own = [page for each in scheduler.running for page in each.pages[each.shared_pages :]]
+    own += [page for each in scheduler._lent for page in each.pages]
     tree = list(cache.nodes()) if isinstance(cache, RadixCache) else []
     in_tree = [page for node in tree for page in node.pages]
     unlocked = [page for node in tree if node.lock_count == 0 for page in node.pages]
@@ -67,8 +69,10 @@ def check_pages(scheduler: Scheduler, allocator: PageAllocator, cache: object) -
         assert cache.evictable_count == len(unlocked)
         assert cache.page_count == len(in_tree)
         shared = {page for each in scheduler.running for page in each.pages[: each.shared_pages]}
-        copied_from = {each.copy_from.pages[0] for each in scheduler.running if each.copy_from}
-        assert shared | copied_from <= set(in_tree) - set(unlocked)
+        copied = {each.copy_page for each in scheduler.running if isinstance(each.copy_from, TreeNode)}
+        assert shared | copied <= set(in_tree) - set(unlocked)
+        sources = {each.copy_from for each in scheduler.running if isinstance(each.copy_from, Generation)}
+        assert sources <= set(scheduler.running)
         if not scheduler.running:
             assert len(unlocked) == len(in_tree)
 

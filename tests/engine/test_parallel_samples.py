@@ -92,13 +92,18 @@ def test_choices_survive_chunks_preemption_and_company(llama: TinyModel, config:
     assert (engine.stats().preemptions > 0) == ("kv_pages" in config)
 
 
-def test_the_prompts_pages_are_computed_once(llama: TinyModel) -> None:
-    engine = engine_of(llama)
-    prompt = random_prompt(48 + 1, seed=1)
-    Choices(engine, [Request("x", prompt, sampled(10, n=5))]).run()
+@pytest.mark.parametrize("budget", [512, 59, 17])  # the last two end the prompt with a step's very last token
+@pytest.mark.parametrize("length", [7, 48, 118])  # within a page, three pages, in the middle of one
+def test_the_prompt_is_computed_once_to_the_last_token(llama: TinyModel, length: int, budget: int) -> None:
+    """The choices share the logits of its last token too, so none of them runs a token of it again."""
+    engine = engine_of(llama, max_running=8, token_budget=budget)
+    prompt = random_prompt(length, seed=1)
+    several = Choices(engine, [Request("x", prompt, sampled(10, n=8))]).run()
     stats = engine.stats()
-    assert stats.tokens_cached == 4 * 48
-    assert stats.tokens_computed == 48 + 5 * (1 + 9)  # of each choice: the prompt's last token, and 9 of its own
+    assert stats.tokens_cached == 7 * length
+    assert stats.tokens_computed == length + 8 * 9  # the last one is never run
+    alone = Choices(engine_of(llama), [Request("x", prompt, sampled(10))]).run()
+    assert several.tokens("x")[0] == alone.tokens("x")[0]
 
 
 def test_each_choice_resumes_where_it_was(llama: TinyModel) -> None:

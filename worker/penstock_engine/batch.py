@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from penstock_engine.request import Generation, PromptLogprobs, RequestFailure, Scoring, TokenDelta
+from penstock_engine.request import FinishReason, Generation, PromptLogprobs, RequestFailure, Scoring, TokenDelta
 
 
 class ScoredRun(NamedTuple):
@@ -26,8 +26,8 @@ class RunScores(NamedTuple):
 class ScheduleBatch:
     """The generations of one step, and how many tokens each runs.
 
-    `generations`, `extend_lens`, `scored`, `copies`, `admitted`, `entered` and `preempted` are written by
-    `Scheduler.schedule`; the rest by `Scheduler.commit`.
+    All down to `twins` is written by `Scheduler.schedule`, the rest by `Scheduler.commit`; so are `admitted` and
+    `entered` for twins, who are let in when they are sampled.
     """
 
     budget: int  # tokens still to give out
@@ -44,13 +44,14 @@ class ScheduleBatch:
     deltas: list[TokenDelta] = field(default_factory=list)
     failures: list[RequestFailure] = field(default_factory=list)
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
-    tail_copies: list[tuple[int, int]] = field(default_factory=list)  # page to page, at once
+    tail_copies: list[tuple[int, int]] = field(default_factory=list)  # page to page, before the next step
     dirty_pages: list[int] = field(default_factory=list)  # free, but may hold NaN: to be zeroed before reuse
 
     def absorb(self, part: "ScheduleBatch") -> None:
         """Take over what was committed of a part of this batch."""
         self.admitted += part.admitted
         self.entered += part.entered
+        self.tail_copies += part.tail_copies
         self.deltas += part.deltas
         self.failures += part.failures
         self.prompt_logprobs += part.prompt_logprobs
@@ -94,6 +95,19 @@ class ScheduleBatch:
         at = {generation: row for row, generation in enumerate(self.ends)}
         return [*at.values(), *(at[leader] for _, leader in self.twins if leader in at)]
 
+    def take_scores(self, samples: "StepSamples") -> None:
+        """Add what this step scored to what is gathered; what is complete is told."""
+        for run, scores in zip(self.scored, samples.scores, strict=True):
+            generation = self.generations[run.at]
+            scoring = generation.scoring
+            assert scoring is not None  # it was when this step was chosen
+            scoring.logprobs += scores.logprobs
+            scoring.top_logprobs += scores.top_logprobs
+            if not scoring.lacking:
+                found = PromptLogprobs(generation.request.id, scoring.start, scoring.logprobs, scoring.top_logprobs)
+                self.prompt_logprobs.append(found)
+                generation.scoring = None
+
 
 @dataclass(frozen=True, slots=True)
 class StepSamples:
@@ -105,3 +119,24 @@ class StepSamples:
     top_logprobs: dict[int, tuple[tuple[int, float], ...]]  # only where alternatives were asked for
     broken_grammars: dict[int, str] = field(default_factory=dict)  # where nothing can follow, and why
     scores: list[RunScores] = field(default_factory=list)  # for `ScheduleBatch.scored` in order
+
+    def problem_at(self, at: int, position: int) -> tuple[str, str] | None:
+        """Why the `at`-th token, for `position` of the output, cannot be: a failure's code and message."""
+        if not self.finite[at]:
+            return "logits_not_finite", f"the model's output is not finite at position {position}"
+        if at in self.broken_grammars:
+            return "grammar_failed", f"its grammar cannot go on at position {position}: {self.broken_grammars[at]}"
+        return None
+
+    def delta(self, at: int, generation: Generation, reason: FinishReason | None) -> TokenDelta:
+        """The `at`-th token, which `generation` has just appended."""
+        request = generation.request
+        return TokenDelta(
+            request.id,
+            generation.choice,
+            generation.output_len - 1,
+            self.token_ids[at],
+            self.logprobs[at] if request.sampling.logprobs is not None else None,
+            reason,
+            self.top_logprobs.get(at, ()),
+        )

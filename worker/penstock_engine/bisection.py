@@ -26,7 +26,7 @@ def isolate(
     """Run and commit `batch` part by part, the whole of it first: some faults do not come back."""
     parts = [batch]
     while parts:
-        part = _still_running(parts.pop())
+        part = _still_there(parts.pop())
         if not part.generations:
             continue
         try:
@@ -45,9 +45,9 @@ def lacks_memory(cause: Exception) -> bool:
     return isinstance(cause, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(cause)
 
 
-def _still_running(part: ScheduleBatch) -> ScheduleBatch:
+def _still_there(part: ScheduleBatch) -> ScheduleBatch:
     """Without choices that went with another of their request."""
-    return _part([pair for pair in zip(part.generations, part.extend_lens, strict=True) if pair[0].row >= 0])
+    return _part(part, [pair for pair in zip(part.generations, part.extend_lens, strict=True) if pair[0].row >= 0])
 
 
 def _divided(part: ScheduleBatch, cause: Exception) -> list[ScheduleBatch]:
@@ -55,13 +55,15 @@ def _divided(part: ScheduleBatch, cause: Exception) -> list[ScheduleBatch]:
     pairs = list(zip(part.generations, part.extend_lens, strict=True))
     if len(pairs) > 1:
         middle = len(pairs) // 2
-        return [_part(pairs[middle:]), _part(pairs[:middle])]
+        return [_part(part, pairs[middle:]), _part(part, pairs[:middle])]
     (generation, extend_len) = pairs[0]
-    return [_part([(generation, extend_len // 2)])] if extend_len > 1 and lacks_memory(cause) else []
+    return [_part(part, [(generation, extend_len // 2)])] if extend_len > 1 and lacks_memory(cause) else []
 
 
-def _part(pairs: list[tuple[Generation, int]]) -> ScheduleBatch:
+def _part(whole: ScheduleBatch, pairs: list[tuple[Generation, int]]) -> ScheduleBatch:
     part = ScheduleBatch(sum(extend_len for _, extend_len in pairs))
+    leaders = {generation for generation, _ in pairs}
+    part.twins = [(twin, leader) for twin, leader in whole.twins if twin.row >= 0 and leader in leaders]
     for generation, extend_len in pairs:
         part.add(generation, extend_len)
     part.copies = [copy for generation, _ in pairs if (copy := generation.pending_copy)]

@@ -52,10 +52,12 @@ class ModelRunner:
         logits = self.forward(batch, self._tables)
         self.forwards += 1
         samples = NOTHING_SAMPLED
+        ends = len(batch.ends)
         if sampled:
             allowed = masks.result() if masks else None
-            samples = sample(logits[: len(sampled)], sampled, self._tables, self._adjustments, allowed)
-        return replace(samples, scores=score(logits[len(sampled) :], batch.scored)) if batch.scored else samples
+            own = logits[batch.logit_rows] if batch.twins else logits[:ends]
+            samples = sample(own, sampled, self._tables, self._adjustments, allowed)
+        return replace(samples, scores=score(logits[ends:], batch.scored)) if batch.scored else samples
 
     @torch.inference_mode()
     def forward(self, batch: ScheduleBatch, tables: RowTables) -> Tensor:
@@ -74,6 +76,10 @@ class ModelRunner:
         batch = ScheduleBatch(1, [nobody], [1])
         self.forward(batch, tables)
         self._pool.zero([NULL_PAGE])
+
+    @torch.inference_mode()
+    def copy(self, pairs: list[tuple[int, int]]) -> None:
+        self._pool.copy(pairs)
 
     @torch.inference_mode()
     def scrub(self, pages: list[int]) -> None:

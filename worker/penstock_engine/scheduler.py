@@ -8,19 +8,21 @@ Every running generation that decodes gets one token of the step's budget, in po
 last in that order is preempted, so the first always advances and nothing deadlocks. What is left of the budget goes
 to chunks of running prefills, then to admissions, in the waiting queue's own order (see `waiting`). Admission takes
 all pages of the tokens known so far, so a prefill never waits for pages halfway. Who begins with what another is just
-computing waits for that one's pages rather than compute them again.
+computing waits for that one's pages rather than compute them again; who is to compute just the same, as the choices of
+one request are, is sampled beside the other and runs no token (see `reuse`).
 """
 
 from bisect import insort
 from math import inf
 from operator import attrgetter
 
-from penstock_engine.batch import RunScores, ScheduleBatch, StepSamples
+from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.config import Policy
 from penstock_engine.fairness import INPUT_COST, OUTPUT_COST, VirtualCounters
 from penstock_engine.page_allocator import PageAllocator
-from penstock_engine.radix_cache import Match, PrefixCache, common_len
-from penstock_engine.request import FinishReason, Generation, PromptLogprobs, RequestFailure, TokenDelta
+from penstock_engine.radix_cache import PrefixCache, TreeNode
+from penstock_engine.request import Generation, RequestFailure
+from penstock_engine.reuse import Prefix, find_prefix, leader_of, twin_of
 from penstock_engine.tables import RowTables
 from penstock_engine.waiting import WaitingQueue
 
@@ -51,6 +53,7 @@ class Scheduler:
         self._counters = VirtualCounters(fair_quantum)
         self.waiting = WaitingQueue(self._counters)
         self.running: list[Generation] = []  # by class, priority, deadline, age
+        self._lent: set[Generation] = set()  # twins that wait, with a row and a page for this step
         self._next_deadline = inf  # none that waits or runs has an earlier one
         self.blocked = False  # the last step ended with someone waiting for pages
         self.cached_tokens = 0
@@ -71,6 +74,8 @@ class Scheduler:
 
     def schedule(self) -> ScheduleBatch:
         """Choose the step's tokens. Nothing advances until `commit`: a step that failed is chosen again."""
+        for twin in [*self._lent]:
+            self._take_back(twin)
         batch = ScheduleBatch(self._budget_now)
         self._add_decodes(batch)
         self._add_prefills(batch)
@@ -81,23 +86,21 @@ class Scheduler:
     def commit(self, batch: ScheduleBatch, samples: StepSamples) -> None:
         """Take what the model computed into account; fills the batch's deltas, failures and dirty pages."""
         sampled = batch.sampled
+        tails = {twin: leader.pages[-1] for twin, leader in batch.twins}
         for generation, extend_len in zip(batch.generations, batch.extend_lens, strict=True):
             self.recomputed_tokens += generation.advance(extend_len)
             self._forget_copy(generation)
         self.computed_tokens += sum(batch.extend_lens)
         self._budget_now = min(self._token_budget, self._budget_now + 1)
-        for run, scores in zip(batch.scored, samples.scores, strict=True):
-            self._take_scores(batch.generations[run.at], scores, batch)
+        batch.take_scores(samples)
         for at, generation in enumerate(sampled):
             if generation.row < 0:
                 continue  # another choice of its request has failed
-            if not samples.finite[at]:
-                problem = f"the model's output is not finite at position {generation.output_len}"
-                self.fail(generation, batch, "logits_not_finite", problem)
-            elif at in samples.broken_grammars:
-                problem = f"its grammar cannot go on at position {generation.output_len}: {samples.broken_grammars[at]}"
-                self.fail(generation, batch, "grammar_failed", problem)
-            else:
+            if generation in tails and not samples.finite[at]:
+                continue  # its leader's failure, until it has tried for itself
+            if problem := samples.problem_at(at, generation.output_len):
+                self.fail(generation, batch, *problem)
+            elif generation not in tails or self._join(generation, tails[generation], batch):
                 self._append(generation, at, samples, batch)
 
     def expire(self, now: float, batch: ScheduleBatch) -> None:
@@ -121,7 +124,7 @@ class Scheduler:
         """Drop every generation of a request; what it computed stays in the prefix cache."""
         gone = [each for each in self.waiting if each.request.id == request_id]
         for generation in gone:
-            self.waiting.remove(generation)
+            self._drop(generation)
         for generation in [each for each in self.running if each.request.id == request_id]:
             self._leave(generation)
             gone.append(generation)
@@ -144,37 +147,68 @@ class Scheduler:
     def _admit(self, batch: ScheduleBatch) -> None:
         self.blocked = False
         slots = self._open_slots()
-        while slots and batch.budget and (generation := self.waiting.first(self._cached_len)):
-            if leader := self._leader_of(generation):
+        while slots and (batch.budget or batch.ending) and (generation := self.waiting.first(self._cached_len)):
+            if self._shares and (twin := twin_of(generation, batch)):
+                slots -= self._pair(generation, twin, batch)
+            elif not batch.budget:
+                return
+            elif leader := self._leader_of(generation):
                 self.waiting.park(generation, behind=leader)
             elif self._try_admit(generation):
                 self._enter(generation, batch)
+                batch.add(generation, min(generation.remaining_len, batch.budget))
                 slots -= 1
             else:
                 self.blocked = True
                 return
 
+    @property
+    def _shares(self) -> bool:
+        """One may wait for what another computes; where a batch is let in as a whole, it cannot wait for its own."""
+        return self._policy == "continuous" and self._cache.remembers
+
     def _leader_of(self, generation: Generation) -> Generation | None:
         """Who is computing a beginning that `generation` has too, and would soon share: it waits for that.
 
         That is one step, no more: prefills that run have taken their tokens before anyone is let in with what is left,
-        so each of them ends in this step. A batch that is let in as a whole cannot wait for one of its own.
+        so each of them ends in this step.
         """
-        if self._policy != "continuous" or not self._cache.remembers:
+        if not self._shares or all(each.published for each in self.running):
             return None
-        known = generation.tokens[:-1]
-        for leader in self.running:
-            shared = 0 if leader.published else self._shared_len(leader, generation.request.namespace, known)
-            if shared and shared - self._cached_len(generation) >= self._page_size:
-                return leader
-        return None
+        return leader_of(generation, self.running, self._cached_len(generation), self._page_size)
 
-    def _shared_len(self, leader: Generation, namespace: str, tokens: list[int]) -> int:
-        """How much of `tokens` lies in the pages that `leader` will fill."""
-        size = self._page_size
-        if leader.request.namespace != namespace or leader.tokens[:size] != tokens[:size]:
-            return 0
-        return common_len(leader.tokens[: len(leader.tokens) // size * size], tokens)
+    def _pair(self, generation: Generation, leader: Generation, batch: ScheduleBatch) -> bool:
+        """Have `generation` sampled beside `leader`; False, and it waits on, if there is no page for its tail.
+
+        It is lent that page and a row, and is let in by `commit`. Should the step fail, it is but one of those who
+        wait behind `leader`.
+        """
+        self.waiting.park(generation, behind=leader)
+        needed = 1 if len(generation.tokens) % self._page_size else 0
+        if not self._can_take(needed + len(batch.twins) + 1):  # a page of growth for each twin too
+            return False
+        batch.twins.append((generation, leader))
+        generation.pages = self._take(needed)
+        self._tables.admit(generation)
+        self._lent.add(generation)
+        return True
+
+    def _join(self, twin: Generation, tail: int, batch: ScheduleBatch) -> bool:
+        """Let `twin` run from behind its last token, with the leader's full pages and a copy of its page `tail`.
+
+        False, and it waits on, if those pages are not in the tree: the leader has failed by a grammar of its own.
+        """
+        match = self._cache.match(twin.request.namespace, twin.tokens)
+        tail_len = len(twin.tokens) - len(match.pages) * self._page_size
+        if tail_len >= self._page_size:
+            return False
+        self._lent.remove(twin)
+        self._cache.lock(match.node)
+        batch.tail_copies += [(tail, page) for page in twin.pages]
+        self._start(twin, Prefix(match.node, match.pages, part_len=tail_len), twin.pages)
+        self._tables.set_pages(twin, 0)
+        self._enter(twin, batch)
+        return True
 
     def _enter(self, generation: Generation, batch: ScheduleBatch) -> None:
         self.waiting.admit(generation)
@@ -185,16 +219,17 @@ class Scheduler:
             self.queried_tokens += len(generation.tokens)
             self.found_tokens += generation.cached_len
             batch.admitted.append((generation.request.id, min(generation.cached_len, generation.prompt_len)))
-            self._charge(generation, INPUT_COST * generation.prompt_len)
-        batch.add(generation, min(generation.remaining_len, batch.budget))
+            self._charge(generation, INPUT_COST * max(0, generation.prompt_len - generation.cached_len))
 
     def _charge(self, generation: Generation, cost: int) -> None:
         """Recomputing after a preemption is our doing, and charged to nobody."""
         self._counters.charge(generation.request.tenant, cost, generation.request.weight)
 
+    def _prefix_of(self, generation: Generation) -> Prefix:
+        return find_prefix(self._cache, self.running, generation, self._page_size)
+
     def _cached_len(self, generation: Generation) -> int:
-        match = self._cache.match(generation.request.namespace, generation.reusable)
-        return len(match.pages) * self._page_size + match.partial_len
+        return self._prefix_of(generation).tokens(self._page_size)
 
     def _open_slots(self) -> int:
         match self._policy:
@@ -210,29 +245,28 @@ class Scheduler:
 
         The last token always runs: its logits are what the next one is drawn from. So do those whose logits score.
         """
-        match = self._cache.match(generation.request.namespace, generation.reusable)
-        self._cache.lock(match.node)
-        self._cache.lock(match.partial)
-        needed = self._pages_of(len(generation.tokens)) - len(match.pages)
-        if match.partial and not self._can_take(needed):
-            self._cache.unlock(match.partial)  # the page to copy from may be the very one that is lacking
-            match = match._replace(partial=None, partial_len=0)
+        prefix = self._prefix_of(generation)
+        self._cache.lock(prefix.node)
+        self._keep(prefix.holder)
+        needed = self._pages_of(len(generation.tokens)) - len(prefix.pages)
+        if isinstance(prefix.holder, TreeNode) and not self._can_take(needed):
+            self._let_go(prefix.holder)  # the page to copy from may be the very one that is lacking
+            prefix = prefix.without_part()
         if not self._can_take(needed):
-            self._cache.unlock(match.node)
+            self._cache.unlock(prefix.node)
             return False
-        self._start(generation, match, needed)
+        self._start(generation, prefix, self._take(needed))
+        self._tables.admit(generation)
         return True
 
-    def _start(self, generation: Generation, match: Match, needed: int) -> None:
-        """The tree keeps `match.pages`, which the generation reads; the `needed` new ones are its own."""
-        generation.node, generation.shared_pages = match.node, len(match.pages)
-        generation.copy_from = match.partial
-        generation.pages = match.pages + self._take(needed)
-        generation.cached_len = len(match.pages) * self._page_size + match.partial_len
-        generation.computed_len = generation.cached_len
+    def _start(self, generation: Generation, prefix: Prefix, own: list[int]) -> None:
+        """The tree keeps `prefix.pages`, which the generation reads; `own` are its own."""
+        generation.node, generation.shared_pages = prefix.node, len(prefix.pages)
+        generation.copy_from, generation.copy_page = prefix.holder, prefix.part_page
+        generation.pages = prefix.pages + own
+        generation.cached_len = generation.computed_len = prefix.tokens(self._page_size)
         generation.published = False
         self.cached_tokens += generation.cached_len
-        self._tables.admit(generation)
 
     def _has_page_for_next(self, generation: Generation, batch: ScheduleBatch) -> bool:
         """See to it that the next token has a slot, at the cost of those last in order; False if that is itself."""
@@ -261,33 +295,9 @@ class Scheduler:
         generation.tokens.append(token)
         self._charge(generation, OUTPUT_COST)
         reason = generation.finish_reason_after(token)
-        batch.deltas.append(self._delta(generation, at, samples, reason))
+        batch.deltas.append(samples.delta(at, generation, reason))
         if reason is not None:
             self._leave(generation)
-
-    @staticmethod
-    def _take_scores(generation: Generation, scores: RunScores, batch: ScheduleBatch) -> None:
-        scoring = generation.scoring
-        assert scoring is not None  # it was when this step was chosen
-        scoring.logprobs += scores.logprobs
-        scoring.top_logprobs += scores.top_logprobs
-        if not scoring.lacking:
-            found = PromptLogprobs(generation.request.id, scoring.start, scoring.logprobs, scoring.top_logprobs)
-            batch.prompt_logprobs.append(found)
-            generation.scoring = None
-
-    @staticmethod
-    def _delta(generation: Generation, at: int, samples: StepSamples, reason: FinishReason | None) -> TokenDelta:
-        request = generation.request
-        return TokenDelta(
-            request.id,
-            generation.choice,
-            generation.output_len - 1,
-            samples.token_ids[at],
-            samples.logprobs[at] if request.sampling.logprobs is not None else None,
-            reason,
-            samples.top_logprobs.get(at, ()),
-        )
 
     def fail(self, generation: Generation, batch: ScheduleBatch, code: str, problem: str) -> None:
         """End one that runs, whose K and V cannot be trusted: its own pages are zeroed, and not for the tree.
@@ -300,7 +310,20 @@ class Scheduler:
             batch.dirty_pages += each.pages[each.shared_pages :]
             self._leave(each, publish=False)
         for each in [each for each in self.waiting if each.request is request]:
-            self.waiting.remove(each)
+            self._drop(each)
+
+    def _drop(self, generation: Generation) -> None:
+        """One that waits."""
+        self.waiting.remove(generation)
+        if generation in self._lent:
+            self._take_back(generation)
+
+    def _take_back(self, twin: Generation) -> None:
+        """What it was lent for a step that came to nothing."""
+        self._lent.remove(twin)
+        self._allocator.give_back(twin.pages)
+        twin.pages = []
+        self._tables.release(twin)
 
     def _publish(self, generation: Generation) -> None:
         """Hand the full pages computed so far to the tree, and read on from the tree's own.
@@ -323,6 +346,9 @@ class Scheduler:
     def _leave(self, generation: Generation, publish: bool = True) -> None:
         """Out of `running`: full pages to the tree, the others to the allocator, all locks undone."""
         self.running.remove(generation)
+        for each in self.running:
+            if each.copy_from is generation:
+                self._compute_instead(each)
         if publish:
             self._publish(generation)
         self._allocator.give_back(generation.pages[generation.shared_pages :])
@@ -334,9 +360,24 @@ class Scheduler:
         generation.computed_len = generation.cached_len = 0
 
     def _forget_copy(self, generation: Generation) -> None:
-        if generation.copy_from is not None:
-            self._cache.unlock(generation.copy_from)
-            generation.copy_from = None
+        self._let_go(generation.copy_from)
+        generation.copy_from = None
+
+    def _compute_instead(self, generation: Generation) -> None:
+        """Who was to copy from one that leaves before it was done, after a step that failed, runs that part itself."""
+        whole = generation.shared_pages * self._page_size
+        self.cached_tokens -= generation.cached_len - whole
+        generation.cached_len = generation.computed_len = whole
+        generation.copy_from = None
+
+    def _keep(self, holder: TreeNode | Generation | None) -> None:
+        """A page of the tree is locked; one that runs keeps its page until it leaves, and tells us then."""
+        if isinstance(holder, TreeNode):
+            self._cache.lock(holder)
+
+    def _let_go(self, holder: TreeNode | Generation | None) -> None:
+        if isinstance(holder, TreeNode):
+            self._cache.unlock(holder)
 
     @property
     def _available(self) -> int:
