@@ -83,6 +83,12 @@ class Settings(MlflowSettings):
     public_url: str | None = Field(
         default=None, description="How clients reach the web process, where a proxy stands before it"
     )
+    proxies: int = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="How many proxies stand before the web process: so many of X-Forwarded-For's addresses are trusted",
+    )
     secure_cookies: bool = Field(default=False, description="Send session cookies over HTTPS alone")
     max_body_bytes: int = Field(default=1_048_576, ge=1024, description="Largest request body that is accepted")
     max_queued_jobs: int = Field(default=100_000, ge=1, description="Jobs that one tenant may have waiting")
@@ -129,6 +135,10 @@ class Settings(MlflowSettings):
         default=120.0,
         gt=0,
         description="How long an engine may have work and take no step before it is restarted",
+    )
+    trace_folder: str | None = Field(
+        default=None,
+        description="Folder where engines record their last steps, for `penstock engine trace`; none without it",
     )
     model_poll_seconds: float = Field(default=2.0, gt=0, description="How often MLflow's aliases are read")
 

@@ -1,70 +1,27 @@
 """A real engine process at the other end of the bridge."""
 
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from penstock.jobs.journal import Journal
-from penstock.jobs.lease import Claim
-from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
-from penstock.registry.tokenizer import ModelTokenizer
 from penstock_worker.bridge import Bridge, EngineFailed
-from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.messages import EngineSpec
-from penstock_worker.requests import request_of
-from penstock_worker.running import Finished, RunningJob
-from redis import Redis
+from penstock_worker.running import Finished
 
+from tests.worker.bridging import OpenBridge, idle_writer, opened_bridge
 from tests.worker.conftest import eventually
 
 PLACES = 3
 
 
-class OpenBridge:
-    """A bridge whose reader runs, and jobs for it."""
-
-    def __init__(self, bridge: Bridge, folder: Path) -> None:
-        self.bridge = bridge
-        self._tokenizer = ModelTokenizer.from_folder(folder)
-        self._count = 0
-
-    def job(self, max_tokens: int) -> RunningJob:
-        self._count += 1
-        params = {"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True}
-        row = Job(
-            id=f"job_{self._count}", tenant_id="ten", params=params, seed=1, priority=0, job_class=0, input={}, runs=1
-        )
-        job = RunningJob(Claim(row, 1, []), claimed_at=time.monotonic(), lease_until=time.monotonic() + 60)
-        job.restore([], self._tokenizer, [5, 6, 7])
-        return job
-
-    def submit(self, job: RunningJob) -> None:
-        assert self.bridge.reserve()
-        assert self.bridge.submit(job, request_of(job))
-
-
 @pytest.fixture(scope="module")
 def opened(model_folder: Path) -> Iterator[OpenBridge]:
-    writer = JournalWriter(Journal(Redis(port=1), "nobody"), linger_seconds=1)  # marked only; it never runs
     spec = EngineSpec(str(model_folder), max_running=PLACES, kv_bytes=2**27, threads=1)
-    bridge = Bridge(spec, writer, places=PLACES, stall_seconds=60)
-    started, ended = threading.Event(), []
-
-    def own() -> None:  # Linux ends the process with the thread that started it
-        bridge.start()
-        started.set()
-        ended.append(bridge.read())
-
-    thread = threading.Thread(target=own)
-    thread.start()
-    assert started.wait(60)
-    yield OpenBridge(bridge, model_folder)
-    bridge.stop()
-    thread.join(30)
-    assert ended == ["the engine process ended with exit code 0"]
+    with opened_bridge(spec) as opened:
+        yield opened
+    assert opened.ended == ["the engine process ended with exit code 0"]
 
 
 def test_jobs_run_together_and_leave_their_places(opened: OpenBridge) -> None:
@@ -144,8 +101,7 @@ def test_a_resumed_job_that_had_all_its_tokens_just_ends(opened: OpenBridge) -> 
 
 
 def test_a_folder_that_is_no_model_fails_with_the_engines_reason(tmp_path: Path) -> None:
-    writer = JournalWriter(Journal(Redis(port=1), "nobody"), linger_seconds=1)
-    bridge = Bridge(EngineSpec(str(tmp_path), max_running=1), writer, places=1, stall_seconds=60)
+    bridge = Bridge(EngineSpec(str(tmp_path), max_running=1), idle_writer(), places=1, stall_seconds=60)
     with pytest.raises(EngineFailed, match=r"config\.json") as failure:
         bridge.start()
     assert failure.value.code == "model_not_found"

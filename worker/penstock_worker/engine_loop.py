@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import torch
 from penstock_engine import (
@@ -13,6 +13,7 @@ from penstock_engine import (
     Engine,
     EngineConfig,
     EngineError,
+    InvalidConfig,
     Request,
     RequestRefused,
     SamplingParams,
@@ -35,6 +36,7 @@ from penstock_worker.messages import (
     decode_spec,
     encode,
 )
+from penstock_worker.traces.file import TraceFile
 
 _STATS_SECONDS: Final = 1.0
 _PROGRESS_SECONDS: Final = 0.1
@@ -46,14 +48,15 @@ def serve(connection: Connection) -> None:
     """Load what the first message names, then serve until told to stop or nobody is there any more."""
     try:
         spec = decode_spec(connection.recv_bytes())
-        engine = _load(connection, spec)
-        if engine is not None:
-            EngineLoop(connection, engine).run()
+        loop = _load(connection, spec)
+        if loop is not None:
+            with loop:
+                loop.run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the worker has ended
 
 
-def _load(connection: Connection, spec: EngineSpec) -> Engine | None:
+def _load(connection: Connection, spec: EngineSpec) -> "EngineLoop | None":
     device = _device(spec.device)
     config = EngineConfig(
         max_running=spec.max_running,
@@ -61,14 +64,25 @@ def _load(connection: Connection, spec: EngineSpec) -> Engine | None:
         device=device,
         kv_bytes=spec.kv_bytes or _gpu_share(spec.folder, device),
         threads=spec.threads,
+        trace_steps=0 if spec.trace_folder is None else 1,  # the file keeps the others
     )
     try:
         engine = Engine.from_folder(spec.folder, config, progress=_Progress(connection))
+        loop = EngineLoop(connection, engine, _trace_file(spec, engine))
     except EngineError as error:
         _send(connection, Broken(error.code, str(error)))
         return None
     _send(connection, Ready(device, engine.free_slots))
-    return engine
+    return loop
+
+
+def _trace_file(spec: EngineSpec, engine: Engine) -> TraceFile | None:
+    if spec.trace_folder is None:
+        return None
+    try:
+        return TraceFile(Path(spec.trace_folder), spec.name, engine.trace.header)
+    except OSError as error:
+        raise InvalidConfig("trace_folder", f"PENSTOCK_TRACE_FOLDER must be a folder to write in: {error}") from error
 
 
 class _Progress:
@@ -87,9 +101,10 @@ class _Progress:
 class EngineLoop:
     """Owns the engine: nothing else touches it. Blocks on the connection while there is nothing to compute."""
 
-    def __init__(self, connection: Connection, engine: Engine) -> None:
+    def __init__(self, connection: Connection, engine: Engine, trace_file: TraceFile | None = None) -> None:
         self._connection = connection
         self._engine = engine
+        self._trace_file = trace_file
         self._refusals: list[Refusal] = []
         self._received = 0
         self._pong = 0
@@ -97,6 +112,13 @@ class EngineLoop:
         self._paused = False
         self._stopped = False
         self._stats_at = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._trace_file is not None:
+            self._trace_file.close()
 
     def run(self) -> None:
         """Until a stop is asked for. Raises EOFError when the worker has gone."""
@@ -145,6 +167,8 @@ class EngineLoop:
             return False
         self._take_failures(output)
         self._step = output.step
+        if self._trace_file is not None:
+            self._trace_file.take(self._engine.trace)
         deltas = [Delta(d.request_id, d.choice, d.token_id, d.logprob, d.finish_reason) for d in output.deltas]
         self._report(deltas, output.admitted)
         return True

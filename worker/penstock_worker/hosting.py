@@ -111,4 +111,6 @@ class Host:
             device=self._settings.worker_device,
             kv_bytes=self._settings.engine_kv_bytes,
             threads=self._settings.engine_threads,
+            name=deployment.id,
+            trace_folder=self._settings.trace_folder,
         )

@@ -12,13 +12,18 @@ import msgspec
 
 
 class EngineSpec(msgspec.Struct, frozen=True):
-    """Which folder to load, and within which limits. `device` is auto, cpu or cuda[:N]; `kv_bytes` None is measured."""
+    """Which folder to load, and within which limits. `device` is auto, cpu or cuda[:N]; `kv_bytes` None is measured.
+
+    With a `trace_folder` the engine's last steps are recorded in a file there whose name begins with `name`.
+    """
 
     folder: str
     max_running: int
     device: str = "auto"
     kv_bytes: int | None = None
     threads: int | None = None
+    name: str = ""
+    trace_folder: str | None = None
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
