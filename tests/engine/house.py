@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from penstock_engine.admission import Limits, generations_of
+from penstock_engine.admission import Limits, admitted
 from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.config import Policy
 from penstock_engine.page_allocator import PageAllocator

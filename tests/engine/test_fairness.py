@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penstock_engine.admission import Limits, generations_of
+from penstock_engine.admission import Limits, admitted
 from penstock_engine.fairness import VirtualCounters
 from penstock_engine.request import Generation, Request, SamplingParams
 from penstock_engine.waiting import AGE_BUCKET, LOOKAHEAD, PATIENCE, WaitingQueue
@@ -111,7 +111,7 @@ def queue_of(*requests: Request, quantum: int = 1) -> WaitingQueue:
     queue = WaitingQueue(VirtualCounters(quantum))
     limits = Limits(1000, 100, 100, ())
     for at, request in enumerate(requests):
-        queue.add(generations_of(request, limits, arrival=at, drawn_seed=0)[0])
+        queue.add(admitted(request, limits, arrival=at, drawn_seed=0).waiting[0])
     return queue
 
 
@@ -154,6 +154,6 @@ def test_within_a_quantum_priority_goes_across_tenants() -> None:
         queue = WaitingQueue(counters := VirtualCounters(quantum))
         limits = Limits(1000, 100, 100, ())
         for at, request in enumerate([Request("a", [1], tenant="a"), Request("b", [1], tenant="b", priority=1)]):
-            queue.add(generations_of(request, limits, arrival=at, drawn_seed=0)[0])
+            queue.add(admitted(request, limits, arrival=at, drawn_seed=0).waiting[0])
         counters.charge("b", 100, 1.0)
         assert drain(queue) == expected

@@ -10,6 +10,7 @@ from penstock_engine import (
     AlreadyFinished,
     Engine,
     EngineConfig,
+    InvalidRequest,
     Request,
     RequestFailure,
     SamplingParams,
@@ -110,7 +111,9 @@ def test_each_choice_resumes_where_it_was(llama: TinyModel) -> None:
     prompt = random_prompt(37, seed=1)
     whole = Choices(engine_of(llama), [Request("x", prompt, sampled(n=4))]).run().tokens("x")
     known = [whole[0][:3], whole[1], [], whole[3][:19]]  # the second one has ended
-    run = Choices(engine_of(llama), [Request("x", prompt, sampled(n=4), output_ids=known)]).run()
+    engine = engine_of(llama)
+    assert engine.submit(Request("x", prompt, sampled(n=4), output_ids=known)) == {1: "length"}
+    run = Choices(engine, []).run()
     got = {choice: [delta.token_id for delta in deltas] for (_, choice), deltas in run.deltas.items()}
     assert got == {0: whole[0][3:], 2: whole[2], 3: whole[3][19:]}
     with pytest.raises(AlreadyFinished):
@@ -164,6 +167,65 @@ def test_abort_ends_every_choice(llama: TinyModel) -> None:
     assert engine.abort("x")
     stats = engine.stats()
     assert (stats.running, stats.waiting, stats.pages_in_use, engine.has_work) == (0, 0, 0, False)
+
+
+def test_a_choice_that_is_dropped_leaves_the_others_undisturbed(llama: TinyModel) -> None:
+    prompt = random_prompt(37, seed=1)
+    whole = Choices(engine_of(llama), [Request("x", prompt, sampled(n=3))]).run().tokens("x")
+    engine = engine_of(llama)
+    run = Choices(engine, [Request("x", prompt, sampled(n=3))])
+    for _ in range(5):
+        run.step()
+    assert engine.abort("x", 1)
+    assert not engine.abort("x", 1)
+    assert not engine.abort("unknown", 0)
+    assert engine.stats().running == 2
+    run.run()
+    assert run.tokens("x") == [whole[0], whole[1][:5], whole[2]]
+
+
+def test_a_request_ends_with_the_last_choice_that_is_dropped(llama: TinyModel) -> None:
+    engine = engine_of(llama, max_running=1)
+    run = Choices(engine, [Request("x", random_prompt(9, seed=1), sampled(n=2))])
+    run.step()
+    assert engine.abort("x", 1)  # which waits
+    assert engine.has_work
+    assert engine.abort("x", 0)
+    assert not engine.has_work
+    run.step()
+    assert engine.stats().pages_in_use == 0
+
+
+def test_choices_that_the_caller_has_ended_do_not_go_on(llama: TinyModel) -> None:
+    prompt = random_prompt(37, seed=1)
+    whole = Choices(engine_of(llama), [Request("x", prompt, sampled(n=3))]).run().tokens("x")
+    known = [whole[0][:4], whole[1][:2], whole[2][:4]]
+    request = Request("x", prompt, sampled(n=3, prompt_logprobs=0), output_ids=known, closed=frozenset({0, 2}))
+    engine = engine_of(llama)
+    engine.submit(request)
+    scores, tokens = 0, []
+    while engine.has_work:
+        output = engine.step()
+        scores += len(output.prompt_logprobs)
+        tokens += [(delta.choice, delta.token_id) for delta in output.deltas]
+    assert tokens == [(1, token) for token in whole[1][2:]]
+    assert scores == 1
+
+
+@pytest.mark.parametrize(("closed", "sampling"), [({0, 1}, {"n": 2}), ({2}, {"n": 2}), ({0}, {"n": 1, "best_of": 2})])
+def test_some_choice_must_be_left_open(llama: TinyModel, closed: set[int], sampling: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="some, not all") as refusal:
+        engine_of(llama).submit(Request("x", [1, 2], sampled(**sampling), closed=frozenset(closed)))
+    assert refusal.value.field == "closed"
+
+
+def test_choices_that_are_held_cannot_be_dropped_alone(llama: TinyModel) -> None:
+    engine = engine_of(llama)
+    run = Choices(engine, [Request("x", random_prompt(9, seed=1), sampled(n=1, best_of=3))])
+    run.step()
+    with pytest.raises(InvalidRequest, match="end together"):
+        engine.abort("x", 1)
+    assert len(run.run().tokens("x")) == 1
 
 
 def test_a_choice_that_fails_takes_its_request_along_and_nobody_else(llama: TinyModel) -> None:

@@ -154,7 +154,7 @@ def test_an_output_that_has_ended_is_not_resumed(
     engine: Engine, output: list[int], sampling: SamplingParams, reason: str
 ) -> None:
     error = refused(engine, AlreadyFinished, Request("x", [1], sampling, output_ids=[output]))
-    assert error.finish_reason == reason
+    assert error.finish_reasons == {0: reason}
 
 
 def test_a_resumed_stop_before_min_tokens_goes_on(engine: Engine) -> None:

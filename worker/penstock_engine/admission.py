@@ -23,8 +23,16 @@ class Limits:
     eos_ids: tuple[int, ...]
 
 
-def generations_of(request: Request, limits: Limits, *, arrival: int, drawn_seed: int) -> list[Generation]:
-    """The choices of the checked request that are not yet at their end, ready to wait. Raises RequestRefused."""
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The choices of a request: those that are ready to wait, and how those ended that what was generated completes."""
+
+    waiting: list[Generation]
+    ended: dict[int, FinishReason]
+
+
+def admitted(request: Request, limits: Limits, *, arrival: int, drawn_seed: int) -> Admitted:
+    """The request's choices, once it is checked. Raises RequestRefused."""
     _check_ids(request, limits)
     _check_sampling(request.sampling, limits.vocab_size, limits.eos_ids)
     if request.sampling.selects and request.sampling.logprobs is None:
@@ -32,15 +40,16 @@ def generations_of(request: Request, limits: Limits, *, arrival: int, drawn_seed
     choices = [
         _choice_of(request, limits, choice, arrival=arrival, drawn_seed=drawn_seed)
         for choice in range(request.sampling.choices)
+        if choice not in request.closed
     ]
-    reasons = [_reason_to_end(each) for each in choices]
-    if None not in reasons:
-        raise AlreadyFinished(request.id, str(reasons[-1]))
-    waiting = [each for each, reason in zip(choices, reasons, strict=True) if reason is None]
+    ended = {each.choice: reason for each in choices if (reason := _reason_to_end(each)) is not None}
+    if len(ended) == len(choices):
+        raise AlreadyFinished(request.id, ended)
+    waiting = [each for each in choices if each.choice not in ended]
     tops = request.sampling.prompt_logprobs
     if tops is not None and len(request.prompt_ids) > 1:
         waiting[0].scoring = Scoring(1, request.prompt_ids, tops)
-    return waiting
+    return Admitted(waiting, ended)
 
 
 def _choice_of(request: Request, limits: Limits, choice: int, *, arrival: int, drawn_seed: int) -> Generation:
@@ -117,6 +126,9 @@ def check_tokens(field: str, ids: Sequence[int], limits: Limits) -> None:
 
 def _check_output_ids(request: Request) -> None:
     sampling = request.sampling
+    if request.closed and (sampling.selects or not request.closed < set(range(sampling.choices))):
+        remedy = f"must be some, not all, of the {sampling.choices} choices, and none where best_of is above n"
+        raise InvalidRequest("closed", remedy)
     if sampling.selects and any(request.output_ids):
         raise InvalidRequest("output_ids", "must be empty where best_of is above n: no choice is told before all end")
     if len(request.output_ids) > max(1, sampling.choices):

@@ -43,6 +43,17 @@ class LiveRequests:
         for request_id in request_ids:
             self._live.pop(request_id, None)
 
+    def close_choice(self, request_id: str) -> bool:
+        """An open choice was dropped. Whether it was the last."""
+        live = self._live[request_id]
+        live.open_choices -= 1
+        return not live.open_choices
+
+    def selects(self, request_id: str) -> bool:
+        """Whether the choices of a request in flight are held until all have ended."""
+        live = self._live.get(request_id)
+        return live is not None and live.request.sampling.selects
+
     def begin(self, admitted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
         """Of the choices that began, those that are the first of their request."""
         first = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from penstock_engine.admission import Limits, check_tokens, generations_of
+from penstock_engine.admission import Limits, admitted, check_tokens
 from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.bisection import isolate, lacks_memory
 from penstock_engine.choices import LiveRequests
@@ -24,7 +24,7 @@ from penstock_engine.model_config import read_model_config
 from penstock_engine.models import CausalLM
 from penstock_engine.page_allocator import PageAllocator
 from penstock_engine.radix_cache import NoCache, PrefixCache, RadixCache
-from penstock_engine.request import Generation, Grammar, Request, SamplingParams, Scoring
+from penstock_engine.request import FinishReason, Generation, Grammar, Request, SamplingParams, Scoring
 from penstock_engine.runner import ModelRunner
 from penstock_engine.scheduler import Scheduler
 from penstock_engine.sizing import KVShape, context_length, device_of, make_pool, pool_pages, thread_count
@@ -102,17 +102,21 @@ class Engine:
         model = load_model(folder, model_config, positions=length, dtype=dtype, device=device, progress=progress)
         return cls(model, config, dtype=dtype, max_model_len=length)
 
-    def submit(self, request: Request) -> None:
-        """Let `request` wait its turn. Raises RequestRefused, keeping nothing of it."""
+    def submit(self, request: Request) -> dict[int, FinishReason]:
+        """Let `request` wait its turn. Raises RequestRefused, keeping nothing of it.
+
+        Returns how those of its choices ended that its `output_ids` complete: no more will be said of them.
+        """
         if request.id in self._live:
             raise InvalidRequest("id", f"{request.id!r} is in flight already; ids are unique among live requests")
         if len(self._scheduler.waiting) >= self.config.max_waiting:
             raise QueueFull(self.config.max_waiting)
-        self._admit(request)
+        return self._admit(request)
 
-    def _admit(self, request: Request, scoring: Scoring | None = None) -> None:
+    def _admit(self, request: Request, scoring: Scoring | None = None) -> dict[int, FinishReason]:
         seed = self._seeds.getrandbits(64)
-        generations = generations_of(request, self._limits, arrival=self._arrivals, drawn_seed=seed)
+        choices = admitted(request, self._limits, arrival=self._arrivals, drawn_seed=seed)
+        generations = choices.waiting
         if request.sampling.grammar is not None:
             self._constrain(generations, request.sampling.grammar)
         self._arrivals += 1
@@ -122,6 +126,7 @@ class Engine:
             self._meter.queue(generations, self._steady())
         for generation in generations:
             self._scheduler.submit(generation)
+        return choices.ended
 
     def _constrain(self, generations: list[Generation], grammar: Grammar) -> None:
         """Give each choice a matcher at the end of its output so far."""
@@ -137,14 +142,25 @@ class Engine:
             self._grammars = _grammars(self.config.tokenizer, self._limits)
         return self._grammars.matcher(grammar)
 
-    def abort(self, request_id: str) -> bool:
-        """Drop a request at once and free its pages; the next step tells its measures alone. False if it has gone."""
+    def abort(self, request_id: str, choice: int | None = None) -> bool:
+        """Drop a request at once and free its pages; the next step tells its measures alone. False if it has gone.
+
+        With `choice` that one alone, while others go on. Raises InvalidRequest where best_of is above n.
+        """
+        if choice is not None and self._live.selects(request_id):
+            raise InvalidRequest("choice", "must be None where best_of is above n: such choices end together")
+        dropped = self._scheduler.abort(request_id, choice)
+        if choice is None or (dropped and self._live.close_choice(request_id)):
+            self._forget(request_id, told=dropped)
+        elif dropped:
+            self._meter.close_choice(request_id)
+        return dropped
+
+    def _forget(self, request_id: str, *, told: bool) -> None:
         self._live.discard([request_id])
         self._meter.end(request_id, "abort", self._steady())
-        dropped = self._scheduler.abort(request_id)
-        if dropped:
+        if told:
             self.trace.abort(request_id)
-        return dropped
 
     def step(self) -> StepOutput:
         """Run one step. Raises StepFailed, having committed nothing, if the model runs nothing any more."""

@@ -23,6 +23,7 @@
 Each class has a stable `code`; each message names what is at fault and what would be right.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -144,13 +145,14 @@ class QueueFull(RequestRefused):
 
 
 class AlreadyFinished(RequestRefused):
-    """The tokens given to resume from already end the generation; `finish_reason` says how."""
+    """The tokens given to resume from already end every choice; `finish_reasons` says how each."""
 
     code = "already_finished"
 
-    def __init__(self, request_id: str, finish_reason: str) -> None:
-        self.request_id, self.finish_reason = request_id, finish_reason
-        super().__init__(f"request {request_id!r} has nothing left to generate: its output ended by {finish_reason!r}")
+    def __init__(self, request_id: str, finish_reasons: Mapping[int, str]) -> None:
+        self.request_id, self.finish_reasons = request_id, finish_reasons
+        how = ", ".join(f"choice {choice} by {reason!r}" for choice, reason in finish_reasons.items())
+        super().__init__(f"request {request_id!r} has nothing left to generate: it ended {how}")
 
 
 class EngineBusy(EngineError):

@@ -105,6 +105,11 @@ class Meter:
         for failure in batch.failures:
             self.end(failure.request_id, failure.code, now)
 
+    def close_choice(self, request_id: str) -> None:
+        """One choice of several was dropped: the request ends with the others."""
+        if (live := self._live.get(request_id)) is not None:
+            live.open_choices -= 1
+
     def end(self, request_id: str, how: str, now: float) -> None:
         """The request ended, if it is in flight."""
         if (live := self._live.pop(request_id, None)) is not None:

@@ -98,6 +98,7 @@ class Request:
 
     `output_ids` holds one list per choice of tokens that were generated already, by this engine or another:
     generation goes on at the next position, with the noise that the undisturbed run would have used there.
+    `closed` are choices that are not to go on: the caller has ended them, by a text that the engine does not know.
     `namespace` separates prefix caches: nothing cached under one is ever seen from another.
 
     `tenant` is whose share of the engine this uses, and `weight` how large that share is beside those of others.
@@ -117,6 +118,7 @@ class Request:
     weight: float = 1.0
     deadline: float | None = None
     token_budget: int | None = None
+    closed: frozenset[int] = frozenset()
 
 
 def choice_name(request_id: str, choice: int) -> str:

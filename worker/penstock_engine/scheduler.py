@@ -120,12 +120,16 @@ class Scheduler:
         """Memory lacked: steps of half the tokens from now on, then a token more in each that goes well."""
         self._budget_now = max(self._max_running, self._budget_now // 2)
 
-    def abort(self, request_id: str) -> bool:
-        """Drop every generation of a request; what it computed stays in the prefix cache."""
-        gone = [each for each in self.waiting if each.request.id == request_id]
+    def abort(self, request_id: str, choice: int | None = None) -> bool:
+        """Drop every choice of a request, or one of them; what it computed stays in the prefix cache."""
+
+        def meant(each: Generation) -> bool:
+            return each.request.id == request_id and choice in (None, each.choice)
+
+        gone = [each for each in self.waiting if meant(each)]
         for generation in gone:
             self._drop(generation)
-        for generation in [each for each in self.running if each.request.id == request_id]:
+        for generation in [each for each in self.running if meant(each)]:
             self._leave(generation)
             gone.append(generation)
         self.blocked = self.blocked and not gone
