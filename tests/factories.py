@@ -1,6 +1,7 @@
 """Rows for tests, each with sensible values and real services behind it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from penstock.auth.models import Tenant
@@ -10,16 +11,22 @@ from penstock.jobs import services as jobs
 from penstock.jobs.models import Job
 from penstock.jobs.schemas import JobRequest
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
+from penstock.registry.vocabulary import Vocabulary
 from sqlalchemy.orm import Session
+
+DEMO_MODEL = Path(__file__).parents[1] / "examples" / "invoices" / "model"
 
 
 @dataclass(frozen=True)
 class WordCounter:
-    """Counts a prompt's words: a tokenizer for tests that need no model folder."""
+    """Counts a prompt's words: a tokenizer for tests that need no model folder. Its tokens are the demo model's."""
 
     def count(self, deployment: Deployment, job_input: dict[str, Any]) -> int:
         text = job_input.get("prompt") or " ".join(message["content"] for message in job_input["messages"])
         return len(text.split())
+
+    def vocabulary(self, deployment: Deployment) -> Vocabulary:
+        return Vocabulary(DEMO_MODEL / "tokenizer.json", size=768, eos_ids=[1])
 
 
 def make_tenant(session: Session, name: str | None = None) -> Tenant:

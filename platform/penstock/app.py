@@ -84,7 +84,7 @@ def make_services(
 
 
 def _tokenizers() -> PromptCounter:
-    from penstock.registry.tokenizer import TokenizerCache
+    from penstock.registry.tokenizer_cache import TokenizerCache
 
     cache: PromptCounter = TokenizerCache()
     return cache

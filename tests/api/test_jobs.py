@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from penstock.auth.models import Tenant
@@ -252,3 +253,30 @@ def _claim_when_it_is_there(worker: Worker, submission: Future[object]) -> None:
                 break
         assert not submission.done(), submission.result()
     worker.claim()
+
+
+@pytest.mark.usefixtures("deployment")
+def test_parameters_come_back_as_they_were_sent_and_serve_a_retry(caller: Caller) -> None:
+    schema = {"type": "object", "properties": {"zebra": {"const": None}, "ant": {}}, "required": ["zebra"]}
+    params = {
+        "response_format": {"type": "json_schema", "schema": schema},
+        "logit_bias": {"17": -3.5},
+        "n": 2,
+        "best_of": 4,
+        "top_logprobs": 3,
+        "logprobs": True,
+        "prompt_logprobs": 0,
+        "min_p": 0.25,
+        "repetition_penalty": 1.1,
+    }
+    job_id = caller.submit(params=params, budget={"tokens": 500})
+    for document in (caller.get(f"/v1/jobs/{job_id}").json, _retried(caller, job_id)):
+        assert params.items() <= document["params"].items()
+        kept = document["params"]["response_format"]["schema"]
+        assert list(kept["properties"]) == ["zebra", "ant"]  # an output has them in this order
+        assert document["budget"] == {"tokens": 500}
+
+
+def _retried(caller: Caller, job_id: str) -> Any:
+    caller.post(f"/v1/jobs/{job_id}/cancel")
+    return caller.post(f"/v1/jobs/{job_id}/retry").json

@@ -52,10 +52,24 @@ def test_a_body_that_is_not_json_is_refused(caller: Caller, data: bytes | str) -
         ({"input": {}}, "input", "exactly one of prompt and messages"),
         ({"input": {"messages": [{"role": "robot", "content": ""}]}}, "input.messages.0.role", "'user'"),
         ({"params": {"temperature": "hot"}}, "params.temperature", "a valid number"),
-        ({"params": {"temperature": 3}}, "params.temperature", "2.0 or less"),
+        ({"params": {"temperature": 101}}, "params.temperature", "100.0 or less"),
         ({"params": {"max_tokens": True}}, "params.max_tokens", "a valid integer"),
         ({"params": {"max_tokens": 0}}, "params.max_tokens", "1 or more"),
-        ({"params": {"min_tokens": 5, "max_tokens": 4}}, "params", "must not be above max_tokens"),
+        ({"params": {"min_tokens": 5, "max_tokens": 4}}, "params.min_tokens", "must not be above max_tokens"),
+        ({"params": {"temperature": 0.0001}}, "params.temperature", "0 (greedy) or 0.001 to 100"),
+        ({"params": {"n": 0}}, "params.n", "1 or more"),
+        ({"params": {"n": 3, "best_of": 2}}, "params.best_of", "at least n"),
+        ({"params": {"top_logprobs": 2}}, "params.top_logprobs", "needs logprobs"),
+        ({"params": {"prompt_logprobs": 21}}, "params.prompt_logprobs", "20 or less"),
+        ({"params": {"min_p": 1.5}}, "params.min_p", "1.0 or less"),
+        ({"params": {"repetition_penalty": 0}}, "params.repetition_penalty", "more than 0"),
+        ({"params": {"frequency_penalty": -3}}, "params.frequency_penalty", "-2.0 or more"),
+        ({"params": {"logit_bias": {"x": 1}}}, "params.logit_bias", "a number such as 42"),
+        ({"params": {"logit_bias": {"5": 101}}}, "params.logit_bias.5", "100.0 or less"),
+        ({"params": {"logit_bias": {"768": 1}}}, "params.logit_bias", "0 to 767"),
+        ({"params": {"stop_token_ids": [5, 768]}}, "params.stop_token_ids", "0 to 767"),
+        ({"budget": {"tokens": 2}}, "budget.tokens", "3 or more"),
+        ({"budget": {"tokens": 5}, "params": {"n": 4}}, "budget.tokens", "6 or more"),
         ({"class": "shadow"}, "class", "'interactive' or 'batch'"),
         ({"priority": 101}, "priority", "100 or less"),
         ({"deadline": "soon"}, "deadline", "a date and a time"),
@@ -81,6 +95,42 @@ def test_a_wrong_field_is_named_with_what_would_be_right(
     assert problem["field"] == field
     assert [error["field"] for error in problem["errors"]] == [field]
     assert expected in problem["errors"][0]["expected"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field", "expected"),
+    [
+        ({"type": "prose"}, "type", "'json_schema', 'regex', 'lark' or 'choice'"),
+        ({"type": "regex"}, "", "give regex and no other member"),
+        ({"type": "regex", "regex": "a", "choice": ["b"]}, "", "give regex and no other member"),
+        ({"type": "json_object", "schema": {}}, "", "give no other member"),
+        ({"type": "json_schema", "schema": "{}"}, "schema", "an object"),
+        ({"type": "json_schema", "schema": {"const": "x" * 100_000}}, "", "at most 100000 characters"),
+        ({"type": "json_schema", "schema": {"type": "prose"}}, "schema", "Invalid type: prose"),
+        ({"type": "json_schema", "schema": {"enum": []}}, "schema", "Unsatisfiable schema"),
+        ({"type": "regex", "regex": "(a"}, "regex", "unclosed group"),
+        ({"type": "regex", "regex": "[^\\s\\S]"}, "regex", "no text satisfies it"),
+        ({"type": "lark", "lark": "start: nobody"}, "lark", 'unknown name: "nobody"'),
+        ({"type": "choice", "choice": []}, "choice", "at least 1"),
+    ],
+)
+@pytest.mark.usefixtures("deployment")
+def test_a_structure_that_no_output_can_have_is_refused(
+    caller: Caller, wanted: dict[str, Any], field: str, expected: str
+) -> None:
+    body = BODY | {"params": {"response_format": wanted}}
+    problem = assert_problem(caller.post("/v1/jobs", body), 422, "validation_failed")
+    assert problem["field"] == f"params.response_format{'.' if field else ''}{field}"
+    assert expected in problem["detail"]
+    assert problem["errors"][0]["field"] == problem["field"]
+
+
+@pytest.mark.parametrize("clash", [{"ignore_eos": True}, {"min_tokens": 1}])
+@pytest.mark.usefixtures("deployment")
+def test_the_structure_alone_says_when_the_output_ends(caller: Caller, clash: dict[str, Any]) -> None:
+    body = BODY | {"params": {"response_format": {"type": "json_object"}} | clash}
+    problem = assert_problem(caller.post("/v1/jobs", body), 422, "validation_failed")
+    assert problem["field"] == f"params.{next(iter(clash))}"
 
 
 def test_every_wrong_field_is_listed(caller: Caller) -> None:

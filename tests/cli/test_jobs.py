@@ -215,8 +215,8 @@ def test_cancel_and_retry(connected_call: Call, connected: Client, worker: Worke
             "Error: no model 'huge' with the alias 'champion'; models that take jobs: tiny",
         ),
         (
-            ["submit", "-m", "tiny", "x", "--temperature", "9"],
-            "Error: params.temperature: is too large; it must be 2.0 or less",
+            ["submit", "-m", "tiny", "x", "--temperature", "900"],
+            "Error: params.temperature: is too large; it must be 100.0 or less",
         ),
         (["submit", "-m", "tiny", "x", "--param", "wrong=1"], "Error: params.wrong: is not a known field"),
         (["get", "job_nothing"], "Error: id: no job 'job_nothing'"),

@@ -56,7 +56,7 @@ def test_the_servers_refusals_come_as_their_classes(connected: Client, worker: W
         connected.jobs.submit(model="huge", prompt="x")
     assert (unknown.value.field, unknown.value.extra["available"]) == ("model", ["tiny"])
     with pytest.raises(ValidationFailed) as wrong:
-        connected.jobs.submit(model="tiny", prompt="x", params={"temperature": 9.0})
+        connected.jobs.submit(model="tiny", prompt="x", params={"temperature": 900.0})
     assert wrong.value.field == "params.temperature"
     with pytest.raises(ContextLengthExceeded):
         connected.jobs.submit(model="tiny", prompt="x " * 300)

@@ -64,7 +64,7 @@ def test_a_prompt_is_sent_as_it_is(person: Person, deployment: Deployment, datab
 @pytest.mark.parametrize(
     ("changes", "status", "field", "message"),
     [
-        ({"params.temperature": "7"}, 422, "params-temperature", "Is too large; it must be 2.0 or less."),
+        ({"params.temperature": "700"}, 422, "params-temperature", "Is too large; it must be 100.0 or less."),
         ({"params.max_tokens": "lots"}, 422, "params-max_tokens", "Write a whole number."),
         ({"params.top_p": "x"}, 422, "params-top_p", "Write a number."),
         ({"priority": "101"}, 422, "priority", "Is too large; it must be 100 or less."),

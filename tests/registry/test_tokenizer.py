@@ -9,7 +9,8 @@ import pytest
 from penstock.errors import ModelFolderInvalid, ServiceUnavailable, ValidationFailed
 from penstock.registry.folder import describe
 from penstock.registry.models import Deployment
-from penstock.registry.tokenizer import ModelTokenizer, TokenizerCache
+from penstock.registry.tokenizer import ModelTokenizer
+from penstock.registry.tokenizer_cache import TokenizerCache
 from tokenizers import Tokenizer
 
 from tests.registry import model_folders, templates

@@ -10,6 +10,8 @@ from penstock.client.errors import (
 )
 from penstock.client.events import Event, StateEvent, TokenEvent
 from penstock.client.models import (
+    Alternative,
+    Budget,
     Choice,
     Job,
     JobError,
@@ -18,8 +20,10 @@ from penstock.client.models import (
     Output,
     Params,
     Queue,
+    ResponseFormat,
     Run,
     TimelineEvent,
+    TokenLogprob,
     Usage,
     Webhook,
 )
@@ -28,6 +32,8 @@ from penstock.errors import PenstockError
 from penstock.jobs.states import JobState
 
 __all__ = [
+    "Alternative",
+    "Budget",
     "Choice",
     "Client",
     "ConnectionFailed",
@@ -41,10 +47,12 @@ __all__ = [
     "Params",
     "PenstockError",
     "Queue",
+    "ResponseFormat",
     "Run",
     "StateEvent",
     "TimelineEvent",
     "TokenEvent",
+    "TokenLogprob",
     "UnexpectedAnswer",
     "UnknownProblem",
     "Usage",

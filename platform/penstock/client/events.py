@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from penstock.client.errors import UnexpectedAnswer
-from penstock.client.models import Job
+from penstock.client.models import Alternative, AnyDocument, Job, TokenLogprob
 from penstock.client.sse import Message
 
 DELTA: Final = "output.delta"
@@ -39,7 +39,7 @@ class Cursor:
 class TokenEvent:
     """One token of one choice, or the choice's end (`finish_reason`, and no token).
 
-    `text` is what the token added, which may be empty: its bytes can end in the middle of a character.
+    Where `prompt_logprobs` were asked for, the first event holds those and no token. `text` is what the token added, which may be empty: its bytes can end in the middle of a character.
     """
 
     id: str
@@ -50,6 +50,8 @@ class TokenEvent:
     text: str
     logprob: float | None = None
     finish_reason: str | None = None
+    top_logprobs: list[Alternative] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,13 @@ def _token(event_id: str | None, data: dict[str, Any]) -> TokenEvent:
         text=data["text"],
         logprob=data.get("logprob"),
         finish_reason=data.get("finish_reason"),
+        top_logprobs=_each(Alternative, data.get("top_logprobs")),
+        prompt_logprobs=_each(TokenLogprob, data.get("prompt_logprobs")),
     )
+
+
+def _each(kind: type[AnyDocument], documents: list[Any] | None) -> list[AnyDocument] | None:
+    return None if documents is None else [kind.model_validate(document) for document in documents]
 
 
 def _state(event_id: str | None, data: dict[str, Any]) -> StateEvent:

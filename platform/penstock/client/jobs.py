@@ -38,6 +38,7 @@ class Jobs:
         job_class: Literal["interactive", "batch"] | None = None,
         priority: int | None = None,
         deadline: datetime | None = None,
+        token_budget: int | None = None,
         webhook: str | Webhook | None = None,
         tags: Sequence[str] | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -45,7 +46,8 @@ class Jobs:
     ) -> Job:
         """Queue a job for `model` (`name`, `name@alias` or `name:version`) with a `prompt` or with `messages`.
 
-        What is left out is the server's default. `deadline` must be aware. Raises `ModelNotFound`, `ValidationFailed`,
+        What is left out is the server's default. `deadline` must be aware. `token_budget` bounds the prompt and the
+        output of all choices together. Raises `ModelNotFound`, `ValidationFailed`,
         `ContextLengthExceeded`, `QuotaExceeded` and what every call may raise.
         """
         body = {
@@ -55,6 +57,7 @@ class Jobs:
             "class": job_class,
             "priority": priority,
             "deadline": _in_utc(deadline),
+            "budget": {"tokens": token_budget} if token_budget is not None else None,
             "webhook": {"url": webhook} if isinstance(webhook, str) else webhook,
             "tags": list(tags) if tags is not None else None,
             "metadata": dict(metadata) if metadata is not None else None,

@@ -16,19 +16,39 @@ class Message(TypedDict):
     content: str
 
 
+class ResponseFormat(TypedDict):
+    """What the output must be; beside `type` comes the member that the type needs, and no other."""
+
+    type: Literal["json_object", "json_schema", "regex", "lark", "choice"]
+    schema: NotRequired[dict[str, Any]]
+    regex: NotRequired[str]
+    lark: NotRequired[str]
+    choice: NotRequired[list[str]]
+
+
 class Params(TypedDict, total=False):
     """Sampling; what is left out is the server's default."""
 
+    response_format: ResponseFormat | None
     max_tokens: int | None
     min_tokens: int
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: dict[str, float]
     seed: int | None
     stop: list[str]
     stop_token_ids: list[int]
     ignore_eos: bool
     logprobs: bool
+    top_logprobs: int
+    prompt_logprobs: int | None
+    n: int
+    best_of: int | None
 
 
 class Webhook(TypedDict):
@@ -57,23 +77,52 @@ def parse(kind: type[AnyDocument], document: object) -> AnyDocument:
         raise UnexpectedAnswer(f"the server's {kind.__name__} is not as expected: {place}: {first['msg']}") from error
 
 
+class Alternative(Document):
+    """A token that might have stood in a place, and its natural log probability there."""
+
+    token_id: int
+    logprob: float
+
+
+class TokenLogprob(Document):
+    """A token, its natural log probability (None for the first of a prompt), and the likeliest in its place."""
+
+    token_id: int
+    logprob: float | None
+    top_logprobs: list[Alternative]
+
+
 class Choice(Document):
-    """One answer of the model. `finish_reason` is None while it goes on, and when it was cut short."""
+    """One answer of the model. `finish_reason` is None while it goes on, and when it was cut short.
+
+    `logprobs` stand beside `token_ids` where `params` asked for them.
+    """
 
     index: int
     text: str
     token_ids: list[int]
     finish_reason: str | None
+    logprobs: list[TokenLogprob] | None = None
 
 
 class Output(Document):
-    """What the model wrote."""
+    """What the model wrote. `prompt_logprobs` are those of the prompt's tokens, where `params` asked for them."""
 
     choices: list[Choice]
+    prompt_logprobs: list[TokenLogprob] | None = None
+
+
+class Budget(Document):
+    """What a job may cost."""
+
+    tokens: int
 
 
 class Usage(Document):
-    """What the job consumed, in tokens. `cached_tokens` are those of the prompt that did not have to be computed."""
+    """What the job consumed, in tokens, those of all choices together.
+
+    `cached_tokens` are those of the prompt that did not have to be computed.
+    """
 
     prompt_tokens: int | None
     cached_tokens: int
@@ -160,6 +209,7 @@ class Job(Document):
     job_class: str = Field(alias="class")
     priority: int
     deadline: datetime | None
+    budget: Budget | None = None
     tags: list[str]
     metadata: dict[str, str]
     webhook: dict[str, Any] | None
@@ -187,6 +237,11 @@ class Job(Document):
     def text(self) -> str:
         """The first choice's text so far, empty while there is none."""
         return self.output.choices[0].text if self.output and self.output.choices else ""
+
+    @property
+    def texts(self) -> list[str]:
+        """Every choice's text so far."""
+        return [choice.text for choice in self.output.choices] if self.output else []
 
     def to_json(self) -> str:
         """The job's document."""

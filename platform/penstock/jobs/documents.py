@@ -14,6 +14,21 @@ class Document(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Alternative(Document):
+    """A token that might have stood in a place, and its natural log-probability there."""
+
+    token_id: int
+    logprob: float
+
+
+class TokenLogprob(Document):
+    """A token, its natural log-probability (null for the first of a prompt), and the likeliest in its place."""
+
+    token_id: int
+    logprob: float | None
+    top_logprobs: list[Alternative]
+
+
 class Choice(Document):
     """One generated answer. `finish_reason` is null while it is being generated."""
 
@@ -21,12 +36,20 @@ class Choice(Document):
     text: str
     token_ids: list[int]
     finish_reason: str | None
+    logprobs: list[TokenLogprob] | None = Field(default=None, description="Beside `token_ids`, where asked for")
 
 
 class Output(Document):
     """What was generated, so far or in the end."""
 
     choices: list[Choice]
+    prompt_logprobs: list[TokenLogprob] | None = Field(default=None, description="The prompt's, where asked for")
+
+
+class Budget(Document):
+    """What the job may cost."""
+
+    tokens: int
 
 
 class JobError(BaseModel):
@@ -39,7 +62,7 @@ class JobError(BaseModel):
 
 
 class Usage(Document):
-    """Tokens. `cached_tokens` of the prompt's were not computed anew."""
+    """Tokens. `cached_tokens` of the prompt's were not computed anew; `output_tokens` are those of all choices."""
 
     prompt_tokens: int | None
     cached_tokens: int
@@ -62,6 +85,7 @@ class JobDocument(Document):
     job_class: Literal["interactive", "batch", "shadow"] = Field(alias="class")
     priority: int
     deadline: datetime | None
+    budget: Budget | None
     tags: list[str]
     metadata: dict[str, str]
     webhook: dict[str, Any] | None
@@ -130,7 +154,10 @@ class FinalEvent(EventDocument):
 
 
 class OutputDelta(Document):
-    """One journal entry: a token, the text that it completed (if any), or the end of its choice."""
+    """One journal entry: a token, the text that it completed (if any), or the end of its choice.
+
+    With `prompt_logprobs` asked for, the first one holds those instead.
+    """
 
     position: int = Field(description="Its place in the job's journal, from 0, over all choices")
     choice: int
@@ -138,4 +165,6 @@ class OutputDelta(Document):
     token_id: int | None
     text: str
     logprob: float | None = None
+    top_logprobs: list[Alternative] | None = None
     finish_reason: str | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None

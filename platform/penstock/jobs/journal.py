@@ -3,7 +3,7 @@
 Position is an entry's place in its job's journal, from 0, counted over all choices; stream id `0-<position + 1>`.
 An entry's `index` counts within its choice. A token's entry may carry no text (its bytes do not end a character yet, or
 may begin a stop string); the text follows with a later entry. The last entry of each choice carries the finish reason
-and no token.
+and no token. Where the prompt's log probabilities were asked for, the journal begins with an entry that holds them.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,19 @@ from penstock.broker import LIVE_CHANNEL_PREFIX
 from penstock.errors import LeaseLost
 
 
+class PromptToken(msgspec.Struct, frozen=True, array_like=True):
+    """One token of the prompt, its log probability given those before it, and the likeliest in its place."""
+
+    token_id: int
+    logprob: float | None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
 class JournalEntry(msgspec.Struct, frozen=True, array_like=True):
-    """One token of one choice, or (with `finish_reason` and no token) the choice's end."""
+    """One token of one choice, or (with `finish_reason` and no token) the choice's end, or `prompt` with its tokens.
+
+    `top_logprobs` are the likeliest tokens in this one's place; None where none were asked for.
+    """
 
     choice: int
     index: int
@@ -28,6 +39,8 @@ class JournalEntry(msgspec.Struct, frozen=True, array_like=True):
     logprob: float | None
     fence: int
     finish_reason: str | None = None
+    top_logprobs: tuple[tuple[int, float], ...] | None = None
+    prompt: tuple[PromptToken, ...] | None = None
 
 
 class LiveAppend(msgspec.Struct, frozen=True, array_like=True):

@@ -13,6 +13,7 @@ from sqlalchemy import Interval, bindparam, case, cast, func, insert, literal, o
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from penstock.auth.models import Tenant
 from penstock.errors import LeaseLost
 from penstock.jobs.events import EventType, Happening, record
 from penstock.jobs.journal import JournalEntry, pack_entries, unpack_entries
@@ -25,11 +26,17 @@ from penstock.usage.models import UsageEntry
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A job that is now ours. `checkpoint` is what PostgreSQL has of its journal from earlier runs."""
+    """A job that is now ours. `checkpoint` is what PostgreSQL has of its journal from earlier runs.
+
+    `weight` is its tenant's share of a worker beside those of others; `seconds_left` is until its deadline, by the
+    database's clock at the claim.
+    """
 
     job: Job
     fence: int
     checkpoint: list[JournalEntry]
+    weight: float = 1.0
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """How a job ended. `entries` is its whole journal; the output is assembled from it."""
+    """How a job ended. `entries` is its whole journal; the output is assembled from it.
+
+    `untold_tokens` were generated for choices that `best_of` left out: they are used, but in no output.
+    """
 
     state: JobState
     entries: Sequence[JournalEntry]
@@ -68,6 +78,7 @@ class Finish:
     cached_tokens: int = 0
     first_token_seconds: float | None = None
     error: dict[str, Any] | None = None
+    untold_tokens: int = 0
     data: dict[str, Any] = field(default_factory=dict)
 
 
@@ -112,7 +123,8 @@ def claim(session: Session, *, worker_id: str, deployment_id: str, lease_seconds
         },
     )
     record(session, [Happening(job, EventType.RUNNING, {"run": job.runs, "worker": worker_id})])
-    return Claim(job, job.fence, checkpoint)
+    weight, seconds_left = _standing(session, job)
+    return Claim(job, job.fence, checkpoint, weight, seconds_left)
 
 
 def renew(session: Session, *, worker_id: str, held: Sequence[Held], lease_seconds: float) -> dict[str, Renewal]:
@@ -160,7 +172,7 @@ def checkpoint(session: Session, progress: Sequence[Progress]) -> None:
 
 def finish(session: Session, held: Held, result: Finish) -> Job:
     """End the job, exactly once: state, output, journal, usage, event and webhooks in this one transaction."""
-    output_tokens = count_tokens(result.entries)
+    output_tokens = count_tokens(result.entries) + result.untold_tokens
     job = _move(
         session,
         held,
@@ -221,6 +233,14 @@ def load_checkpoint(session: Session, job_id: str) -> list[JournalEntry]:
     """What PostgreSQL has of the job's journal."""
     data = session.scalar(select(JobJournal.entries).where(JobJournal.job_id == job_id))
     return unpack_entries(data) if data is not None else []
+
+
+def _standing(session: Session, job: Job) -> tuple[float, float | None]:
+    """The weight of the job's tenant, and the seconds to its deadline."""
+    left: Any = func.extract("epoch", Job.deadline - func.clock_timestamp())
+    standing = select(Tenant.weight, left).join(Job, Job.tenant_id == Tenant.id).where(Job.id == job.id)
+    weight, seconds = session.execute(standing).one()
+    return weight, None if seconds is None else float(seconds)
 
 
 def _give_up(session: Session, held: Held, reason: str, crashes: int) -> Job:

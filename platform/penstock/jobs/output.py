@@ -1,26 +1,54 @@
 """A job's output, put together from its journal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from penstock.jobs.journal import JournalEntry
+from penstock.jobs.journal import JournalEntry, PromptToken
 
 
 def assemble_output(entries: Iterable[JournalEntry]) -> dict[str, Any]:
-    """`{"choices": [{"index", "text", "token_ids", "finish_reason"}]}`; the reason is None until the choice ends."""
+    """`{"choices": [{"index", "text", "token_ids", "finish_reason"}]}`; the reason is None until the choice ends.
+
+    Where log probabilities were asked for, a choice has `logprobs` beside its tokens, the whole `prompt_logprobs`.
+    """
+    output: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     for entry in entries:
+        if entry.prompt is not None:
+            output["prompt_logprobs"] = prompt_document(entry.prompt)
+            continue
         choice = choices.setdefault(
             entry.choice, {"index": entry.choice, "text": "", "token_ids": [], "finish_reason": None}
         )
-        choice["text"] += entry.text
-        if entry.token_id is not None:
-            choice["token_ids"].append(entry.token_id)
-        if entry.finish_reason is not None:
-            choice["finish_reason"] = entry.finish_reason
-    return {"choices": [choices[index] for index in sorted(choices)]}
+        _add(entry, choice)
+    return {"choices": [choices[index] for index in sorted(choices)]} | output
 
 
 def count_tokens(entries: Iterable[JournalEntry]) -> int:
-    """How many tokens the entries hold."""
+    """How many generated tokens the entries hold, over all choices."""
     return sum(entry.token_id is not None for entry in entries)
+
+
+def prompt_document(prompt: Sequence[PromptToken]) -> list[dict[str, Any]]:
+    """The prompt's tokens with their log probabilities, as they are told."""
+    return [_token(token.token_id, token.logprob, token.top_logprobs) for token in prompt]
+
+
+def alternatives(likeliest: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
+    """The likeliest tokens of one place, as they are told."""
+    return [{"token_id": token_id, "logprob": logprob} for token_id, logprob in likeliest]
+
+
+def _add(entry: JournalEntry, choice: dict[str, Any]) -> None:
+    choice["text"] += entry.text
+    if entry.token_id is not None:
+        choice["token_ids"].append(entry.token_id)
+        if entry.logprob is not None:
+            told = _token(entry.token_id, entry.logprob, entry.top_logprobs or ())
+            choice.setdefault("logprobs", []).append(told)
+    if entry.finish_reason is not None:
+        choice["finish_reason"] = entry.finish_reason
+
+
+def _token(token_id: int, logprob: float | None, likeliest: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    return {"token_id": token_id, "logprob": logprob, "top_logprobs": alternatives(likeliest)}

@@ -23,6 +23,7 @@ def job_document(job: Job) -> dict[str, Any]:
         "class": JobClass(job.job_class).name.lower(),
         "priority": job.priority,
         "deadline": iso(job.deadline),
+        "budget": {"tokens": job.token_budget} if job.token_budget is not None else None,
         "tags": job.tags,
         "metadata": job.user_metadata,
         "webhook": job.webhook,

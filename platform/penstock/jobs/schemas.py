@@ -4,29 +4,14 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    HttpUrl,
-    StringConstraints,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, HttpUrl, StringConstraints, field_validator, model_validator
 
+from penstock.jobs.params import JobParams, Strict
 from penstock.jobs.states import JobClass
 
-MAX_SEED = 2**63 - 1
-MAX_TOKENS = 10_000_000  # beyond any context: what fits the model is checked at submit
-MAX_TOKEN_ID = 2**31 - 1
+MAX_BUDGET = 2**53
 _MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:")
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-
-
-class Strict(BaseModel):
-    """No unknown field, no silent conversion between types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Message(Strict):
@@ -46,35 +31,6 @@ class JobInput(Strict):
     def _exactly_one(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give exactly one of prompt and messages")
-        return self
-
-
-class JobParams(Strict):
-    """Sampling. Without `seed` one is drawn at submit and kept: a resumed job samples on with the same noise."""
-
-    max_tokens: int | None = Field(
-        default=None, ge=1, le=MAX_TOKENS, description="Most tokens to generate; the rest of the context without it"
-    )
-    min_tokens: int = Field(
-        default=0, ge=0, le=MAX_TOKENS, description="Tokens before which an end-of-text is not sampled"
-    )
-    temperature: float = Field(default=1.0, ge=0.0, le=2.0, description="0 is greedy")
-    top_k: int = Field(default=0, ge=0, le=MAX_TOKEN_ID, description="Sample among the k likeliest tokens; 0 is all")
-    top_p: float = Field(
-        default=1.0, gt=0.0, le=1.0, description="Sample among the likeliest tokens of this total probability"
-    )
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
-    stop: list[Annotated[str, StringConstraints(min_length=1, max_length=256)]] = Field(
-        default_factory=list, max_length=16
-    )
-    stop_token_ids: list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]] = Field(default_factory=list, max_length=16)
-    ignore_eos: bool = False
-    logprobs: bool = Field(default=False, description="Journal each token's log-probability")
-
-    @model_validator(mode="after")
-    def _minimum_below_maximum(self) -> Self:
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ValueError("min_tokens must not be above max_tokens")
         return self
 
 
@@ -98,6 +54,14 @@ class JobWebhook(Strict):
         return str(address)
 
 
+class JobBudget(Strict):
+    """What the job may cost."""
+
+    tokens: int = Field(
+        ge=1, le=MAX_BUDGET, description="Prompt and output of all choices together; each gets an even share"
+    )
+
+
 class JobRequest(Strict):
     """The body of `POST /v1/jobs`."""
 
@@ -108,6 +72,7 @@ class JobRequest(Strict):
     job_class: Literal["interactive", "batch"] = Field(default="interactive", alias="class")
     priority: int = Field(default=0, ge=-100, le=100, description="Higher goes first within its class")
     deadline: datetime | None = Field(default=None, strict=False, description="RFC 3339; the job expires at it")
+    budget: JobBudget | None = None
     webhook: JobWebhook | None = None
     tags: list[Tag] = Field(default_factory=list, max_length=16)
     metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
@@ -136,4 +101,7 @@ class JobRequest(Strict):
 
     def stored_params(self) -> dict[str, Any]:
         """The parameters as the job's row keeps them, without the seed, which has a column of its own."""
-        return self.params.model_dump(exclude={"seed"})
+        document = self.params.model_dump(exclude={"seed"})
+        if self.params.response_format is not None:
+            document["response_format"] = self.params.response_format.stored()
+        return document

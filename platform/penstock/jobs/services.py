@@ -10,7 +10,6 @@ from sqlalchemy import Select, func, insert, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from penstock.errors import (
-    ContextLengthExceeded,
     JobAlreadyFinished,
     JobNotFinished,
     NotFound,
@@ -19,6 +18,7 @@ from penstock.errors import (
 )
 from penstock.ids import new_id
 from penstock.jobs.events import EventType, Happening, record
+from penstock.jobs.fitness import Vocabulary, refuse_unfit
 from penstock.jobs.lease import load_checkpoint
 from penstock.jobs.models import Job
 from penstock.jobs.output import assemble_output, count_tokens
@@ -32,10 +32,14 @@ _MOST_COUNTED: Final = 1000
 
 
 class PromptCounter(Protocol):
-    """Counts the tokens of a job's input as its deployment's tokenizer and chat template make them."""
+    """Knows the deployments' tokens: those of a job's input, and those that its parameters may name."""
 
     def count(self, deployment: Deployment, job_input: dict[str, Any]) -> int:
-        """Tokens of the whole prompt."""
+        """Tokens of the whole prompt, as tokenizer and chat template make them."""
+        ...
+
+    def vocabulary(self, deployment: Deployment) -> Vocabulary:
+        """The tokens that there are."""
         ...
 
 
@@ -80,7 +84,12 @@ def submit(
     _check_quota(session, tenant_id, limits)
     decision = choose(session, request.model)
     prompt_tokens = prompts.count(decision.deployment, request.stored_input())
-    _refuse_too_long(request, prompt_tokens, decision.deployment.context_length)
+    refuse_unfit(
+        request,
+        prompt_tokens=prompt_tokens,
+        context_length=decision.deployment.context_length,
+        vocabulary=lambda: prompts.vocabulary(decision.deployment),
+    )
     job = session.scalars(
         insert(Job)
         .values(
@@ -98,6 +107,7 @@ def submit(
             job_class=request.class_rank.value,
             priority=request.priority,
             deadline=request.deadline,
+            token_budget=request.budget.tokens if request.budget else None,
             deployment_id=decision.deployment.id,
             model_name=decision.deployment.model_name,
             model_version=decision.deployment.model_version,
@@ -169,6 +179,7 @@ def retry(
             "params": job.params | {"seed": job.seed},
             "class": "interactive" if job.job_class == 0 else "batch",
             "priority": job.priority,
+            "budget": {"tokens": job.token_budget} if job.token_budget is not None else None,
             "webhook": job.webhook,
             "tags": job.tags,
             "metadata": job.user_metadata,
@@ -293,15 +304,3 @@ def _check_quota(session: Session, tenant_id: str, limits: Limits) -> None:
 def _refuse_past_deadline(session: Session, deadline: datetime | None) -> None:
     if deadline is not None and deadline <= session.scalars(select(func.now())).one():
         raise ValidationFailed("must lie in the future", field="deadline")
-
-
-def _refuse_too_long(request: JobRequest, prompt_tokens: int, context_length: int) -> None:
-    wanted = request.params.max_tokens or 1
-    if prompt_tokens + wanted > context_length:
-        raise ContextLengthExceeded(
-            f"the prompt has {prompt_tokens} tokens and asks for {wanted} more; the context holds {context_length}",
-            field="input",
-            prompt_tokens=prompt_tokens,
-            max_tokens=wanted,
-            context_length=context_length,
-        )

@@ -26,6 +26,7 @@ from penstock.jobs.events import EventType, events_after
 from penstock.jobs.journal import Journal, JournalEntry, unpack_entries
 from penstock.jobs.live import LiveBroadcaster, News
 from penstock.jobs.models import Event, Job, JobJournal
+from penstock.jobs.output import alternatives, prompt_document
 from penstock.jobs.presentation import job_document
 
 POLL_SECONDS: Final = 2.0
@@ -162,17 +163,7 @@ class JobStream:
         return items
 
     def _delta_item(self, entry: JournalEntry) -> StreamItem:
-        data: dict[str, Any] = {
-            "position": self._position,
-            "choice": entry.choice,
-            "index": entry.index,
-            "token_id": entry.token_id,
-            "text": entry.text,
-        }
-        if entry.logprob is not None:
-            data["logprob"] = entry.logprob
-        if entry.finish_reason is not None:
-            data["finish_reason"] = entry.finish_reason
+        data = delta_document(self._position, entry)
         self._position += 1
         return StreamItem(Cursor(self._event, self._position), "output.delta", data)
 
@@ -218,6 +209,23 @@ def kept_entries(session: Session, job_id: str, start: int = 0) -> list[JournalE
     longer = select(JobJournal.entries).where(JobJournal.job_id == job_id, JobJournal.length > start)
     data = session.scalar(longer)
     return unpack_entries(data)[start:] if data is not None else []
+
+
+def delta_document(position: int, entry: JournalEntry) -> dict[str, Any]:
+    """How a journal entry looks from outside; what was not asked for is left out."""
+    optional = {
+        "logprob": entry.logprob,
+        "top_logprobs": alternatives(entry.top_logprobs) if entry.top_logprobs is not None else None,
+        "finish_reason": entry.finish_reason,
+        "prompt_logprobs": prompt_document(entry.prompt) if entry.prompt is not None else None,
+    }
+    return {
+        "position": position,
+        "choice": entry.choice,
+        "index": entry.index,
+        "token_id": entry.token_id,
+        "text": entry.text,
+    } | {name: value for name, value in optional.items() if value is not None}
 
 
 def event_document(event: Event) -> dict[str, Any]:

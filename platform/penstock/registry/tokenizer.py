@@ -4,19 +4,16 @@ Prompts are encoded as `transformers` encodes them: a plain prompt gets the spec
 post-processor adds; a chat gets none beyond those that its template writes.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
 from tokenizers import AddedToken, Tokenizer
 
-from penstock.errors import ModelFolderInvalid, ServiceUnavailable, ValidationFailed
+from penstock.errors import ModelFolderInvalid, ValidationFailed
 from penstock.registry.chat_template import ChatTemplate, find_chat_template
 from penstock.registry.detokenizer import IncrementalDetokenizer, Step, steps_of
-from penstock.registry.files import file_in, hash_files, read_json_if_there
-from penstock.registry.models import Deployment
+from penstock.registry.files import file_in, read_json_if_there
 
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -70,6 +67,11 @@ class ModelTokenizer:
             return self._encode_chat(job_input["messages"])
         return list(self._tokenizer.encode(job_input["prompt"]).ids)
 
+    @property
+    def size(self) -> int:
+        """How many tokens it knows."""
+        return self._tokenizer.get_vocab_size()
+
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The text that the chat template makes of the messages, up to where the answer begins."""
         if self._chat_template is None:
@@ -90,65 +92,6 @@ class ModelTokenizer:
 
     def _encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         return list(self._tokenizer.encode(self.render_chat(messages), add_special_tokens=False).ids)
-
-
-class TokenizerCache:
-    """The tokenizers of the most recently used deployments; counts prompts for the web process."""
-
-    def __init__(self, max_models: int = 8) -> None:
-        self._max_models = max_models
-        self._loaded: OrderedDict[str, ModelTokenizer] = OrderedDict()
-        self._lock = threading.Lock()
-        # A large vocabulary takes a second and 100 MB to load: threads that want the same one wait for the first.
-        self._loading = threading.Lock()
-
-    def count(self, deployment: Deployment, job_input: Mapping[str, Any]) -> int:
-        """Tokens of the whole prompt.
-
-        Raises `ServiceUnavailable` when the model's folder cannot be reached from this process, `ModelFolderInvalid`
-        when the tokenizer's files are not those that were registered.
-        """
-        return len(self.get(deployment).encode_input(job_input))
-
-    def get(self, deployment: Deployment) -> ModelTokenizer:
-        """The deployment's tokenizer, loaded at first use. Errors as in `count`."""
-        known = self._find(deployment.id)
-        if known is not None:
-            return known
-        with self._loading:
-            return self._find(deployment.id) or self._keep(deployment.id, _load(deployment))
-
-    def _find(self, deployment_id: str) -> ModelTokenizer | None:
-        with self._lock:
-            known = self._loaded.get(deployment_id)
-            if known is not None:
-                self._loaded.move_to_end(deployment_id)
-            return known
-
-    def _keep(self, deployment_id: str, tokenizer: ModelTokenizer) -> ModelTokenizer:
-        with self._lock:
-            self._loaded[deployment_id] = tokenizer
-            while len(self._loaded) > self._max_models:
-                self._loaded.popitem(last=False)
-        return tokenizer
-
-
-def _load(deployment: Deployment) -> ModelTokenizer:
-    folder = Path(deployment.source)
-    if not (folder / "tokenizer.json").is_file():
-        raise ServiceUnavailable(
-            f"the folder of {deployment.model_name} version {deployment.model_version}, {folder}, cannot be reached "
-            "from this process; mount the model storage where it was registered"
-        )
-    present = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
-    hashes = hash_files(folder, present)
-    wanted = {name: digest for name, digest in deployment.manifest.items() if name in TOKENIZER_FILES}
-    for name in sorted(hashes.keys() | wanted.keys()):
-        if hashes.get(name) != wanted.get(name):
-            raise ModelFolderInvalid(
-                f"{folder / name} is not the file that was registered; register the folder again", file=name
-            )
-    return ModelTokenizer.from_folder(folder)
 
 
 def _configuration(folder: Path) -> dict[str, Any]:

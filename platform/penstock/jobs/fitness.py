@@ -1,0 +1,83 @@
+"""Whether a request fits the model that is to serve it: its length, its budget, its tokens, its structure.
+
+The engine would refuse the same later, when nobody waits for an answer any more.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from penstock.errors import ContextLengthExceeded, ValidationFailed
+from penstock.jobs.params import grammar_of
+from penstock.jobs.schemas import JobRequest
+
+
+class Vocabulary(Protocol):
+    """The tokens of one model."""
+
+    @property
+    def size(self) -> int:
+        """Token ids are below it."""
+
+    def problem_with(self, kind: str, source: str | Sequence[str]) -> str:
+        """Why no output can be held to this grammar; empty where one can."""
+
+
+def refuse_unfit(
+    request: JobRequest, *, prompt_tokens: int, context_length: int, vocabulary: Callable[[], Vocabulary]
+) -> None:
+    """Raise `ContextLengthExceeded` or `ValidationFailed`, naming the field and what would be right.
+
+    `vocabulary` is asked for only where the parameters name tokens or ask for structure.
+    """
+    _refuse_too_long(request, prompt_tokens, context_length)
+    _refuse_too_dear(request, prompt_tokens)
+    named = _tokens_named(request)
+    if named or request.params.response_format is not None:
+        known = vocabulary()
+        _refuse_unknown_tokens(named, known.size)
+        _refuse_unsatisfiable(request, known)
+
+
+def _refuse_too_long(request: JobRequest, prompt_tokens: int, context_length: int) -> None:
+    wanted = request.params.max_tokens or 1
+    if prompt_tokens + wanted > context_length:
+        raise ContextLengthExceeded(
+            f"the prompt has {prompt_tokens} tokens and asks for {wanted} more; the context holds {context_length}",
+            field="input",
+            prompt_tokens=prompt_tokens,
+            max_tokens=wanted,
+            context_length=context_length,
+        )
+
+
+def _refuse_too_dear(request: JobRequest, prompt_tokens: int) -> None:
+    least = prompt_tokens + request.params.choices
+    if request.budget is not None and request.budget.tokens < least:
+        raise _wrong(
+            "budget.tokens", "does not suffice", f"it must be {least} or more: the prompt, and a token for each choice"
+        )
+
+
+def _tokens_named(request: JobRequest) -> Mapping[str, Sequence[int]]:
+    params = request.params
+    named = {"params.logit_bias": [int(token) for token in params.logit_bias]}
+    named["params.stop_token_ids"] = params.stop_token_ids
+    return {field: ids for field, ids in named.items() if ids}
+
+
+def _refuse_unknown_tokens(named: Mapping[str, Sequence[int]], size: int) -> None:
+    for field, ids in named.items():
+        if unknown := [token for token in ids if token >= size]:
+            raise _wrong(field, f"names the token {unknown[0]}, which this model lacks", f"it has 0 to {size - 1}")
+
+
+def _refuse_unsatisfiable(request: JobRequest, vocabulary: Vocabulary) -> None:
+    wanted = request.params.response_format
+    if wanted is not None and (problem := vocabulary.problem_with(*grammar_of(wanted.stored()))):
+        place = {"json_schema": ".schema", "json_object": ""}.get(wanted.type, f".{wanted.type}")
+        raise _wrong(f"params.response_format{place}", "cannot be used", problem)
+
+
+def _wrong(field: str, message: str, expected: str) -> ValidationFailed:
+    problem = {"field": field, "message": message, "expected": expected}
+    return ValidationFailed(f"{field}: {message}; {expected}", field=field, errors=[problem])

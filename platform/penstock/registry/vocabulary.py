@@ -1,0 +1,90 @@
+"""A model's tokens as far as a job's parameters name them or ask structure of them: judged at submit, without torch.
+
+Grammars are compiled by llguidance just as the engine compiles them, so what is refused there is refused here first.
+"""
+
+import re
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Self
+
+from llguidance import LLMatcher, LLTokenizer
+
+from penstock.errors import ModelFolderInvalid
+from penstock.registry.files import read_json, read_json_if_there
+
+VOCABULARY_FILES: Final = ("config.json", "generation_config.json")
+"""What says how many tokens there are and which of them end a text; the second may be absent."""
+_MOST_SHOWN: Final = 200  # characters of a problem, which may quote what was sent
+
+
+class Vocabulary:
+    """The tokens of one model. Safe to use from several threads."""
+
+    def __init__(self, tokenizer_file: Path, size: int, eos_ids: Sequence[int]) -> None:
+        self.size = size
+        self._tokenizer_file = tokenizer_file
+        self._eos_ids = list(eos_ids)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_folder(cls, folder: Path, tokenizer_size: int) -> Self:
+        """As `config.json` and `generation_config.json` say, or else the tokenizer. Raises `ModelFolderInvalid`."""
+        config = read_json(folder, "config.json")
+        inner = config.get("text_config")
+        text = inner if isinstance(inner, dict) else config
+        size = text.get("vocab_size", tokenizer_size)
+        eos = read_json_if_there(folder, "generation_config.json").get("eos_token_id", text.get("eos_token_id"))
+        ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        if not all(isinstance(number, int) for number in (size, *ids)):
+            raise ModelFolderInvalid(
+                f"{folder / 'config.json'}: vocab_size and eos_token_id must be numbers", file="config.json"
+            )
+        return cls(folder / "tokenizer.json", size, ids)
+
+    def problem_with(self, kind: str, source: str | Sequence[str]) -> str:
+        """Why no output can be held to this grammar; empty where one can.
+
+        `kind` is json_schema, regex or lark with its text, or choice with texts.
+        """
+        if not self._eos_ids:
+            return "this model has no end of text to complete it with"
+        try:
+            with self._lock:
+                bytes_of_tokens = self._bytes_of_tokens
+        except ValueError as error:
+            return f"this model's tokenizer cannot tell the bytes of its tokens ({error})"
+        return _problem(bytes_of_tokens, kind, source)
+
+    @cached_property
+    def _bytes_of_tokens(self) -> LLTokenizer:
+        return LLTokenizer(str(self._tokenizer_file), n_vocab=self.size, eos_token=self._eos_ids)
+
+
+def _problem(tokenizer: LLTokenizer, kind: str, source: str | Sequence[str]) -> str:
+    matcher = LLMatcher(tokenizer, _as_llguidance_reads_it(kind, source), log_level=0)
+    if matcher.is_error():
+        return _in_one_line(matcher.get_error())
+    matcher.compute_logit_bias()  # the first step tells whether anything can come at all
+    return "no text satisfies it" if matcher.get_error() else ""
+
+
+def _as_llguidance_reads_it(kind: str, source: str | Sequence[str]) -> str:
+    match kind, source:
+        case "json_schema", str():
+            return LLMatcher.grammar_from_json_schema(source)
+        case "regex", str():
+            return LLMatcher.grammar_from_regex(source)
+        case "lark", str():
+            return LLMatcher.grammar_from_lark(source)
+        case _:
+            return LLMatcher.grammar_from_regex("|".join(re.escape(text) for text in source))
+
+
+def _in_one_line(problem: str) -> str:
+    """Where it is wrong, and (of a regex) why, which stands lines below."""
+    lines = [line.strip() for line in problem.splitlines()]
+    why = [line.removeprefix("error: ") for line in lines[1:] if line.startswith("error: ")]
+    return ": ".join([lines[0].rstrip(":")[:_MOST_SHOWN], *why[:1]])
