@@ -1,7 +1,7 @@
 # Penstock. `make` lists the targets; `make demo` and `make test` do all that a fresh machine needs.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint bench drill gpu-check screenshots pins clean
+.PHONY: help setup demo up test lint bench bench-peers drill gpu-check screenshots pins clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -41,7 +41,16 @@ lint: setup  ## Style, types and the import rule
 bench: setup  ## Measure submit latency, doorbells and the engine; writes bench/results/
 	@$(BIN)/python -m bench.submit --json bench/results/submit.json
 	@$(BIN)/python -m bench.job_path --json bench/results/job-path.json
-	@$(BIN)/python -m bench.engine --json bench/results/engine-demo-model.json
+	@$(BIN)/python -m bench.engine --json bench/results/engine-cpu.json
+
+bench-peers: .venv-peers/.installed  ## Compile llama.cpp for this machine, for `make bench` to measure beside the engine
+
+.venv-peers/.installed: bench/peers.txt
+	@command -v c++ >/dev/null || { echo "bench-peers compiles llama.cpp, and there is no C++ compiler here (apt install g++)" >&2; exit 1; }
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@echo "Compiling llama.cpp into .venv-peers; this takes about ten minutes."
+	@CMAKE_ARGS=-DGGML_NATIVE=ON .venv-peers/bin/pip install -q --disable-pip-version-check --requirement bench/peers.txt
+	@touch $@
 
 drill: setup  ## Kill engines, workers, Redis and the supervisor under load, and see that nothing is lost
 	@$(BIN)/python -m pytest tests/worker tests/embedded -m drill

@@ -1,110 +1,140 @@
-"""Step time and throughput of the engine at several batch sizes, beside `transformers` on the same weights.
+"""The engine beside its peers, and against its own targets, in one run.
 
-python -m bench.engine [MODEL_FOLDER] [--threads N] [--prompt N] [--output N] [--json PATH]
+python -m bench.engine [--json PATH] [--only PART,PART] [--model FOLDER] [--peers-python PATH]
+
+    decode     our engine in bf16, int8 and int4, transformers' generate and generate_batch, llama.cpp in bf16, q8_0
+               and q4_0: the same loads on the same weights, in turn; and the memory that each holds
+    policies   a ragged trace let in continuously, a batch at a time, one at a time
+    prefix     64 jobs that share 1,000 tokens: tokens computed over the fewest possible
+    waste      slots of the KV pool that are held and empty
+    overhead   what of a step at batch 32 is not the model's
+
+Decoding is measured on the bench shape (llama-0.5b, random weights) and on the demo model, or on FOLDER alone. Models
+are made and converted once, in --cache. llama.cpp runs in an environment of its own (`make bench-peers`); where that
+is missing its rows say so and its ratios are null. Let nothing else run: it takes about a quarter of an hour.
 """
 
 import argparse
 import json
-import platform
-import random
-import statistics
-import subprocess
-import time
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
-from penstock_engine import Engine, EngineConfig, Request, SamplingParams
-from penstock_engine.config import DType
+from bench.engine_parts import contestants
+from bench.engine_parts.contestants import ROOT, Contestant, Room, run_json
+from bench.engine_parts.decode import Plan, race
+from bench.engine_parts.report import lines, race_record
+from bench.engine_parts.targets import TARGETS, speed_ratios, verdicts
+from bench.engine_parts.where import where
 
-
-@dataclass(frozen=True)
-class Load:
-    """`batch` requests at once, each of `prompt` random tokens and `output` greedy ones."""
-
-    batch: int
-    prompt: int
-    output: int
-
-    def prompts(self, vocabulary: int) -> list[list[int]]:
-        draw = random.Random(self.batch)
-        return [[draw.randrange(vocabulary) for _ in range(self.prompt)] for _ in range(self.batch)]
+BENCH_SHAPE, SMALL_SHAPE, HOLLOW_SHAPE = "llama-0.5b", "llama-40m", "llama-0.5b-hollow"
+DEMO_MODEL = ROOT / "examples" / "invoices" / "model"
+PARTS = ("decode", "policies", "prefix", "waste", "overhead")
 
 
-def measure_engine(folder: Path, load: Load, threads: int, dtype: DType) -> dict[str, float]:
-    """Tokens per second with prefill, and the median step in steady decoding."""
-    config = EngineConfig(
-        max_running=load.batch, token_budget=max(512, load.batch), threads=threads, dtype=dtype, prefix_cache=False
-    )
-    engine = Engine.from_folder(folder, config)
-    sampling = SamplingParams(temperature=0, max_tokens=load.output, ignore_eos=True)
-    for number, prompt in enumerate(load.prompts(engine.model_config.vocab_size)):
-        engine.submit(Request(f"r{number}", prompt, sampling))
-    decode_steps: list[float] = []
-    start = time.perf_counter()
-    while engine.has_work:
-        before = time.perf_counter()
-        output = engine.step()
-        if output.counts.decoding == load.batch:
-            decode_steps.append(time.perf_counter() - before)
-    total = time.perf_counter() - start
-    return {"tokens_per_s": load.batch * load.output / total, "step_ms": statistics.median(decode_steps) * 1e3}
+class Bench:
+    """One run's settings, and its parts."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._plan = Plan(args.batches, args.prompt, args.output, args.rounds)
+
+    def run(self) -> dict[str, Any]:
+        """The record: the parts asked for, and on top every figure that is a target."""
+        record: dict[str, Any] = {"where": where(self._args.threads, self._args.peers_python)}
+        parts: dict[str, Callable[[], Any]] = {part: getattr(self, part) for part in PARTS}
+        found = {name: part() if name in self._args.only else {} for name, part in parts.items()}
+        figures = self._figures(found)
+        return {**record, **figures, "targets": verdicts(figures), **found}
+
+    def decode(self) -> dict[str, Any]:
+        """Races by model; of the demo model in bf16 alone."""
+        if self._args.model:
+            return {str(self._args.model): self._race(self._args.model.absolute(), lambda _: True)}
+        return {
+            BENCH_SHAPE: self._race(self._folder(BENCH_SHAPE), lambda _: True),
+            "invoices": self._race(DEMO_MODEL, lambda each: not each.rough),
+        }
+
+    def policies(self) -> Any:
+        rounds = ["--requests", self._args.requests, "--rounds", self._args.rounds]
+        return self._part("policies", self._folder(SMALL_SHAPE), *rounds)
+
+    def prefix(self) -> Any:
+        return self._part("prefix", self._folder(SMALL_SHAPE))
+
+    def waste(self) -> Any:
+        return self._part("waste", self._folder(SMALL_SHAPE))
+
+    def overhead(self) -> Any:
+        return self._part("overhead", self._folder(BENCH_SHAPE), self._folder(HOLLOW_SHAPE))
+
+    def _race(self, folder: Path, admitted: Callable[[Contestant], bool]) -> dict[str, Any]:
+        plan = self._plan
+        room = Room(self._args.threads, sequences=max(plan.batches), context=plan.prompt + plan.output)
+        everybody = [
+            *contestants.own(folder, room),
+            *contestants.transformers(folder, room),
+            *contestants.llama_cpp(folder, room, self._args.peers_python, self._args.cache),
+        ]
+        done = race([each for each in everybody if admitted(each)], plan)
+        return race_record(done, plan, speed_ratios(done.rows))
+
+    def _part(self, name: str, *arguments: object) -> Any:
+        print(f"measuring {name}", file=sys.stderr)
+        return run_json(f"bench.engine_parts.{name}", [*arguments, "--threads", self._args.threads])
+
+    def _folder(self, shape: str) -> Path:
+        """The model of a shape, made if it is not there."""
+        folder: Path = self._args.cache / shape
+        if not folder.exists():
+            print(f"writing {folder}", file=sys.stderr)
+            run_json("bench.engine_parts.shapes", [shape, folder])
+        return folder
+
+    @staticmethod
+    def _figures(found: dict[str, Any]) -> dict[str, float | None]:
+        """Ratios on the bench shape, and every target's figure; None where it was not measured."""
+        ratios = found["decode"].get(BENCH_SHAPE, {"ratios": speed_ratios([])})["ratios"]
+        others = {key: value for part in PARTS[1:] for key, value in found[part].items()}
+        return {**ratios, **{each.key: (ratios | others).get(each.key) for each in TARGETS}}
 
 
-def measure_generate(folder: Path, load: Load, threads: int, dtype: str) -> dict[str, float]:
-    """`transformers` generate on the same prompts, prefill included."""
-    from transformers import AutoModelForCausalLM
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="where to write the record")
+    parser.add_argument("--only", type=_parts, default=PARTS, help="parts, with commas between them")
+    parser.add_argument("--model", type=Path, help="a Llama folder to decode with, in place of the two")
+    parser.add_argument("--peers-python", type=Path, default=ROOT / ".venv-peers/bin/python")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/penstock-bench")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--output", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=256, help="of the ragged trace")
+    args = parser.parse_args()
+    # Not `resolve`: an environment's python is a link, and what it links to is another environment.
+    args.cache, args.peers_python = args.cache.absolute(), args.peers_python.absolute()
+    args.cache.mkdir(parents=True, exist_ok=True)
+    return args
 
-    torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    ids = torch.tensor(load.prompts(model.config.vocab_size))
-    start = time.perf_counter()
-    with torch.inference_mode():
-        model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=load.output,
-            min_new_tokens=load.output,
-            do_sample=False,
-            pad_token_id=0,
-        )
-    return {"tokens_per_s": load.batch * load.output / (time.perf_counter() - start)}
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(text.split(","))
+    if unknown := set(parts) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"no part {min(unknown)!r}; there are {', '.join(PARTS)}")
+    return parts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("examples/invoices/model"))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--prompt", type=int, default=64)
-    parser.add_argument("--output", type=int, default=64)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32, 64])
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    rows = []
-    print(f"{'batch':>6} {'engine tok/s':>13} {'step ms':>8} {'generate tok/s':>15} {'ratio':>6}")
-    for batch in args.batch:
-        load = Load(batch, args.prompt, args.output)
-        own = measure_engine(args.folder, load, args.threads, args.dtype)
-        peer = measure_generate(args.folder, load, args.threads, args.dtype)
-        ratio = own["tokens_per_s"] / peer["tokens_per_s"]
-        print(f"{batch:6} {own['tokens_per_s']:13.0f} {own['step_ms']:8.2f} {peer['tokens_per_s']:15.0f} {ratio:6.1f}")
-        rows.append({**asdict(load), "engine": own, "generate": peer, "ratio_generate": ratio})
+    args = parse()
+    record = Bench(args).run()
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"where": where(args), "rows": rows}, indent=2) + "\n")
-
-
-def where(args: argparse.Namespace) -> dict[str, object]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "model": str(args.folder),
-        "machine": platform.processor() or platform.machine(),
-        "threads": args.threads,
-        "dtype": args.dtype,
-        "torch": torch.__version__,
-        "commit": commit,
-    }
+        args.json.write_text(json.dumps(record, indent=2) + "\n")
+    print("\n".join(lines(record)))
 
 
 if __name__ == "__main__":

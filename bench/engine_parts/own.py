@@ -1,0 +1,50 @@
+"""A contestant: Penstock's engine, set up as it serves, greedy.
+
+python -m bench.engine_parts.own FOLDER --threads N --sequences N --context N [--quantization int8|int4]
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from penstock_engine import Engine, EngineConfig, StepOutput
+
+from bench.engine_parts.loads import requests_of, run
+from bench.engine_parts.protocol import Load, Measure, Measured, serve
+
+
+def start(folder: Path, threads: int, quantization: str | None, sequences: int, context: int) -> Measure:
+    """Load the engine, with KV pages for `sequences` of `context` tokens."""
+    pages = sequences * (-(-context // EngineConfig().page_size) + 1)
+    settings: dict[str, Any] = {} if quantization is None else {"quantization": quantization}
+    config = EngineConfig(max_running=sequences, kv_pages=pages, threads=threads, dtype="bfloat16", **settings)
+    engine = Engine.from_folder(folder, config)
+    return lambda load: measure(engine, load)
+
+
+def measure(engine: Engine, load: Load) -> Measured:
+    """Submit all at once, and step until the last has ended."""
+    first_tokens: dict[str, int] = {}
+
+    def look(output: StepOutput) -> None:
+        first_tokens.update((delta.request_id, delta.token_id) for delta in output.deltas if delta.position == 0)
+
+    requests = requests_of(load, engine.model_config.vocab_size)
+    done = run(engine, requests, look)
+    assert engine.stats().preemptions == 0, "the pool is too small for the load"
+    return Measured(done.seconds, done.decode_steps, [first_tokens[each.id] for each in requests])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--sequences", type=int, required=True)
+    parser.add_argument("--context", type=int, required=True)
+    parser.add_argument("--quantization", choices=("int8", "int4"))
+    args = parser.parse_args()
+    serve(lambda: start(args.folder, args.threads, args.quantization, args.sequences, args.context))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The record of a run as a JSON document, and for reading."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from bench.engine_parts.decode import Plan, Race, Row
+
+Record = Mapping[str, Any]
+
+
+def race_record(race: Race, plan: Plan, ratios: Mapping[str, float | None]) -> dict[str, Any]:
+    """Everything of a race: medians, and every round they are of."""
+    return {
+        "plan": asdict(plan),
+        "rows": [row_record(row) for row in race.rows],
+        "memory_mib": {
+            each.contestant: {"loaded": asdict(each.loaded), "end": asdict(each.end)} for each in race.memory
+        },
+        "ratios": dict(ratios),
+    }
+
+
+def row_record(row: Row) -> dict[str, Any]:
+    medians = {name: getattr(row, name) for name in ("tokens_per_s", "decode_tokens_per_s", "step_ms")}
+    return {**asdict(row), **medians}
+
+
+def lines(record: Record) -> Iterator[str]:
+    """The whole record for a terminal."""
+    where = record["where"]
+    yield f"{where['cpu']}, {where['threads']} threads; commit {where['commit'][:12]}"
+    for name, race in record["decode"].items():
+        yield from _race(name, race)
+    for part in ("policies", "prefix", "waste", "overhead"):
+        if record[part]:
+            yield from ("", f"{part}:", *_tree(record[part], "  "))
+    yield from _targets(record["targets"])
+
+
+def _race(name: str, race: Record) -> Iterator[str]:
+    plan = race["plan"]
+    yield ""
+    yield f"{name}: prompt {plan['prompt']}, output {plan['output']}; medians of {plan['rounds']} rounds"
+    yield f"{'':28}{'batch':>6}{'decode tok/s':>14}{'step ms':>10}{'with prefill':>14}{'same 1st':>10}"
+    for row in race["rows"]:
+        if row["missing"]:
+            yield f"{row['contestant']:28}{row['batch']:6}  {row['missing']}"
+        else:
+            rates = f"{_figure(row['decode_tokens_per_s'])}{_figure(row['step_ms'], 10)}{_figure(row['tokens_per_s'])}"
+            yield f"{row['contestant']:28}{row['batch']:6}{rates}{row['same_first_tokens']:10.0%}"
+    yield ""
+    yield f"{'memory, MiB':28}{'loaded':>10}{'peak':>10}{'own share':>12}"
+    for contestant, held in race["memory_mib"].items():
+        yield f"{contestant:28}{held['loaded']['rss']:10}{held['end']['peak']:10}{held['end']['pss']:12}"
+    yield ""
+    for key, value in race["ratios"].items():
+        yield f"{key:28}{_figure(value, 8, 2)}"
+
+
+def _figure(value: float | None, width: int = 14, digits: int = 1) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
+
+
+def _tree(record: Record, indent: str) -> Iterator[str]:
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield f"{indent}{key}:"
+            yield from _tree(value, indent + "  ")
+        else:
+            yield f"{indent}{key:30}{round(value, 4) if isinstance(value, float) else value}"
+
+
+def _targets(targets: list[Record]) -> Iterator[str]:
+    yield ""
+    yield f"{'target':32}{'measured':>10}{'bound':>10}"
+    words = {True: "met", False: "MISSED", None: "not measured"}
+    for each in targets:
+        sign = "<=" if each["at"] == "most" else ">="
+        yield f"{each['key']:32}{_figure(each['value'], 10, 3)}  {sign} {each['bound']:<7}{words[each['met']]}"
