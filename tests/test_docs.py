@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 from penstock import errors
+from penstock.auth.audit import Action
 from penstock.jobs.events import EventType
 from penstock.settings import Settings, variable_name
 from pydantic import SecretStr
@@ -53,7 +54,7 @@ def error_codes() -> set[str]:
     return {kind.code for kind in kinds if issubclass(kind, errors.PenstockError) and kind.status != 500}
 
 
-def test_every_error_and_event_that_clients_meet_is_documented() -> None:
+def test_every_error_event_and_action_that_clients_meet_is_documented() -> None:
     text = (ROOT / "docs/api.md").read_text()
-    missing = {name for name in error_codes() | {event.value for event in EventType} if f"`{name}`" not in text}
+    missing = {name for name in error_codes() | set(EventType) | set(Action) if f"`{name}`" not in text}
     assert not missing

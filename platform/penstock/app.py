@@ -6,9 +6,11 @@ from typing import Final
 from apiflask import APIFlask
 from flask import Flask, Response, g, request
 from redis import Redis
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from penstock import __version__, health, openapi
 from penstock.auth.key_ring import KeyRing
+from penstock.auth.operator_views import routes as operator_routes
 from penstock.auth.views import routes as account_routes
 from penstock.broker import make_redis
 from penstock.db import Database
@@ -50,12 +52,21 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
     app.json.sort_keys = False
     app.url_map.strict_slashes = False
+    if settings.proxies:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.proxies, x_proto=settings.proxies)
     app.extensions["penstock"] = make_services(settings, prompts, database, redis)
     install_problem_handlers(app)
     openapi.install(app)
     app.before_request(_begin)
     app.after_request(_finish)
-    for blueprint in (job_routes, model_routes, account_routes, health.blueprint(), openapi.blueprint()):
+    for blueprint in (
+        job_routes,
+        model_routes,
+        account_routes,
+        operator_routes,
+        health.blueprint(),
+        openapi.blueprint(),
+    ):
         app.register_blueprint(blueprint)
     portal.register(app)
     openapi.leave_out_pages(app)

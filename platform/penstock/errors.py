@@ -9,9 +9,12 @@ PenstockError
 │   ├── ContextLengthExceeded 400 prompt and output do not fit the model
 │   ├── Unauthenticated     401   no key, or a wrong one
 │   ├── Forbidden           403   the key lacks a scope
+│   │   └── ModelNotAllowed 403   the key is for other models
 │   ├── NotFound            404   no such thing for this tenant
 │   │   └── ModelNotFound   404   no such model, version or alias
 │   ├── MethodNotAllowed    405
+│   ├── AlreadyExists       409   something has that name or address
+│   ├── LastAdministrator   409   a tenant keeps somebody who administers it
 │   ├── JobAlreadyFinished  409   a terminal state is final
 │   ├── JobNotFinished      409   only a finished job can be retried
 │   ├── IdempotencyKeyInUse 409   the first request with the key is being handled
@@ -119,6 +122,13 @@ class Forbidden(RequestError):
     title = "The key may not do this"
 
 
+class ModelNotAllowed(Forbidden):
+    """The key is for other models; `extra["allowed"]` lists them."""
+
+    code = "model_not_allowed"
+    title = "The key may not use this model"
+
+
 class NotFound(RequestError):
     """Nothing of that id belongs to this tenant."""
 
@@ -140,6 +150,22 @@ class MethodNotAllowed(RequestError):
     code = "method_not_allowed"
     status = 405
     title = "Method not allowed"
+
+
+class AlreadyExists(RequestError):
+    """Something has the name or address already."""
+
+    code = "already_exists"
+    status = 409
+    title = "There is one already"
+
+
+class LastAdministrator(RequestError):
+    """Nobody would be left to administer the tenant."""
+
+    code = "last_administrator"
+    status = 409
+    title = "The last administrator stays"
 
 
 class JobAlreadyFinished(RequestError):

@@ -29,7 +29,10 @@ _CONFIG: Final[dict[str, Any]] = {
             "type": "http",
             "scheme": "bearer",
             "bearerFormat": "psk_<environment>_<secret>",
-            "description": "An API key. Its scopes are jobs:read, jobs:write and admin, which includes both.",
+            "description": (
+                "An API key. Its scopes are jobs:read, jobs:write, admin (both, and all of its tenant) and operator "
+                "(everything)."
+            ),
         }
     },
 }

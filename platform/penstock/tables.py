@@ -1,6 +1,6 @@
 """Every table in one place: importing this fills `Base.metadata` for migrations and for tests that compare the two."""
 
-from penstock.auth.models import ApiKey, Tenant, User
+from penstock.auth.models import ApiKey, AuditEntry, Tenant, User
 from penstock.db import Base
 from penstock.idempotency.models import IdempotencyKey
 from penstock.jobs.models import Event, Job, JobJournal, JobRun
@@ -11,6 +11,7 @@ from penstock.webhooks.models import WebhookAttempt, WebhookDelivery
 
 __all__ = [
     "ApiKey",
+    "AuditEntry",
     "Base",
     "Deployment",
     "Event",

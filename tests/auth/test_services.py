@@ -137,7 +137,7 @@ def test_a_password_is_verified_and_the_sign_in_noted(database: Database, tenant
         assert user.last_login_at is not None
 
 
-def test_the_first_start_makes_an_administrator_whose_secrets_work(database: Database) -> None:
+def test_the_first_start_makes_an_operator_whose_secrets_work(database: Database) -> None:
     with database.transaction() as session:
         made = bootstrap(session, environment="test")
     assert made is not None
@@ -145,8 +145,8 @@ def test_the_first_start_makes_an_administrator_whose_secrets_work(database: Dat
     with database.transaction() as session:
         user = verify_password(session, made.email, made.password)
         assert user is not None
-        assert (user.role, user.tenant_id) == (Role.ADMIN, made.tenant_id)
-        assert authenticate(session, made.api_key, environment="test").may(Scope.ADMIN)
+        assert (user.role, user.tenant_id) == (Role.OPERATOR, made.tenant_id)
+        assert authenticate(session, made.api_key, environment="test").may(Scope.OPERATOR)
 
 
 def test_later_starts_make_nothing(database: Database) -> None:

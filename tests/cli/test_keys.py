@@ -36,8 +36,8 @@ def test_a_key_is_printed_once_and_works_until_it_is_revoked(server_call: Call, 
     assert principal.scopes == {"jobs:read"}
     listed = server_call("keys", "list").stdout
     assert secret not in listed
-    key_id, name, hint, scopes, standing = listed.strip().split("\t")
-    assert (key_id, name, scopes) == (principal.key_id, "ci", "jobs:read")
+    key_id, name, hint, scopes, models, standing = listed.strip().split("\t")
+    assert (key_id, name, scopes, models) == (principal.key_id, "ci", "jobs:read", "all")
     assert hint.endswith(secret[-4:])
     assert standing.startswith("expires ")
     assert server_call("keys", "revoke", key_id).stdout == f"{key_id} (ci) is revoked\n"

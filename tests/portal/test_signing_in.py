@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from flask import Flask
 from penstock.app import create_app
-from penstock.auth.models import User
+from penstock.auth.models import AuditEntry, User
 from penstock.db import Database
 from penstock.errors import QuotaExceeded, SettingsError
 from penstock.portal.sessions import safe_destination
@@ -14,10 +14,32 @@ from penstock.portal.throttle import MOST_FAILURES, WINDOW_SECONDS, SignInThrott
 from penstock.settings import Settings
 from pydantic import SecretStr
 from redis import Redis
+from sqlalchemy import func, select, update
 
 from tests.portal.conftest import PASSWORD, Person
 
 MakePerson = Callable[..., Person]
+
+
+def test_a_sign_in_is_written_down(make_person: MakePerson, database: Database) -> None:
+    person = make_person(signed_in=False)
+    person.sign_in("wrong")
+    person.sign_in()
+    with database.transaction() as session:
+        (entry,) = session.scalars(select(AuditEntry))
+    assert (entry.action, entry.actor_name, entry.address) == ("user.signed_in", person.email, "127.0.0.1")
+    assert entry.tenant_id == person.tenant_id
+
+
+def test_who_is_shut_out_is_signed_out_and_does_not_get_in(person: Person, database: Database) -> None:
+    assert person.get("/jobs").status_code == 200
+    with database.transaction() as session:
+        session.execute(update(User).values(disabled_at=func.now()))
+    assert person.get("/jobs").status_code == 302
+    assert person.sign_in().status_code == 401
+    with database.transaction() as session:
+        session.execute(update(User).values(disabled_at=None))
+    assert person.sign_in().status_code == 303
 
 
 def test_pages_ask_strangers_to_sign_in_and_bring_them_back(make_person: MakePerson) -> None:

@@ -1,8 +1,10 @@
-"""Tables of people and keys: `tenant`, `user`, `api_key`."""
+"""Tables of people and keys: `tenant`, `user`, `api_key`, and `audit_entry`, the record of every change to them."""
 
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, func
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, func, text
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from penstock.db import Base
@@ -36,6 +38,7 @@ class User(Base):
     role: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_login_at: Mapped[datetime | None]
+    disabled_at: Mapped[datetime | None]
 
 
 class ApiKey(Base):
@@ -50,7 +53,30 @@ class ApiKey(Base):
     digest: Mapped[bytes] = mapped_column(unique=True)
     hint: Mapped[str]
     scopes: Mapped[list[str]]
+    models: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    """Names of the models that it may use; all without a list."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
+
+
+class AuditEntry(Base):
+    """One change: who made it, what it was, when, and from where. The database refuses to alter one."""
+
+    __tablename__ = "audit_entry"
+    __table_args__ = (
+        CheckConstraint("actor_kind IN ('api_key', 'user', 'command')", name="actor_kind"),
+        Index("ix_audit_entry_tenant", "tenant_id", text("id DESC")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    actor_kind: Mapped[str]
+    actor_id: Mapped[str]
+    actor_name: Mapped[str]
+    address: Mapped[str | None]
+    action: Mapped[str]
+    target: Mapped[str]
+    details: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -1,7 +1,7 @@
 """Tenants, people and API keys. Takes a session, never commits."""
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -26,32 +26,46 @@ _hasher: Final = PasswordHasher()
 
 
 class Scope(StrEnum):
-    """What a key may do. `admin` includes the others."""
+    """What a key may do. `admin` (of its tenant) includes the jobs, `operator` (of the installation) everything."""
 
     JOBS_READ = "jobs:read"
     JOBS_WRITE = "jobs:write"
     ADMIN = "admin"
+    OPERATOR = "operator"
 
 
 class Role(StrEnum):
-    """What a person may do in the portal."""
+    """What a person may do: use the tenant's jobs, administer the tenant, run the installation."""
 
     MEMBER = "member"
     ADMIN = "admin"
     OPERATOR = "operator"
 
 
+def includes(scopes: Collection[Scope], wanted: Scope) -> bool:
+    """Whether the scopes allow what `wanted` does."""
+    if wanted in scopes or Scope.OPERATOR in scopes:
+        return True
+    return Scope.ADMIN in scopes and wanted is not Scope.OPERATOR
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who sends a request, and what they may do."""
+    """Who sends a request, and what they may do. `models` are those they may use; None is all."""
 
     tenant_id: str
     key_id: str
+    key_name: str
     scopes: frozenset[Scope]
+    models: frozenset[str] | None
 
     def may(self, scope: Scope) -> bool:
-        """Whether the key carries the scope, or `admin`."""
-        return scope in self.scopes or Scope.ADMIN in self.scopes
+        """Whether the key carries the scope, or one that includes it."""
+        return includes(self.scopes, scope)
+
+    def may_use(self, model_name: str) -> bool:
+        """Whether the key is for that model."""
+        return self.models is None or model_name in self.models
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +86,18 @@ def create_tenant(session: Session, name: str) -> Tenant:
     return tenant
 
 
+def hash_password(password: str) -> str:
+    """The Argon2 hash that is kept of a password."""
+    return _hasher.hash(password)
+
+
 def create_user(session: Session, *, tenant_id: str, email: str, password: str, role: Role = Role.MEMBER) -> User:
     """A person who signs in with `email` (in any case) and `password`, of which only an Argon2 hash is kept."""
     user = User(
         id=new_id("usr"),
         tenant_id=tenant_id,
-        email=_normalised(email),
-        password_hash=_hasher.hash(password),
+        email=normalised_email(email),
+        password_hash=hash_password(password),
         role=role.value,
     )
     session.add(user)
@@ -87,8 +106,13 @@ def create_user(session: Session, *, tenant_id: str, email: str, password: str, 
 
 
 def verify_password(session: Session, email: str, password: str) -> User | None:
-    """The person, when address and password belong together; noted as signed in. Else None, after the same time."""
-    user = session.scalars(select(User).where(User.email == _normalised(email))).one_or_none()
+    """The person, when address and password belong together; noted as signed in. Else None, after the same time.
+
+    Also None for who was shut out.
+    """
+    user = session.scalars(
+        select(User).where(User.email == normalised_email(email), User.disabled_at.is_(None))
+    ).one_or_none()
     if not _matches(user.password_hash if user else _nobodys_hash(), password) or user is None:
         return None
     if _hasher.check_needs_rehash(user.password_hash):
@@ -105,6 +129,7 @@ def create_api_key(
     scopes: Iterable[Scope],
     environment: str,
     expires_at: datetime | None = None,
+    models: Iterable[str] | None = None,
 ) -> tuple[ApiKey, str]:
     """A new key's row and its secret text, which is shown once and kept nowhere."""
     secret = generate_key(environment)
@@ -116,10 +141,46 @@ def create_api_key(
         hint=hint_of(secret),
         scopes=sorted(Scope(scope).value for scope in scopes),
         expires_at=expires_at,
+        models=sorted(set(models)) if models is not None else None,
     )
     session.add(key)
     session.flush()
     return key, secret
+
+
+def get_tenant(session: Session, tenant_id: str, *, for_update: bool = False) -> Tenant:
+    """The tenant as it is now. Raises `NotFound`."""
+    tenant = session.get(Tenant, tenant_id, with_for_update=for_update or None, populate_existing=for_update)
+    if tenant is None:
+        raise NotFound(f"no tenant {tenant_id!r}", field="id")
+    return tenant
+
+
+def get_user(session: Session, tenant_id: str, user_id: str) -> User:
+    """The tenant's person. Raises `NotFound`, also for another tenant's."""
+    user = session.scalars(select(User).where(User.id == user_id, User.tenant_id == tenant_id)).one_or_none()
+    if user is None:
+        raise NotFound(f"no user {user_id!r}", field="id")
+    return user
+
+
+def get_api_key(session: Session, tenant_id: str, key_id: str, *, for_update: bool = False) -> ApiKey:
+    """The tenant's key. Raises `NotFound`, also for another tenant's."""
+    query = select(ApiKey).where(ApiKey.id == key_id, ApiKey.tenant_id == tenant_id)
+    key = session.scalars(query.with_for_update() if for_update else query).one_or_none()
+    if key is None:
+        raise NotFound(f"no API key {key_id!r}", field="id")
+    return key
+
+
+def list_users(session: Session, tenant_id: str) -> list[User]:
+    """The tenant's people by address, also those who were shut out."""
+    return list(session.scalars(select(User).where(User.tenant_id == tenant_id).order_by(User.email)))
+
+
+def list_tenants(session: Session) -> list[Tenant]:
+    """Every tenant, by name."""
+    return list(session.scalars(select(Tenant).order_by(Tenant.name)))
 
 
 def list_api_keys(session: Session, tenant_id: str) -> list[ApiKey]:
@@ -154,21 +215,27 @@ def authenticate(session: Session, presented: str, *, environment: str) -> Princ
         raise Unauthenticated(f"the API key {key.hint} expired at {iso(key.expires_at)}")
     if key.last_used_at is None or now - key.last_used_at >= _LAST_USE_PRECISION:
         _note_use(session, key.id)
-    return Principal(key.tenant_id, key.id, frozenset(Scope(scope) for scope in key.scopes))
+    return Principal(
+        tenant_id=key.tenant_id,
+        key_id=key.id,
+        key_name=key.name,
+        scopes=frozenset(map(Scope, key.scopes)),
+        models=frozenset(key.models) if key.models is not None else None,
+    )
 
 
 def bootstrap(session: Session, *, environment: str, email: str = "admin@localhost") -> Bootstrap | None:
-    """Make the first tenant, its administrator and a key for everything; None when any tenant exists already."""
+    """Make the first tenant, its operator and a key for everything; None when any tenant exists already."""
     session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _BOOTSTRAP_LOCK})
     if session.scalar(select(Tenant.id).limit(1)) is not None:
         return None
     tenant = create_tenant(session, "default")
     password = secrets.token_urlsafe(15)
-    create_user(session, tenant_id=tenant.id, email=email, password=password, role=Role.ADMIN)
+    create_user(session, tenant_id=tenant.id, email=email, password=password, role=Role.OPERATOR)
     _, api_key = create_api_key(
         session, tenant_id=tenant.id, name="first key", scopes=tuple(Scope), environment=environment
     )
-    return Bootstrap(tenant.id, _normalised(email), password, api_key)
+    return Bootstrap(tenant.id, normalised_email(email), password, api_key)
 
 
 @cache
@@ -177,7 +244,8 @@ def _nobodys_hash() -> str:
     return _hasher.hash(secrets.token_urlsafe())
 
 
-def _normalised(email: str) -> str:
+def normalised_email(email: str) -> str:
+    """The address as it is kept and looked up: letters' case does not tell people apart."""
     return email.strip().lower()
 
 

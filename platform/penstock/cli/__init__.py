@@ -22,10 +22,13 @@ COMMANDS = {
         "control": Lazy("penstock.cli.server:control", "Run the control process.", "platform"),
         "migrate": Lazy("penstock.cli.server:migrate", "Bring the database to this version.", "platform"),
         "keys": Lazy("penstock.cli.keys:keys", "Create, list and revoke API keys.", "platform"),
+        "users": Lazy("penstock.cli.users:users", "Let people in, change and remove them.", "platform"),
+        "tenants": Lazy("penstock.cli.tenants:tenants", "Make organisations and set their limits.", "platform"),
+        "audit": Lazy("penstock.cli.tenants:audit", "Show who changed what.", "platform"),
         "models": Lazy("penstock.cli.models:models", "Register model versions and see them.", "platform"),
     },
 }
-PLUGIN_HELP = {"worker": "Run a worker with its engine."}
+PLUGIN_HELP = {"engine": "Look into an engine: who ran when.", "worker": "Run a worker with its engine."}
 
 
 @click.group(

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from penstock.auth.models import Tenant
 from penstock.auth.services import Principal, Scope
 from penstock.endpoints import Contract, endpoint, schema_of
+from penstock.errors import ModelNotAllowed
 from penstock.idempotency.services import Accepted, KeyedRequest, accept_once, keyed_request
 from penstock.jobs import services as jobs
 from penstock.jobs.details import describe, with_newest_output
@@ -31,6 +32,7 @@ from penstock.jobs.sse import stream_response
 from penstock.jobs.states import JobState
 from penstock.jobs.waiting import wait_asked, wait_until_final
 from penstock.logs import get_logger
+from penstock.routing.services import model_name_of
 from penstock.services import Services, current_services
 
 log = get_logger(__name__)
@@ -86,6 +88,7 @@ def submit_job(principal: Principal, headers: SubmitHeaders, body: JobRequest) -
     asked = keyed_request(principal.tenant_id, headers.idempotency_key, ["submit", _as_sent(body)])
 
     def submit(session: Session) -> Job:
+        _refuse_model(principal, model_name_of(body.model))
         return jobs.submit(
             session,
             tenant_id=principal.tenant_id,
@@ -167,6 +170,7 @@ def retry_job(principal: Principal, headers: RetryHeaders, job_id: str) -> tuple
     asked = keyed_request(principal.tenant_id, headers.idempotency_key, ["retry", job_id])
 
     def retry(session: Session) -> Job:
+        _refuse_model(principal, jobs.get(session, principal.tenant_id, job_id).model_name)
         return jobs.retry(
             session,
             principal.tenant_id,
@@ -217,6 +221,14 @@ def _accept(services: Services, asked: KeyedRequest | None, make: Callable[[Sess
 def _answer_headers(accepted: Accepted) -> dict[str, str]:
     location = {"Location": url_for("api_jobs.get_job", job_id=accepted.job_id)}
     return location | ({"Idempotent-Replayed": "true"} if accepted.replayed else {})
+
+
+def _refuse_model(principal: Principal, name: str) -> None:
+    if not principal.may_use(name):
+        allowed = sorted(principal.models or ())
+        raise ModelNotAllowed(
+            f"this key may use {', '.join(allowed)}, and not {name!r}", field="model", allowed=allowed
+        )
 
 
 def _waited(services: Services, principal: Principal, job_id: str, seconds: int) -> dict[str, Any]:

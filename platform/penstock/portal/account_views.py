@@ -5,6 +5,7 @@ from typing import cast
 from flask import Blueprint, current_app, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
+from penstock.auth.acting import note_sign_in
 from penstock.auth.services import verify_password
 from penstock.errors import QuotaExceeded
 from penstock.logs import get_logger
@@ -50,6 +51,8 @@ def submit_sign_in() -> tuple[str, int] | Response:
         return _form(email, error.message), error.status
     with current_services().database.transaction() as session:
         user = verify_password(session, email, password)
+        if user is not None:
+            note_sign_in(session, user)
     if user is None:
         throttle.failed(email, address)
         log.warning("sign_in.refused", address=address)

@@ -34,12 +34,14 @@ def sign_out() -> None:
 
 
 def signed_in_user(session: Session) -> User | None:
-    """The person the cookie names, if they still exist with the same password."""
+    """The person the cookie names, if they still exist with the same password and were not shut out."""
     user_id, seal = cookie.get(_USER), cookie.get(_SEAL)
     if not isinstance(user_id, str) or not isinstance(seal, str):
         return None
     user = session.get(User, user_id)
-    return user if user is not None and hmac.compare_digest(seal, _seal(user)) else None
+    if user is None or user.disabled_at is not None:
+        return None
+    return user if hmac.compare_digest(seal, _seal(user)) else None
 
 
 def safe_destination(wanted: str | None) -> str | None:

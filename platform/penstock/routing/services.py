@@ -31,6 +31,11 @@ def choose(session: Session, model: str) -> RoutingDecision:
     return _by_alias(session, name, alias or "champion")
 
 
+def model_name_of(model: str) -> str:
+    """The name in `name`, `name@alias` or `name:version`."""
+    return model.split(":", 1)[0] if ":" in model else model.partition("@")[0]
+
+
 def available_models(session: Session) -> list[str]:
     """The names that jobs may ask for."""
     routed = select(RoutingPolicy.model_name).where(RoutingPolicy.champion_id.is_not(None))

@@ -47,7 +47,8 @@ class ModelList(BaseModel):
 
 
 @endpoint(routes, "GET", "", Contract(scope=Scope.JOBS_READ, answer=ModelList))
-def get_models(principal: Principal) -> Response:  # noqa: ARG001 - every tenant may use every model
-    """List the models, the version that serves each, and whether it is ready."""
+def get_models(principal: Principal) -> Response:
+    """List the models that the key may use, the version that serves each, and whether it is ready."""
     with current_services().database.transaction() as session:
-        return jsonify({"object": "list", "data": list_models(session)})
+        models = list_models(session)
+    return jsonify({"object": "list", "data": [model for model in models if principal.may_use(model["id"])]})

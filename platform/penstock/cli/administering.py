@@ -1,0 +1,71 @@
+"""What the commands that administer share: whose tenant, who acts, and how lists are printed."""
+
+import getpass
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import click
+from pydantic import BaseModel, ValidationError
+from rich.table import Table
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from penstock.auth.administration import Administration
+from penstock.auth.audit import Actor, ActorKind
+from penstock.auth.models import Tenant
+from penstock.auth.services import Scope
+from penstock.cli.database import transaction
+from penstock.cli.render import console_for, printable
+from penstock.errors import NotFound
+from penstock.problems import explain_validation
+from penstock.settings import Settings
+
+Model = TypeVar("Model", bound=BaseModel)
+
+tenant_option: Final = click.option(
+    "--tenant", "tenant", default="default", show_default=True, help="The tenant's name or id."
+)
+
+
+@contextmanager
+def administering(settings: Settings) -> Iterator[tuple[Session, Administration]]:
+    """A transaction, and what changes in it: in the name of the account that runs the command, who may do all."""
+    account = getpass.getuser()
+    actor = Actor(ActorKind.COMMAND, account, f"{account} on the command line", socket.gethostname(), tuple(Scope))
+    with transaction(settings) as session:
+        yield session, Administration(session, actor)
+
+
+def find_tenant(session: Session, name: str) -> Tenant:
+    """The tenant of that name or id. Raises `NotFound`, naming those that there are."""
+    tenant = session.scalars(select(Tenant).where(or_(Tenant.id == name, Tenant.name == name))).first()
+    if tenant is None:
+        known = session.scalars(select(Tenant.name).order_by(Tenant.name).limit(10)).all()
+        raise NotFound(
+            f"no tenant {name!r}; there is {', '.join(known) or 'none yet: start `penstock up` once'}", field="tenant"
+        )
+    return tenant
+
+
+def checked(model: type[Model], **members: Any) -> Model:
+    """What was given, by the API's own rules. Raises `ValidationFailed` as it does."""
+    try:
+        return model.model_validate(members)
+    except ValidationError as error:
+        raise explain_validation(error) from None
+
+
+def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal; elsewhere a line for each row, its cells between tabs."""
+    console = console_for()
+    cells = [[printable(cell) for cell in row] for row in rows]
+    if not console.is_terminal:
+        for row in cells:
+            click.echo("\t".join(row))
+        return
+    table = Table(*headings, box=None, pad_edge=False)
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)
