@@ -54,7 +54,7 @@ def far(engine: Engine) -> Iterator[Far]:
 
 
 def submit(request_id: str, *, max_tokens: int = 3, output_ids: list[int] | None = None) -> Submit:
-    sampling = Sampling(0.0, 0, 1.0, 1, max_tokens, 0, [], True, None)
+    sampling = Sampling(temperature=0.0, seed=1, max_tokens=max_tokens, ignore_eos=True, logprobs=None)
     return Submit(request_id, [5, 6, 7], [output_ids or []], sampling, "tenant", 0, "interactive")
 
 
@@ -94,7 +94,9 @@ def test_a_request_that_fails_the_step_fails_alone(far: Far, engine: Engine, mon
     monkeypatch.setattr(engine._runner, "run", fail_with_the_poisoned)
     far.tell(submits=[submit("poisoned"), submit("healthy", max_tokens=3)])
     far.thread.start()
-    reports = [far.report() for _ in range(3)]
+    reports = [far.report()]
+    while not any(delta.finish_reason for delta in reports[-1].deltas):
+        reports.append(far.report())
     assert [(each.request_id, each.code) for report in reports for each in report.refusals] == [
         ("poisoned", "forward_failed")
     ]

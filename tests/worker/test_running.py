@@ -32,7 +32,7 @@ def test_the_first_ending_stands(tokenizer: ModelTokenizer) -> None:
     job.restore([], tokenizer, [5])
     assert job.end(GivenBack(RunOutcome.HANDED_BACK, "stopping"))
     assert not job.end(Finished(JobState.CANCELLED), "cancelled")
-    job.take(delta(7))
+    job.take([delta(7)])
     assert job.entries == []
     assert job.ending == GivenBack(RunOutcome.HANDED_BACK, "stopping")
 
@@ -42,7 +42,7 @@ def test_the_engines_last_token_ends_the_run(tokenizer: ModelTokenizer) -> None:
     job.restore([], tokenizer, [5])
     endings = []
     for token in (delta(7), delta(8, "length")):
-        job.take(token)
+        job.take([token])
         endings.append(job.ending)
     assert endings == [None, Finished(JobState.SUCCEEDED)]
     assert job.first_token_seconds is not None
@@ -53,7 +53,7 @@ def test_the_engines_last_token_ends_the_run(tokenizer: ModelTokenizer) -> None:
 def test_a_successor_ends_a_job_as_its_journal_says(tokenizer: ModelTokenizer, state: JobState) -> None:
     first = claimed()
     first.restore([], tokenizer, [5])
-    first.take(delta(7))
+    first.take([delta(7)])
     first.end(Finished(state), state.value)
     successor = claimed(fence=2)
     successor.restore(first.entries, tokenizer, [5])
@@ -66,7 +66,7 @@ def test_a_successors_entries_follow_those_of_the_first(tokenizer: ModelTokenize
     successor = claimed(fence=2)
     successor.restore(journal, tokenizer, [5])
     assert successor.choices[0].token_ids == [20, 21, 22]
-    successor.take(delta(23))
+    successor.take([delta(23)])
     assert successor.entries[:3] == journal
     assert (successor.entries[3].index, successor.entries[3].fence) == (3, 2)
 

@@ -15,12 +15,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from typing import Final
 
 import msgspec
-from penstock.jobs.states import JobState
+from penstock.jobs.states import JobState, RunOutcome
 from penstock.logs import get_logger
 
 from penstock_worker.journal_writer import JournalWriter
@@ -38,10 +39,11 @@ from penstock_worker.messages import (
     decode_report,
     encode,
 )
-from penstock_worker.running import Finished, RunningJob
+from penstock_worker.running import Finished, GivenBack, RunningJob
 
 _EXIT_SECONDS: Final = 10.0
 _PING_SECONDS: Final = 1.0
+_LATE, _FULL = "deadline_exceeded", "queue_full"  # the engine's codes of what is no failure of the job
 
 log = get_logger(__name__)
 
@@ -143,17 +145,7 @@ class Bridge:
         for request_id, cached_tokens in report.admitted:
             if (job := self._jobs.get(request_id)) is not None:
                 job.cached_tokens = cached_tokens
-        touched: dict[str, RunningJob] = {}
-        for delta in report.deltas:
-            if (job := self._jobs.get(delta.request_id)) is not None:
-                _give(job, delta)
-                touched[delta.request_id] = job
-                if job.ending is not None and delta.finish_reason is None:
-                    self.abort(job)  # a stop string, which the engine does not know
-        for refusal in report.refusals:
-            if (job := self._jobs.get(refusal.request_id)) is not None:
-                _refuse(job, refusal)
-                touched[refusal.request_id] = job
+        touched = self._give_to_jobs(report)
         with self._lock:
             self._report = report
             for request_id, job in touched.items():
@@ -161,6 +153,38 @@ class Bridge:
                     self._jobs.pop(request_id, None)
         if touched:
             self._journal_writer.mark(*touched.values())
+
+    def _give_to_jobs(self, report: StepReport) -> dict[str, RunningJob]:
+        """Tell each job what the report has for it; returns those that heard something."""
+        touched: dict[str, RunningJob] = {}
+
+        def job_of(request_id: str) -> RunningJob | None:
+            if (job := self._jobs.get(request_id)) is not None:
+                touched[request_id] = job
+            return job
+
+        for scores in report.prompt_scores:
+            if (job := job_of(scores.request_id)) is not None:
+                job.take_prompt(scores)
+        for request_id, deltas in _by_request(report.deltas):
+            if (job := job_of(request_id)) is not None:
+                self._cut(job, _give(job, deltas))
+        for ended in report.ended:
+            if (job := job_of(ended.request_id)) is not None:
+                job.close_choice(ended.choice, ended.finish_reason)
+        for refusal in report.refusals:
+            if (job := job_of(refusal.request_id)) is not None:
+                _refuse(job, refusal)
+        return touched
+
+    def _cut(self, job: RunningJob, choices: Sequence[int]) -> None:
+        """These choices ended here, and go on in the engine until it is told."""
+        if choices and job.ending is not None:
+            self.abort(job)
+        elif choices:
+            with self._lock:
+                self._commands.aborts.extend((job.request_id, choice) for choice in choices)
+                self._send_soon()
 
     def _how_it_ended(self) -> str:
         assert self._process is not None
@@ -217,7 +241,7 @@ class Bridge:
             if not self._jobs:
                 self._progressed_at = time.monotonic()
             self._jobs[request.request_id] = job
-            self._submitted += 1
+            self._submitted += request.places
             self._commands.submits.append(request)
             self._send_soon()
             return True
@@ -226,7 +250,7 @@ class Bridge:
         """Have the engine drop the job, if it has it."""
         with self._lock:
             if self._jobs.pop(job.request_id, None) is not None:
-                self._commands.aborts.append(job.request_id)
+                self._commands.aborts.append((job.request_id, None))
                 self._send_soon()
 
     def pause(self, paused: bool) -> None:
@@ -305,18 +329,29 @@ class Bridge:
             self._process.kill()
 
 
-def _give(job: RunningJob, delta: Delta) -> None:
-    """A token that cannot be turned into text fails its own job, and no other."""
+def _by_request(deltas: Sequence[Delta]) -> Iterable[tuple[str, list[Delta]]]:
+    """The deltas of each request, in order."""
+    grouped: dict[str, list[Delta]] = {}
+    for delta in deltas:
+        grouped.setdefault(delta.request_id, []).append(delta)
+    return grouped.items()
+
+
+def _give(job: RunningJob, deltas: Sequence[Delta]) -> list[int]:
+    """The choices that end here alone. A token that cannot be turned into text fails its own job, and no other."""
     try:
-        job.take(delta)
+        return job.take(deltas)
     except Exception as error:
         log.exception("job.token_failed", job=job.id)
-        message = f"the worker could not take token {delta.token_id}: {type(error).__name__}"
+        message = f"the worker could not turn its tokens into text: {type(error).__name__}"
         job.end(Finished(JobState.FAILED, {"code": "internal_error", "message": message}))
+        return [delta.choice for delta in deltas]
 
 
 def _refuse(job: RunningJob, refusal: Refusal) -> None:
-    if refusal.finish_reason is not None:
-        job.close_choices(refusal.finish_reason)
+    if refusal.code == _LATE:
+        job.end(Finished(JobState.EXPIRED), JobState.EXPIRED.value)
+    elif refusal.code == _FULL:
+        job.end(GivenBack(RunOutcome.HANDED_BACK, refusal.message))
     else:
         job.end(Finished(JobState.FAILED, {"code": refusal.code, "message": refusal.message}))

@@ -1,11 +1,13 @@
 """One choice of a job: token ids in, journal entries out."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from penstock.jobs.journal import JournalEntry
 
 from penstock_worker.stop_strings import StopMatcher
+
+LEAST_LOGPROB: Final = -9999.0
 
 
 class Detokenizer(Protocol):
@@ -45,7 +47,13 @@ class ChoiceStream:
             elif entry.token_id is not None:
                 self._next_text(entry.token_id)
 
-    def take(self, token_id: int, logprob: float | None, finish_reason: str | None) -> list[JournalEntry]:
+    def take(
+        self,
+        token_id: int,
+        logprob: float | None,
+        finish_reason: str | None,
+        top_logprobs: Sequence[tuple[int, float]] = (),
+    ) -> list[JournalEntry]:
         """The next token's entry, and the choice's end if it ends here."""
         index = len(self.token_ids)
         if finish_reason == "stop":  # the token is a stop token, and no text
@@ -53,7 +61,10 @@ class ChoiceStream:
             text = ""
         else:
             text = self._next_text(token_id)
-        entry = JournalEntry(self._choice, index, token_id, text, logprob, self._fence)
+        likeliest = tellable_tops(top_logprobs) or None
+        entry = JournalEntry(
+            self._choice, index, token_id, text, tellable(logprob), self._fence, top_logprobs=likeliest
+        )
         if self._matcher.matched:
             return [entry, *self.end("stop")]
         return [entry, *self.end(finish_reason)] if finish_reason is not None else [entry]
@@ -71,6 +82,16 @@ class ChoiceStream:
         text = _storable(self._detokenizer.push(token_id))
         self.token_ids.append(token_id)
         return self._matcher.push(text) if len(self.token_ids) > self._min_tokens else text
+
+
+def tellable(logprob: float | None) -> float | None:
+    """A log probability that JSON can hold: a token that the model rules out has minus infinity."""
+    return None if logprob is None else max(logprob, LEAST_LOGPROB)
+
+
+def tellable_tops(likeliest: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """The same for the likeliest tokens of one place."""
+    return tuple((token_id, max(logprob, LEAST_LOGPROB)) for token_id, logprob in likeliest)
 
 
 def _storable(text: str) -> str:

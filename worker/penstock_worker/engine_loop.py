@@ -1,7 +1,7 @@
 """Inside the engine's process: take commands, step, report."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,17 +14,16 @@ from penstock_engine import (
     EngineConfig,
     EngineError,
     InvalidConfig,
-    Request,
     RequestRefused,
-    SamplingParams,
     StepFailed,
     StepOutput,
 )
 
+from penstock_worker.engine_requests import delta_of, request_from, scores_of
 from penstock_worker.messages import (
     Broken,
     Commands,
-    Delta,
+    Ended,
     EngineSpec,
     FromEngine,
     Loading,
@@ -64,6 +63,7 @@ def _load(connection: Connection, spec: EngineSpec) -> "EngineLoop | None":
         device=device,
         kv_bytes=spec.kv_bytes or _gpu_share(spec.folder, device),
         threads=spec.threads,
+        tokenizer=_tokenizer(spec.folder),
         trace_steps=0 if spec.trace_folder is None else 1,  # the file keeps the others
     )
     try:
@@ -106,6 +106,7 @@ class EngineLoop:
         self._engine = engine
         self._trace_file = trace_file
         self._refusals: list[Refusal] = []
+        self._ended: list[Ended] = []
         self._received = 0
         self._pong = 0
         self._step = 0
@@ -141,20 +142,22 @@ class EngineLoop:
     def _apply(self, commands: Commands) -> None:
         for submit in commands.submits:
             self._submit(submit)
-        for request_id in commands.aborts:
-            self._engine.abort(request_id)
-        self._received += len(commands.submits)
+        for request_id, choice in commands.aborts:
+            self._engine.abort(request_id, choice)
+        self._received += sum(submit.places for submit in commands.submits)
         self._pong = commands.ping or self._pong
         self._paused = commands.paused
         self._stopped = self._stopped or commands.stop
 
     def _submit(self, submit: Submit) -> None:
         try:
-            self._engine.submit(_request(submit))
+            ended: Mapping[int, str] = self._engine.submit(request_from(submit))
         except AlreadyFinished as error:
-            self._refusals.append(Refusal(submit.request_id, error.code, str(error), error.finish_reason))
+            ended = error.finish_reasons
         except RequestRefused as error:
             self._refusals.append(Refusal(submit.request_id, error.code, str(error)))
+            return
+        self._ended += [Ended(submit.request_id, choice, reason) for choice, reason in ended.items()]
 
     def _run_step(self) -> bool:
         """One step. False after one that failed: what it left on the device is not to be trusted."""
@@ -169,25 +172,27 @@ class EngineLoop:
         self._step = output.step
         if self._trace_file is not None:
             self._trace_file.take(self._engine.trace)
-        deltas = [Delta(d.request_id, d.choice, d.token_id, d.logprob, d.finish_reason) for d in output.deltas]
-        self._report(deltas, output.admitted)
+        self._report(output)
         return True
 
     def _take_failures(self, output: StepOutput) -> None:
         for failure in output.failed:
             self._refusals.append(Refusal(failure.request_id, failure.code, failure.message))
 
-    def _report(self, deltas: Sequence[Delta] = (), admitted: Sequence[tuple[str, int]] = ()) -> None:
+    def _report(self, output: StepOutput | None = None) -> None:
         refusals, self._refusals = self._refusals, []
+        ended, self._ended = self._ended, []
         report = StepReport(
             step=self._step,
             received=self._received,
             free_slots=self._engine.free_slots,
-            deltas=list(deltas),
+            deltas=[delta_of(delta) for delta in output.deltas] if output else [],
             refusals=refusals,
+            ended=ended,
+            prompt_scores=[scores_of(scores) for scores in output.prompt_logprobs] if output else [],
             pong=self._pong,
             stats=self._stats_if_due(),
-            admitted=list(admitted),
+            admitted=output.admitted if output else [],
         )
         _send(self._connection, report)
 
@@ -198,31 +203,14 @@ class EngineLoop:
         return asdict(self._engine.stats())
 
 
-def _request(submit: Submit) -> Request:
-    sampling = submit.sampling
-    return Request(
-        id=submit.request_id,
-        prompt_ids=submit.prompt_ids,
-        sampling=SamplingParams(
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-            max_tokens=sampling.max_tokens,
-            min_tokens=sampling.min_tokens,
-            stop_token_ids=tuple(sampling.stop_token_ids),
-            ignore_eos=sampling.ignore_eos,
-            logprobs=sampling.logprobs,
-        ),
-        output_ids=submit.output_ids,
-        namespace=submit.namespace,
-        priority=submit.priority,
-        request_class=submit.request_class,  # type: ignore[arg-type]  # submit() checks it
-    )
-
-
 def _send(connection: Connection, message: FromEngine) -> None:
     connection.send_bytes(encode(message))
+
+
+def _tokenizer(folder: str) -> str | None:
+    """What grammars learn the bytes of tokens from; a folder without it serves all other jobs."""
+    path = Path(folder) / "tokenizer.json"
+    return str(path) if path.is_file() else None
 
 
 def _device(wanted: str) -> str:

@@ -26,22 +26,43 @@ class EngineSpec(msgspec.Struct, frozen=True):
     trace_folder: str | None = None
 
 
-class Sampling(msgspec.Struct, frozen=True, array_like=True):
-    """How tokens are chosen; the fields are those of the engine's own sampling parameters."""
+class Grammar(msgspec.Struct, frozen=True, array_like=True):
+    """What an output must be; the fields are those of the engine's own."""
 
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int
-    max_tokens: int | None
-    min_tokens: int
-    stop_token_ids: list[int]
-    ignore_eos: bool
-    logprobs: int | None
+    kind: str
+    source: str | tuple[str, ...]
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """How tokens are chosen; the fields and defaults are those of the engine's own sampling parameters.
+
+    All but `best_of`: the worker itself chooses among candidates, by their text's end (see `best_of`).
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = 0
+    prompt_logprobs: int | None = None
+    n: int = 1
+    grammar: Grammar | None = None
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True):
-    """One request. `output_ids` are the tokens that earlier runs generated, a list for each choice."""
+    """One request. `output_ids` are the tokens that earlier runs generated, a list for each choice.
+
+    `closed` choices have ended and are not to go on. `deadline` is in seconds since the epoch, by this machine's clock.
+    """
 
     request_id: str
     prompt_ids: list[int]
@@ -50,35 +71,65 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
     namespace: str
     priority: int
     request_class: str
+    closed: list[int] = []
+    tenant: str = ""
+    weight: float = 1.0
+    deadline: float | None = None
+    token_budget: int | None = None
+
+    @property
+    def places(self) -> int:
+        """How many places in a step it wants."""
+        return self.sampling.n - len(self.closed)
 
 
 class Commands(msgspec.Struct, frozen=True):
-    """All that was asked since the last message. Submits come before aborts; `ping` is answered by its number."""
+    """All that was asked since the last message. Submits come before aborts; `ping` is answered by its number.
+
+    An abort names a request, and one choice of it or (None) all.
+    """
 
     submits: list[Submit] = []
-    aborts: list[str] = []
+    aborts: list[tuple[str, int | None]] = []
     ping: int = 0
     paused: bool = False
     stop: bool = False
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
-    """One token of one request; `finish_reason` comes with its last."""
+    """One token of one choice; `finish_reason` comes with its last."""
 
     request_id: str
     choice: int
     token_id: int
     logprob: float | None
     finish_reason: str | None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+class PromptScores(msgspec.Struct, frozen=True, array_like=True):
+    """Log probabilities of a prompt's tokens from `start` on, and the likeliest in the place of each."""
+
+    request_id: str
+    start: int
+    logprobs: list[float]
+    top_logprobs: list[tuple[tuple[int, float], ...]]
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True):
+    """A choice that had ended before it was submitted, and how: no token of it will come."""
+
+    request_id: str
+    choice: int
+    finish_reason: str
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
-    """A request that the engine refused or gave up, and why. `finish_reason`: it had ended before it was submitted."""
+    """A request that the engine refused or gave up, and why."""
 
     request_id: str
     code: str
     message: str
-    finish_reason: str | None = None
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):
@@ -97,9 +148,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 class StepReport(msgspec.Struct, frozen=True, tag=True):
     """What one step brought, or (with the same `step` as before) an answer without a step.
 
-    `received` counts every submit that was taken so far; `free_slots` is how many more could start after them. `pong`
-    is the number of the last ping. `stats` comes about once a second. `admitted` are requests that began, each with
-    how many tokens of its prompt were in the cache.
+    `received` counts the places that all submits so far wanted; `free_slots` is how many more are free after them.
+    `pong` is the number of the last ping. `stats` comes about once a second. `admitted` are requests that began, each
+    with how many tokens of its prompt were in the cache.
     """
 
     step: int
@@ -107,6 +158,8 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
     free_slots: int
     deltas: list[Delta] = []
     refusals: list[Refusal] = []
+    ended: list[Ended] = []
+    prompt_scores: list[PromptScores] = []
     pong: int = 0
     stats: dict[str, int] | None = None
     admitted: list[tuple[str, int]] = []

@@ -1,30 +1,61 @@
 """A job as the engine is asked to run it."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from penstock.jobs.params import grammar_of
 from penstock.jobs.states import JobClass
 
-from penstock_worker.messages import Sampling, Submit
+from penstock_worker.messages import Grammar, Sampling, Submit
 from penstock_worker.running import RunningJob
+
+_AS_THEY_ARE = (
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "max_tokens", "min_tokens", "ignore_eos",
+)  # fmt: skip
 
 
 def request_of(job: RunningJob) -> Submit:
     """The job's request: its prompt, what earlier runs generated, and its sampling with the seed drawn at submit."""
-    row, params = job.job, job.job.params
+    row = job.job
     return Submit(
         request_id=job.request_id,
         prompt_ids=job.prompt_ids,
         output_ids=[stream.token_ids for stream in job.choices],
-        sampling=Sampling(
-            temperature=params.get("temperature", 1.0),
-            top_k=params.get("top_k", 0),
-            top_p=params.get("top_p", 1.0),
-            seed=row.seed,
-            max_tokens=params.get("max_tokens"),
-            min_tokens=params.get("min_tokens", 0),
-            stop_token_ids=params.get("stop_token_ids", []),
-            ignore_eos=params.get("ignore_eos", False),
-            logprobs=0 if params.get("logprobs") else None,
-        ),
+        closed=[choice for choice, stream in enumerate(job.choices) if stream.finish_reason is not None],
+        sampling=_sampling(job),
         namespace=row.tenant_id,
         priority=row.priority,
         request_class=JobClass(row.job_class).name.lower(),
+        tenant=row.tenant_id,
+        weight=job.weight,
+        deadline=job.deadline,
+        token_budget=row.token_budget,
     )
+
+
+def _sampling(job: RunningJob) -> Sampling:
+    params = job.job.params
+    return Sampling(
+        **{name: params[name] for name in _AS_THEY_ARE if name in params},
+        seed=job.job.seed,
+        stop_token_ids=tuple(params.get("stop_token_ids", ())),
+        logit_bias=tuple((int(token), bias) for token, bias in params.get("logit_bias", {}).items()),
+        logprobs=_logprobs(params, needed=job.selecting),
+        prompt_logprobs=None if job.prompt_scored else params.get("prompt_logprobs"),
+        n=len(job.choices),
+        grammar=_grammar(params.get("response_format")),
+    )
+
+
+def _logprobs(params: Mapping[str, Any], *, needed: bool) -> int | None:
+    if params.get("logprobs"):
+        return int(params.get("top_logprobs", 0))
+    return 0 if needed else None
+
+
+def _grammar(response_format: Mapping[str, Any] | None) -> Grammar | None:
+    if response_format is None:
+        return None
+    kind, source = grammar_of(response_format)
+    return Grammar(kind, source if isinstance(source, str) else tuple(source))

@@ -50,6 +50,7 @@ class Results:
             cached_tokens=job.cached_tokens,
             first_token_seconds=job.first_token_seconds,
             error=ending.error,
+            untold_tokens=job.untold_tokens,
         )
         with self._database.transaction() as session:
             lease.finish(session, job.held, result)

@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from penstock.jobs.journal import JournalEntry
+from penstock.jobs.journal import JournalEntry, PromptToken
 from penstock.jobs.lease import Claim, Held, Progress
 from penstock.jobs.states import JobState, RunOutcome
 from penstock.registry.tokenizer import ModelTokenizer
 
-from penstock_worker.choice import ChoiceStream
-from penstock_worker.messages import Delta
-
-CHOICES: Final = 1
-"""How many answers a job asks for."""
+from penstock_worker.best_of import Candidates
+from penstock_worker.choice import ChoiceStream, tellable, tellable_tops
+from penstock_worker.messages import Delta, PromptScores
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +64,13 @@ class RunningJob:
         self.checkpointed = 0
         self.lease_until = lease_until
         self.cached_tokens = 0
+        self.untold_tokens = 0
+        self.weight = claim.weight
+        self.deadline = None if claim.seconds_left is None else time.time() + claim.seconds_left
         self.first_token_seconds: float | None = None
         self.ending: Ending | None = None
         self.settled = threading.Event()
+        self._candidates: Candidates | None = None
         self._claimed_at = claimed_at
         self._lock = threading.Lock()
 
@@ -86,35 +88,62 @@ class RunningJob:
         return bool(self.choices)
 
     @property
+    def selecting(self) -> bool:
+        """Whether its choices are candidates, of which some will be told."""
+        return self._candidates is not None
+
+    @property
+    def prompt_scored(self) -> bool:
+        """Whether the journal has the prompt's log probabilities."""
+        return bool(self.entries) and self.entries[0].prompt is not None
+
+    @property
     def progress(self) -> Progress:
         """The journal as it stands, for a checkpoint."""
         return Progress(self.held, list(self.entries), self.first_token_seconds)
 
     def restore(self, entries: Sequence[JournalEntry], tokenizer: ModelTokenizer, prompt_ids: list[int]) -> None:
         """Take over the journal of earlier runs: text, stop strings and counts stand where they left them."""
-        streams = [self._choice(choice, tokenizer, prompt_ids) for choice in range(CHOICES)]
+        outputs = [entry for entry in entries if entry.prompt is None]
+        candidates = None if outputs else self._new_candidates()
+        count = self.job.params["best_of"] if candidates else self.job.params.get("n", 1)
+        streams = [self._choice(choice, tokenizer, prompt_ids) for choice in range(count)]
         for choice, stream in enumerate(streams):
-            stream.replay([entry for entry in entries if entry.choice == choice])
+            stream.replay([entry for entry in outputs if entry.choice == choice])
         with self._lock:
             self.prompt_ids, self.entries, self.choices = prompt_ids, list(entries), streams
+            self._candidates = candidates
+            if self.job.params.get("prompt_logprobs") is not None and len(prompt_ids) == 1:
+                self._note_prompt(PromptScores(self.request_id, 1, [], []))  # the engine has nothing to say of it
             self._end_if_complete()
 
-    def take(self, delta: Delta) -> None:
-        """The engine's next token. Ignored once the run has ended."""
+    def take(self, deltas: Sequence[Delta]) -> list[int]:
+        """The engine's next tokens, in order. Ignored once the run has ended.
+
+        Returns the choices that end here by a stop string, which the engine does not know. The entries are added at
+        once: whoever copies them meanwhile has all of a step or nothing.
+        """
         with self._lock:
             if self.ending is not None:
-                return
+                return []
             if self.first_token_seconds is None:
                 self.first_token_seconds = time.monotonic() - self._claimed_at
-            stream = self.choices[delta.choice]
-            if stream.finish_reason is None:
-                self.entries += stream.take(delta.token_id, delta.logprob, delta.finish_reason)
-                self._end_if_complete()
+            going_on = sorted({delta.choice for delta in deltas if not self._has_ended(delta.choice)})
+            self._add([entry for delta in deltas for entry in self._entries_of(delta)])
+            self._end_if_complete()
+            known = {delta.choice for delta in deltas if delta.finish_reason is not None}
+            return [choice for choice in going_on if self._has_ended(choice) and choice not in known]
 
-    def close_choices(self, finish_reason: str) -> None:
-        """The engine has nothing left to generate: every open choice ends with this reason."""
+    def take_prompt(self, scores: PromptScores) -> None:
+        """The prompt's log probabilities, which go before every token."""
         with self._lock:
-            self._append_ends(finish_reason)
+            if self.ending is None:
+                self._note_prompt(scores)
+
+    def close_choice(self, choice: int, finish_reason: str) -> None:
+        """The engine has nothing left to generate for this choice."""
+        with self._lock:
+            self._add(self.choices[choice].end(finish_reason))
             self._end_if_complete()
 
     def end(self, ending: Ending, finish_reason: str | None = None) -> bool:
@@ -123,19 +152,50 @@ class RunningJob:
             if self.ending is not None:
                 return False
             if finish_reason is not None:
-                self._append_ends(finish_reason)
+                self._add([entry for stream in self.choices for entry in stream.end(finish_reason)])
+                self._tell()
             self.ending = ending
             return True
 
-    def _append_ends(self, finish_reason: str) -> None:
-        for stream in self.choices:
-            self.entries += stream.end(finish_reason)
+    def _entries_of(self, delta: Delta) -> list[JournalEntry]:
+        if self._has_ended(delta.choice):
+            return []
+        stream = self.choices[delta.choice]
+        return stream.take(delta.token_id, delta.logprob, delta.finish_reason, delta.top_logprobs)
+
+    def _has_ended(self, choice: int) -> bool:
+        return self.choices[choice].finish_reason is not None
+
+    def _add(self, entries: list[JournalEntry]) -> None:
+        if self._candidates is not None:
+            self._candidates.hold(entries)
+        else:
+            self.entries += entries
+
+    def _tell(self) -> None:
+        """Every candidate has ended: the likeliest become the output, all at once."""
+        if self._candidates is not None:
+            self.untold_tokens = self._candidates.untold_tokens
+            self.entries += self._candidates.tell()
+            self._candidates = None
+
+    def _note_prompt(self, scores: PromptScores) -> None:
+        if not self.entries:
+            tokens = prompt_tokens(self.prompt_ids, scores)
+            self.entries.append(JournalEntry(0, 0, None, "", None, self.fence, prompt=tokens))
 
     def _end_if_complete(self) -> None:
         reasons = {stream.finish_reason for stream in self.choices}
         if self.ending is None and None not in reasons:
+            self._tell()
             states = [state for reason, state in _STATE_OF_REASON.items() if reason in reasons]
             self.ending = Finished(states[0] if states else JobState.SUCCEEDED)
+
+    def _new_candidates(self) -> Candidates | None:
+        told, best_of = self.job.params.get("n", 1), self.job.params.get("best_of")
+        if best_of is None or best_of == told:
+            return None
+        return Candidates(told=told, with_logprobs=self.job.params.get("logprobs", False))
 
     def _choice(self, choice: int, tokenizer: ModelTokenizer, prompt_ids: list[int]) -> ChoiceStream:
         params = self.job.params
@@ -150,3 +210,10 @@ class RunningJob:
 
 # A run may die between the journal's last entry and the result; its successor reads there how the job ended.
 _STATE_OF_REASON: Final = {state.value: state for state in (JobState.CANCELLED, JobState.EXPIRED)}
+
+
+def prompt_tokens(prompt_ids: Sequence[int], scores: PromptScores) -> tuple[PromptToken, ...]:
+    """The whole prompt, its scored tokens with their log probabilities."""
+    unscored = [PromptToken(token_id, None) for token_id in prompt_ids[: scores.start]]
+    scored = zip(prompt_ids[scores.start :], scores.logprobs, scores.top_logprobs, strict=True)
+    return (*unscored, *(PromptToken(token, tellable(logprob), tellable_tops(tops)) for token, logprob, tops in scored))
