@@ -55,7 +55,10 @@ def test_who_was_let_in_came_before_and_brought_what_was_cached(llama: TinyModel
     assert all(name in each.admitted and when <= each.start for name, (when, each) in came.items())
     again = [name for each in records for name in each.admitted.keys() - each.queued.keys()]
     assert sorted(again) == sorted(name for each in records for name in each.preempted)
-    assert sum(sum(each.admitted.values()) for each in records) == engine.stats().tokens_cached > 0
+    stats = engine.stats()
+    assert sum(sum(each.admitted.values()) for each in records) == stats.tokens_cached > 0
+    assert sum(each.prefix_queries for each in records) == stats.prefix_queries == sum(range(20, 25))
+    assert sum(each.prefix_hits for each in records) == stats.prefix_hits
 
 
 def test_pages_in_use_rise_and_fall_within_the_pool(llama: TinyModel) -> None:

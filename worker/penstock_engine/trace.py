@@ -52,6 +52,8 @@ class StepRecord(NamedTuple):
     waiting: int
     pages_in_use: int
     pages_cached: int
+    prefix_queries: int  # in this step: tokens of those let in for the first time,
+    prefix_hits: int  # and how many of these were cached
 
     @property
     def line(self) -> str:
@@ -80,6 +82,7 @@ class StepTrace:
         self.header = header
         self._records: deque[StepRecord] = deque(maxlen=capacity)
         self._aborted: list[str] = []
+        self._queries = self._hits = 0  # up to the last record
 
     def __iter__(self) -> Iterator[StepRecord]:
         return iter(self._records)
@@ -122,7 +125,10 @@ class StepTrace:
             waiting=now.waiting,
             pages_in_use=now.pages_in_use,
             pages_cached=now.pages_cached,
+            prefix_queries=now.prefix_queries - self._queries,
+            prefix_hits=now.prefix_hits - self._hits,
         )
+        self._queries, self._hits = now.prefix_queries, now.prefix_hits
         self._records.append(record)
 
     def export(self, path: Path) -> int:
