@@ -12,3 +12,9 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     """
     gate, up = torch.chunk(gate_up, 2, dim=-1)
     return F.silu(gate).mul_(up)
+
+
+def gelu_mul(gate_up: Tensor) -> Tensor:
+    """GeGLU's gate, in its tanh form: `gelu(gate) * up`; shapes and source as `silu_mul`."""
+    gate, up = torch.chunk(gate_up, 2, dim=-1)
+    return F.gelu(gate, approximate="tanh").mul_(up)
