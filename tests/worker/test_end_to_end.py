@@ -7,27 +7,24 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pytest
-from penstock.broker import SERVE_TASK, make_celery, make_redis, serve_queue
+from penstock.broker import SERVE_TASK, make_celery, serve_queue
 from penstock.clock import utc_now
 from penstock.db import Database
 from penstock.jobs import services
-from penstock.jobs.journal import Journal, JournalEntry
-from penstock.jobs.models import Event, Job
+from penstock.jobs.journal import JournalEntry
+from penstock.jobs.models import Job
 from penstock.jobs.states import RunOutcome
-from penstock.registry.models import Deployment
 from penstock.settings import Settings
-from penstock.tables import Base
-from redis import Redis
-from sqlalchemy import select, text
+from sqlalchemy import select
 
-from tests.factories import make_tenant
-from tests.worker.conftest import Jobs, WorkerProcess, deploy, eventually, worker_starter
+from tests.worker.conftest import eventually
+from tests.worker.world import World, open_world
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 # Among few candidates: a resumed run prefills what it decoded before, and the last bits of its sums may differ. Each
@@ -35,47 +32,12 @@ GREEDY = {"temperature": 0.0, "ignore_eos": True}
 SAMPLED = {"temperature": 1.0, "top_k": 3, "seed": 11, "ignore_eos": True}
 
 
-@dataclass(frozen=True)
-class World:
-    """A worker that serves `deployment`, and what looks at it."""
-
-    settings: Settings
-    database: Database
-    redis: Redis
-    deployment: Deployment
-    jobs: Jobs
-    worker: WorkerProcess
-
-    def run(self, prompt: str = "Invoice", **body: Any) -> Job:
-        return self.jobs.finished(self.jobs.submit(prompt, **body))
-
-    def journal(self, job_id: str) -> list[JournalEntry]:
-        return Journal(self.redis, "test").read(job_id)
-
-    def tokens_in_flight(self, job_id: str, count: int) -> None:
-        """Wait until the running job has so many tokens in its journal."""
-        eventually(lambda: len(self.journal(job_id)) >= count, f"{count} tokens of {job_id}")
-        assert self.jobs.get(job_id).state == "running", "too fast to be disturbed"
-
-    def events(self, job_id: str) -> list[str]:
-        with self.database.transaction() as session:
-            return list(session.scalars(select(Event.type).where(Event.job_id == job_id).order_by(Event.number)))
-
-
 @pytest.fixture(scope="module")
 def world(
-    settings: Settings, migrated: Database, model_folder: Any, tmp_path_factory: pytest.TempPathFactory
+    settings: Settings, migrated: Database, model_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
-    redis = make_redis(settings)
-    redis.flushall()
-    with migrated.transaction() as session:
-        names = ", ".join(f'"{table.name}"' for table in Base.metadata.sorted_tables)
-        session.execute(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
-        tenant = make_tenant(session)
-    deployment = deploy(migrated, model_folder)
-    with worker_starter(settings, migrated, tmp_path_factory.mktemp("worker")) as start:
-        yield World(settings, migrated, redis, deployment, Jobs(migrated, tenant), start(worker_slots=320))
-    redis.close()
+    with open_world(settings, migrated, model_folder, tmp_path_factory.mktemp("worker")) as opened:
+        yield opened
 
 
 def output_of(job: Job) -> dict[str, Any]:
@@ -207,7 +169,9 @@ def test_a_deadline_ends_a_running_job_with_what_it_has(world: World) -> None:
 
 
 def test_a_request_that_the_engine_refuses_fails_alone(world: World) -> None:
-    refused = world.jobs.submit("0123456789" * 500, params=GREEDY | {"max_tokens": 5})  # one word, to the test's counter
+    refused = world.jobs.submit(
+        "0123456789" * 500, params=GREEDY | {"max_tokens": 5}
+    )  # one word, to the test's counter
     accepted = world.jobs.submit(params=GREEDY | {"max_tokens": 5})
     job = world.jobs.finished(refused)
     assert job.state == "failed"
