@@ -1,6 +1,7 @@
 """The scheduler alone, with made-up tokens for a model: it ends every request, within budget, in order, on any pool."""
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from penstock_engine.config import Policy
 from penstock_engine.request import Request, SamplingParams, TokenDelta
 
 from tests.engine.driving import check_pages
-from tests.engine.house import House
+from tests.engine.house import PAGE, House
 
 REQUESTS = st.lists(
     st.tuples(
@@ -56,7 +57,7 @@ def test_every_request_ends_whatever_the_pool(
             if goes and comes + 3 == step and house.scheduler.abort(str(at)):
                 aborted.add(str(at))
                 check_pages(house.scheduler, house.allocator, house.cache)
-        for delta in house.step(lambda: draw.randrange(2)):
+        for delta in house.step(lambda _: draw.randrange(2)):
             got.setdefault(delta.request_id, []).append(delta)
         step += 1
         assert step < 3000, "no end in sight"
@@ -151,18 +152,88 @@ def test_policies_differ_in_when_they_let_in(policy: Policy, steps: int) -> None
 class TestFollowers:
     """Who begins with what another is computing waits for it, where that saves work."""
 
-    def test_a_shared_prefix_is_computed_once(self) -> None:
-        house = House(pages=400, max_running=16, budget=64)
-        stem = [at * at % 5 for at in range(250)]  # 62 pages and a half
-        prompts = [[*stem, at // 5 % 5, at % 5, 4, 4, at % 3] for at in range(64)]
-        for at, prompt in enumerate(prompts):
-            house.submit(Request(str(at), prompt, SamplingParams(max_tokens=3)))
+    @pytest.mark.parametrize("tail", [1, 2, 3, 5, 30])
+    @pytest.mark.parametrize("stem", [250, 248, 3])  # 62 pages and a half, 62 pages, less than one
+    def test_a_shared_prefix_is_computed_once(self, stem: int, tail: int) -> None:
+        """Sixty-four with tails that have nothing in common run the stem once, and each its own tail."""
+        house = House(pages=1000, max_running=16, budget=64)
+        shared = [at * at % 4 for at in range(stem)]
+        for at in range(64):
+            own = [5 + at, *(at % 5 for _ in range(tail - 1))]
+            house.submit(Request(str(at), shared + own, SamplingParams(max_tokens=3)))
         while house.busy:
             house.step()
-        distinct = {tuple(prompt[:length]) for prompt in prompts for length in range(1, 256)}
-        outputs = 64 * 2  # the last one is never run
-        again = sum(prompt in prompts[:at] for at, prompt in enumerate(prompts))  # the last token always runs
-        assert house.scheduler.computed_tokens <= 1.04 * (len(distinct) + outputs + again)
+        at_once = 16 if stem < PAGE else 1  # who would save less than a page does not wait for another
+        least = stem + 64 * tail + 64 * 2  # the last token of an output is never run
+        assert least <= house.scheduler.computed_tokens <= least + (at_once - 1) * stem
+
+    def test_of_many_that_are_the_same_one_runs(self) -> None:
+        house = House(pages=200, max_running=64, budget=64)
+        for at in range(64):
+            house.submit(Request(str(at), [1, 2, 3, 4, 5, 6], SamplingParams(max_tokens=2), tenant=str(at % 2)))
+        assert self.begun_by_step(house)[0] == [str(at) for at in range(64)]
+        assert house.scheduler.computed_tokens == 6 + 64
+        assert house.scheduler.cached_tokens == 63 * 6
+
+    def test_a_part_is_copied_from_one_that_still_runs(self) -> None:
+        """The tree has one page of the first prompt; the other four tokens are in a page that it is still filling."""
+        house = House(pages=30, budget=64)
+        house.submit(Request("first", [1, 2, 3, 4, 1, 2, 3], SamplingParams(max_tokens=20)))
+        house.step()
+        house.submit(Request("second", [1, 2, 3, 4, 1, 2, 0, 0, 0], SamplingParams(max_tokens=1)))
+        house.step()
+        assert house.last is not None
+        assert house.last.admitted == [("second", 6)]
+        assert house.last.extend_lens == [1, 3]
+
+    @pytest.mark.parametrize("leaves", [True, False])
+    def test_who_was_to_copy_from_one_that_left_computes_instead(self, leaves: bool) -> None:
+        house = House(pages=30, budget=64)
+        house.submit(Request("first", [1, 2, 3, 4, 1, 2, 3], SamplingParams(max_tokens=20)))
+        house.step()
+        house.submit(Request("second", [1, 2, 3, 4, 1, 2, 0, 0, 0], SamplingParams(max_tokens=2)))
+        house.schedule()  # the step fails before it copies
+        if leaves:
+            assert house.scheduler.abort("first")
+            house.pool.wipe(house.allocator._free)
+        house.check()
+        house.step()
+        assert house.last is not None
+        assert house.last.extend_lens[-1] == (5 if leaves else 3)
+        assert house.scheduler.cached_tokens == (4 if leaves else 6)
+
+    def test_a_page_to_copy_from_stays_the_same_when_its_run_of_pages_is_split(self) -> None:
+        house = House(pages=30, budget=64)
+        house.submit(Request("gone", [1, 2, 3, 4, 0, 0, 0, 0, 1, 1], SamplingParams(max_tokens=1)))
+        house.step()
+        house.submit(Request("copies", [1, 2, 3, 0, 0], SamplingParams(max_tokens=3), priority=1))
+        house.submit(Request("splits", [1, 2, 3, 4, 4, 4], SamplingParams(max_tokens=3)))
+        house.step()
+        assert house.last is not None
+        assert [cached for _, cached in house.last.admitted] == [3, 4]
+
+    def test_twins_of_a_failed_step_run_after_all(self) -> None:
+        house = House(pages=30, budget=64)
+        house.submit(Request("x", [1, 2, 3, 4, 1, 2], SamplingParams(max_tokens=2, n=4)))
+        assert len(house.schedule().twins) == 3
+        house.check()
+        tokens = Counter(delta.choice for _ in range(4) for delta in house.step())
+        assert tokens == Counter(dict.fromkeys(range(4), 2))
+
+    def test_twins_wait_where_their_tails_have_no_page(self) -> None:
+        house = House(pages=5, budget=64)
+        house.submit(Request("x", [1, 2, 3, 4, 1, 2], SamplingParams(max_tokens=3, n=4)))
+        ended = [delta.choice for _ in range(30) for delta in house.step() if delta.finish_reason]
+        assert sorted(ended) == [0, 1, 2, 3]
+
+    def test_a_leaders_failure_is_not_its_twins(self) -> None:
+        house = House(pages=30, budget=64)
+        for name in ("bad", "good"):
+            house.submit(Request(name, [1, 2, 3, 4, 1, 2], SamplingParams(max_tokens=2)))
+        told = []
+        while house.busy:
+            told += house.step(finite=lambda each: each.request.id != "bad")
+        assert [delta.request_id for delta in told] == ["good", "good"]
 
     def test_others_are_let_in_past_them(self) -> None:
         house = House(pages=60, max_running=4, budget=100)
@@ -187,7 +258,7 @@ class TestFollowers:
             assert [name for step in begun for name in step] == ["c"]
         else:
             house.step()
-            house.step(finite=False)
+            house.step(finite=lambda _: False)
             assert [name for step in self.begun_by_step(house) for name in step] == ["b", "c"]
 
     @pytest.mark.parametrize(("policy", "cached"), [("static", True), ("continuous", False)])

@@ -6,8 +6,9 @@
     parked: g6 behind g0, which runs and computes the prefix that both begin with
 
 The order is class, then tenant by virtual counter, then priority, deadline and age in buckets; within a bucket, the
-longest cached prefix. So that nothing starves behind a better class or a lower counter, every `PATIENCE`-th goes to
-the one that has waited longest; the counters take note of it, so that only a share below one in `PATIENCE` gains by it.
+longest cached prefix. So that nothing starves behind a better class or a lower counter, the one that has waited longest
+goes when `PATIENCE` - 1 others have gone before it; the counters take note of it, so that only a share below one in
+`PATIENCE` gains by it.
 """
 
 from bisect import bisect_left, insort
@@ -33,7 +34,7 @@ class WaitingQueue:
         self._all: dict[Generation, None] = {}  # by when they came, or came back
         self._lines: dict[tuple[int, str], Line] = {}  # by class and tenant; none is empty
         self._parked: dict[Generation, Generation] = {}  # behind whom
-        self._admitted = 0
+        self._passed = 0  # admissions since that of the one that had waited longest
 
     def __len__(self) -> int:
         return len(self._all)
@@ -55,15 +56,15 @@ class WaitingQueue:
 
     def admit(self, generation: Generation) -> None:
         """Remove `generation`, whose turn it was."""
+        self._passed = 0 if generation is self._oldest() else self._passed + 1
         self.remove(generation)
-        self._admitted += 1
 
     def first(self, cached_len: Callable[[Generation], int]) -> Generation | None:
         """Whose turn it is; None if nobody waits but behind others."""
         if not self._lines:
             return None
-        if self._admitted % PATIENCE == PATIENCE - 1:
-            return next(each for each in self._all if each not in self._parked)
+        if self._passed >= PATIENCE - 1:
+            return self._oldest()
         line = min(self._lines.values(), key=self._turn)
         return line[0] if len(line) == 1 else max(_level_with_first(line), key=cached_len)
 
@@ -77,6 +78,9 @@ class WaitingQueue:
         for generation in [each for each, leader in self._parked.items() if leader is behind]:
             del self._parked[generation]
             self._line_up(generation)
+
+    def _oldest(self) -> Generation | None:
+        return next((each for each in self._all if each not in self._parked), None)
 
     def _turn(self, line: Line) -> tuple[int, int, tuple[float, ...]]:
         request = line[0].request
