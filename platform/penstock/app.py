@@ -25,10 +25,15 @@ from penstock.metrics import Metrics
 from penstock.places import Places
 from penstock.portal import views as portal
 from penstock.problems import install_problem_handlers
+from penstock.quotas.counters import Counters
+from penstock.quotas.fields import add_fields
+from penstock.quotas.gate import QuotaGate
+from penstock.quotas.views import routes as quota_routes
 from penstock.routing.views import routes as model_routes
 from penstock.services import Services, current_services
 from penstock.settings import Settings
 
+_COUNT_SECONDS: Final = 0.5  # how long a request waits for Redis to count it
 _WAITING_SHARE: Final = 0.75  # of the threads; the rest answer short requests
 log = get_logger(__name__)
 
@@ -59,14 +64,9 @@ def create_app(
     openapi.install(app)
     app.before_request(_begin)
     app.after_request(_finish)
-    for blueprint in (
-        job_routes,
-        model_routes,
-        account_routes,
-        operator_routes,
-        health.blueprint(),
-        openapi.blueprint(),
-    ):
+    app.after_request(add_fields)
+    apis = (job_routes, model_routes, account_routes, quota_routes, operator_routes)
+    for blueprint in (*apis, health.blueprint(), openapi.blueprint()):
         app.register_blueprint(blueprint)
     portal.register(app)
     openapi.leave_out_pages(app)
@@ -91,6 +91,7 @@ def make_services(
         prompts=prompts or _tokenizers(),
         metrics=Metrics(database, lambda: waiting_places.taken),
         waiting_places=waiting_places,
+        quotas=QuotaGate(Counters(make_redis(settings, retries=0, timeout=_COUNT_SECONDS)), settings),
     )
 
 

@@ -25,15 +25,15 @@ def serve_queue(deployment_id: str) -> str:
     return f"penstock.serve.{deployment_id}"
 
 
-def make_redis(settings: Settings, *, retries: int = 5) -> Redis:
+def make_redis(settings: Settings, *, retries: int = 5, timeout: float = 10.0) -> Redis:
     """A thread-safe Redis client (bytes in, bytes out) that bridges a restart of the server of about two seconds.
 
-    Fewer `retries` are for who has something better to do than to wait.
+    Fewer `retries` and a shorter `timeout` (in seconds, of one answer) are for who can do without.
     """
     return Redis.from_url(
         settings.redis_url.get_secret_value(),
-        socket_connect_timeout=2,
-        socket_timeout=10,
+        socket_connect_timeout=min(timeout, 2.0),
+        socket_timeout=timeout,
         health_check_interval=15,
         retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=retries),
         retry_on_error=[RedisConnectionError, RedisTimeoutError],

@@ -21,7 +21,7 @@ from penstock.services import current_services
 View = Callable[..., Any]
 Model = TypeVar("Model", bound=BaseModel)
 SECURITY_SCHEME: Final = "apiKey"
-_ALWAYS_POSSIBLE: Final = (401, 403, 500, 503)
+_ALWAYS_POSSIBLE: Final = (401, 403, 429, 500, 503)
 _ESCAPED_NUL: Final = b"\\u0000"
 _notes: Final = APIBlueprint("notes", __name__, enable_openapi=False)  # never registered: its decorators annotate
 
@@ -103,7 +103,9 @@ def read_headers(model: type[Model]) -> Model:
 
 
 def _authenticated(scope: Scope) -> Principal:
-    principal = current_services().keys.principal(_presented_key())
+    services = current_services()
+    principal = services.keys.principal(_presented_key())
+    services.quotas.admit_request(principal.tenant_id, principal.limits)
     if not principal.may(scope):
         has = ", ".join(sorted(principal.scopes)) or "none"
         raise Forbidden(

@@ -13,6 +13,7 @@ from penstock.jobs.live import LiveBroadcaster
 from penstock.jobs.services import PromptCounter
 from penstock.metrics import Metrics
 from penstock.places import Places
+from penstock.quotas.gate import QuotaGate
 from penstock.settings import Settings
 
 
@@ -32,6 +33,7 @@ class Services:
     prompts: PromptCounter
     metrics: Metrics
     waiting_places: Places
+    quotas: QuotaGate
 
     def stop_streams(self) -> None:
         """End every stream and wait, for shutdown; later ones end at once."""
@@ -40,6 +42,7 @@ class Services:
     def close(self) -> None:
         """Let go of everything."""
         self.stop_streams()
+        self.quotas.close()
         self.redis.close()
         self.database.close()
 

@@ -93,6 +93,17 @@ class Settings(MlflowSettings):
     max_body_bytes: int = Field(default=1_048_576, ge=1024, description="Largest request body that is accepted")
     max_queued_jobs: int = Field(default=100_000, ge=1, description="Jobs that one tenant may have waiting")
 
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, description="Requests that one tenant may send to the API in a minute; no limit without it"
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens that the jobs which one tenant submits in a minute may use; no limit without it",
+    )
+    max_open_streams: int | None = Field(
+        default=None, ge=1, description="Streams that one tenant may have open at once; no limit without it"
+    )
     idempotency_seconds: int = Field(
         default=86_400, ge=60, description="How long a request sent again with its Idempotency-Key makes no second job"
     )

@@ -56,6 +56,16 @@ def test_the_order_of_members_is_no_other_request(caller: Caller) -> None:
     assert again.json == first.json
 
 
+def test_the_order_of_a_schemas_properties_is_one(caller: Caller) -> None:
+    def ask(*names: str) -> int:
+        schema = {"type": "object", "properties": {name: {"type": "string"} for name in names}}
+        structure = {"response_format": {"type": "json_schema", "schema": schema}}
+        status: int = caller.post("/v1/jobs", BODY | {"params": structure}, Idempotency_Key="k").status_code
+        return status
+
+    assert (ask("a", "b"), ask("a", "b"), ask("b", "a")) == (202, 202, 422)
+
+
 @pytest.mark.parametrize("change", [{"priority": 1}, {"input": {"prompt": "other"}}, {"params": {"seed": 0}}])
 def test_another_request_with_the_key_is_refused(caller: Caller, database: Database, change: dict[str, object]) -> None:
     first = caller.post("/v1/jobs", BODY, Idempotency_Key="k")

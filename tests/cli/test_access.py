@@ -60,9 +60,9 @@ def test_what_is_wrong_is_said_in_one_line(server_call: Call, arguments: list[st
 def test_a_tenant_is_made_and_limited(server_call: Call) -> None:
     tenant_id = server_call("tenants", "create", "acme").stdout.strip()
     changed = server_call("tenants", "set", "acme", "max_queued_jobs=5", "weight=2.5", "name=Acme & Co")
-    assert changed.stdout == f"{tenant_id}\tAcme & Co\t2.5\t5\n"
-    server_call("tenants", "set", tenant_id, "max_queued_jobs=-")
-    assert server_call("tenants", "list").stdout.splitlines()[0] == f"{tenant_id}\tAcme & Co\t2.5\t-"
+    assert changed.stdout == f"{tenant_id}\tAcme & Co\t2.5\t5\t-\t-\t-\n"
+    server_call("tenants", "set", tenant_id, "max_queued_jobs=-", "tokens_per_minute=1000", "max_open_streams=2")
+    assert server_call("tenants", "list").stdout.splitlines()[0] == f"{tenant_id}\tAcme & Co\t2.5\t-\t-\t1000\t2"
 
 
 def test_the_record_shows_who_did_what(server_call: Call) -> None:

@@ -61,6 +61,9 @@ class TenantDocument(_Document):
     name: str
     weight: float
     max_queued_jobs: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    max_open_streams: int | None
     created_at: datetime
 
 
@@ -153,6 +156,9 @@ def tenant_document(tenant: Tenant) -> dict[str, Any]:
         "name": tenant.name,
         "weight": tenant.weight,
         "max_queued_jobs": tenant.max_queued_jobs,
+        "requests_per_minute": tenant.requests_per_minute,
+        "tokens_per_minute": tenant.tokens_per_minute,
+        "max_open_streams": tenant.max_open_streams,
         "created_at": iso(tenant.created_at),
     }
 

@@ -20,6 +20,9 @@ class Tenant(Base):
     name: Mapped[str] = mapped_column(unique=True)
     webhook_secret: Mapped[str]
     max_queued_jobs: Mapped[int | None]
+    requests_per_minute: Mapped[int | None]
+    tokens_per_minute: Mapped[int | None]
+    max_open_streams: Mapped[int | None]
     weight: Mapped[float] = mapped_column(server_default="1")
     """How large its share of a busy worker is beside those of other tenants."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

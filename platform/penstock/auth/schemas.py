@@ -87,6 +87,9 @@ class TenantRequest(_Body):
     name: Name
     weight: float = Field(default=1.0, gt=0, le=1e6, description="Its share of a busy worker beside other tenants'")
     max_queued_jobs: Limit | None = Field(default=None, description="Jobs that may wait at once")
+    requests_per_minute: Limit | None = Field(default=None, description="Requests to the API")
+    tokens_per_minute: Limit | None = Field(default=None, description="Tokens that submitted jobs may use")
+    max_open_streams: Limit | None = Field(default=None, description="Streams that may be open at once")
 
 
 class TenantChangeRequest(_Body):
@@ -95,6 +98,9 @@ class TenantChangeRequest(_Body):
     name: Name = ""
     weight: float = Field(default=1.0, gt=0, le=1e6)
     max_queued_jobs: Limit | None = None
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    max_open_streams: Limit | None = None
 
     @model_validator(mode="after")
     def _something(self) -> Self:

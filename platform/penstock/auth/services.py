@@ -50,6 +50,16 @@ def includes(scopes: Collection[Scope], wanted: Scope) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """A tenant's own limits; None is the installation's."""
+
+    max_queued_jobs: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_open_streams: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """Who sends a request, and what they may do. `models` are those they may use; None is all."""
 
@@ -58,6 +68,7 @@ class Principal:
     key_name: str
     scopes: frozenset[Scope]
     models: frozenset[str] | None
+    limits: TenantLimits
 
     def may(self, scope: Scope) -> bool:
         """Whether the key carries the scope, or one that includes it."""
@@ -173,6 +184,13 @@ def get_api_key(session: Session, tenant_id: str, key_id: str, *, for_update: bo
     return key
 
 
+def limits_of(tenant: Tenant) -> TenantLimits:
+    """The limits that the tenant has of its own."""
+    return TenantLimits(
+        tenant.max_queued_jobs, tenant.requests_per_minute, tenant.tokens_per_minute, tenant.max_open_streams
+    )
+
+
 def list_users(session: Session, tenant_id: str) -> list[User]:
     """The tenant's people by address, also those who were shut out."""
     return list(session.scalars(select(User).where(User.tenant_id == tenant_id).order_by(User.email)))
@@ -205,10 +223,12 @@ def revoke_api_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:
 def authenticate(session: Session, presented: str, *, environment: str) -> Principal:
     """Who presents this key. Raises `Unauthenticated`, saying whether it is mistyped, unknown, expired or revoked."""
     check_key(presented, environment)
-    row = session.execute(select(ApiKey, func.now()).where(ApiKey.digest == digest_of(presented))).one_or_none()
+    row = session.execute(
+        select(ApiKey, Tenant, func.now()).join(Tenant).where(ApiKey.digest == digest_of(presented))
+    ).one_or_none()
     if row is None:
         raise Unauthenticated("no such API key: it may have been deleted, or belong to another installation")
-    key, now = row
+    key, tenant, now = row
     if key.revoked_at is not None:
         raise Unauthenticated(f"the API key {key.hint} was revoked at {iso(key.revoked_at)}")
     if key.expires_at is not None and key.expires_at <= now:
@@ -221,6 +241,7 @@ def authenticate(session: Session, presented: str, *, environment: str) -> Princ
         key_name=key.name,
         scopes=frozenset(map(Scope, key.scopes)),
         models=frozenset(key.models) if key.models is not None else None,
+        limits=limits_of(tenant),
     )
 
 

@@ -14,7 +14,8 @@ from penstock.cli.database import transaction
 from penstock.clock import iso
 from penstock.settings import Settings
 
-_HEADINGS = ("id", "name", "weight", "max_queued_jobs")
+_LIMITS = ("max_queued_jobs", "requests_per_minute", "tokens_per_minute", "max_open_streams")
+_HEADINGS = ("id", "name", "weight", *_LIMITS)
 
 
 @click.group()

@@ -50,13 +50,14 @@ class Accepted:
 
 
 def keyed_request(tenant_id: str, header: str | None, asked: Any) -> KeyedRequest | None:
-    """The request under the key that the header gives, or None without one. `asked` is what it asks for, as JSON.
+    """The request under the key that the header gives, or None without one. `asked` is what it asks for, as JSON,
+    its members in an order that means something: that of a schema's properties decides the order of the output.
 
     Raises `ValidationFailed` when the header holds no key: a string in quotes, as the draft has it, or the bare text.
     """
     if header is None:
         return None
-    canonical = json.dumps(asked, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    canonical = json.dumps(asked, ensure_ascii=False, separators=(",", ":"))
     return KeyedRequest(tenant_id, _key_in(header), hashlib.sha256(canonical.encode()).digest())
 
 

@@ -1,12 +1,12 @@
 """What the web process does with jobs: submit, read, list, cancel, retry. Takes a session, never commits."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
 
-from sqlalchemy import Select, func, insert, or_, select, tuple_, update
+from sqlalchemy import Select, func, insert, or_, select, text, tuple_, update
 from sqlalchemy.orm import Session
 
 from penstock.errors import (
@@ -29,6 +29,8 @@ from penstock.registry.models import Deployment, Hosting, Worker
 from penstock.routing.services import choose
 
 _MOST_COUNTED: Final = 1000
+_MOST_AT_ONCE: Final = 256  # submits of one tenant that may be in flight together
+_QUEUE_RETRY_SECONDS: Final = 5
 
 
 class PromptCounter(Protocol):
@@ -43,11 +45,16 @@ class PromptCounter(Protocol):
         ...
 
 
+def _any_number(tokens: int) -> None:
+    """Counts nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one tenant may have."""
+    """What one tenant may have. `admit_tokens` counts what a job may use, or raises `QuotaExceeded`."""
 
     max_queued_jobs: int
+    admit_tokens: Callable[[int], None] = _any_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,7 @@ def submit(
         context_length=decision.deployment.context_length,
         vocabulary=lambda: prompts.vocabulary(decision.deployment),
     )
+    limits.admit_tokens(most_tokens(request, prompt_tokens, decision.deployment.context_length))
     job = session.scalars(
         insert(Job)
         .values(
@@ -129,6 +137,19 @@ def get(session: Session, tenant_id: str, job_id: str) -> Job:
     if job is None:
         raise NotFound(f"no job {job_id!r}", field="id")
     return job
+
+
+def count_waiting(session: Session, tenant_id: str) -> int:
+    """How many of the tenant's jobs wait."""
+    waiting = select(func.count()).where(Job.tenant_id == tenant_id, Job.state == JobState.QUEUED)
+    return session.scalar(waiting) or 0
+
+
+def most_tokens(request: JobRequest, prompt_tokens: int, context_length: int) -> int:
+    """What the job may use: its prompt, and each choice up to `max_tokens` or the context's end, within its budget."""
+    each = request.params.max_tokens or context_length - prompt_tokens
+    most = prompt_tokens + each * request.params.choices
+    return min(most, request.budget.tokens) if request.budget else most
 
 
 def list_jobs(
@@ -289,16 +310,23 @@ def _update(session: Session, job_id: str, **values: Any) -> Job:
 
 
 def _check_quota(session: Session, tenant_id: str, limits: Limits) -> None:
-    beyond = session.scalar(
-        select(Job.id)
-        .where(Job.tenant_id == tenant_id, Job.state == JobState.QUEUED)
-        .offset(limits.max_queued_jobs - 1)
-        .limit(1)
-    )
-    if beyond is not None:
+    most = limits.max_queued_jobs
+    if not _at_least_wait(session, tenant_id, most - _MOST_AT_ONCE):
+        return
+    # So near the limit submits go one at a time: of many that see one free place one may have it.
+    lock = text("SELECT pg_advisory_xact_lock(hashtextextended('queued jobs of ' || :tenant, 0))")
+    session.execute(lock, {"tenant": tenant_id})
+    if _at_least_wait(session, tenant_id, most):
         raise QuotaExceeded(
-            f"the limit of {limits.max_queued_jobs} waiting jobs is reached", limit=limits.max_queued_jobs
+            f"the limit of {most} waiting jobs is reached", limit=most, retry_after=_QUEUE_RETRY_SECONDS
         )
+
+
+def _at_least_wait(session: Session, tenant_id: str, count: int) -> bool:
+    if count <= 0:
+        return True
+    waiting = select(Job.id).where(Job.tenant_id == tenant_id, Job.state == JobState.QUEUED)
+    return session.scalar(waiting.offset(count - 1).limit(1)) is not None
 
 
 def _refuse_past_deadline(session: Session, deadline: datetime | None) -> None:

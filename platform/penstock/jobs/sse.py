@@ -6,7 +6,9 @@ from typing import Final
 
 from flask import Response, json
 
-from penstock.errors import ServiceUnavailable, ValidationFailed
+from penstock.auth.models import Tenant
+from penstock.auth.services import limits_of
+from penstock.errors import QuotaExceeded, ServiceUnavailable, ValidationFailed
 from penstock.jobs import services as jobs
 from penstock.jobs.states import JobState
 from penstock.jobs.stream import Cursor, JobStream, Sources, StreamItem
@@ -23,12 +25,13 @@ def stream_response(services: Services, *, tenant_id: str, job_id: str, last_eve
     """Stream the tenant's job from just after `last_event_id` (from its beginning without one) to its end.
 
     204, which ends an `EventSource`'s reconnecting, when that was the end. Raises `NotFound`, `ValidationFailed` for
-    an id that is none of this job's, and `ServiceUnavailable` when as many requests wait as the process has places
-    for.
+    an id that is none of this job's, `QuotaExceeded` when the tenant has as many streams open as it may, and
+    `ServiceUnavailable` when as many requests wait as the process has places for.
     """
     cursor = Cursor.parse(last_event_id) if last_event_id else Cursor()
     with services.database.transaction() as session:
         job = jobs.get(session, tenant_id, job_id)
+        limits = limits_of(session.get_one(Tenant, tenant_id))
     if cursor.event > job.last_event:
         raise ValidationFailed(
             f"{job_id} has had {job.last_event} state events so far; event {cursor.event} is not one of them",
@@ -42,9 +45,14 @@ def stream_response(services: Services, *, tenant_id: str, job_id: str, last_eve
             f"{services.waiting_places.count} streams are open, which is this server's limit; try again soon"
         )
     sources = Sources(services.database, services.journal, services.live)
-    response = Response(
-        event_lines(JobStream(sources, job_id, cursor).follow()), mimetype="text/event-stream", headers=_HEADERS
-    )
+    batches = JobStream(sources, job_id, cursor).follow()
+    try:
+        counted, end = services.quotas.admit_stream(tenant_id, limits, batches)
+    except QuotaExceeded:
+        leave()
+        raise
+    response = Response(event_lines(counted), mimetype="text/event-stream", headers=_HEADERS)
+    response.call_on_close(end)
     response.call_on_close(leave)
     return response
 

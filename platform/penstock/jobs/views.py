@@ -9,7 +9,6 @@ from flask import Response, jsonify, url_for
 from redis.exceptions import RedisError
 from sqlalchemy.orm import Session
 
-from penstock.auth.models import Tenant
 from penstock.auth.services import Principal, Scope
 from penstock.endpoints import Contract, endpoint, schema_of
 from penstock.errors import ModelNotAllowed
@@ -94,7 +93,7 @@ def submit_job(principal: Principal, headers: SubmitHeaders, body: JobRequest) -
             tenant_id=principal.tenant_id,
             request=body,
             prompts=services.prompts,
-            limits=_limits(services, session.get_one(Tenant, principal.tenant_id)),
+            limits=services.quotas.job_limits(principal.tenant_id, principal.limits),
             traceparent=_traceparent(headers),
         )
 
@@ -176,7 +175,7 @@ def retry_job(principal: Principal, headers: RetryHeaders, job_id: str) -> tuple
             principal.tenant_id,
             job_id,
             prompts=services.prompts,
-            limits=_limits(services, session.get_one(Tenant, principal.tenant_id)),
+            limits=services.quotas.job_limits(principal.tenant_id, principal.limits),
         )
 
     accepted = _accept(services, asked, retry)
@@ -240,10 +239,6 @@ def _waited(services: Services, principal: Principal, job_id: str, seconds: int)
 def _as_sent(body: JobRequest) -> dict[str, Any]:
     """What the body gives, without what it leaves to defaults, so that a new default changes no fingerprint."""
     return body.model_dump(mode="json", by_alias=True, exclude_unset=True)
-
-
-def _limits(services: Services, tenant: Tenant) -> jobs.Limits:
-    return jobs.Limits(tenant.max_queued_jobs or services.settings.max_queued_jobs)
 
 
 def _traceparent(headers: SubmitHeaders) -> str | None:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
 
 from penstock.auth.models import Tenant
+from penstock.auth.services import limits_of
 from penstock.errors import JobAlreadyFinished, PenstockError
 from penstock.jobs import services as jobs
 from penstock.jobs.presentation import job_document
@@ -175,7 +176,7 @@ def _models(session: Session) -> list[ModelChoice]:
 
 
 def _limits(session: Session) -> Limits:
-    return Limits(session.get_one(Tenant, tenant_id()).max_queued_jobs or current_services().settings.max_queued_jobs)
+    return current_services().quotas.job_limits(tenant_id(), limits_of(session.get_one(Tenant, tenant_id())))
 
 
 def _structured_answers(page: JobPage) -> list[str]:
