@@ -52,8 +52,9 @@ class Bench:
         """Races by model; of the demo model in bf16 alone."""
         if self._args.model:
             return {str(self._args.model): self._race(self._args.model.absolute(), lambda _: True)}
+        limits = self._part("limits", BENCH_SHAPE, "--batches", *self._args.batches)
         return {
-            BENCH_SHAPE: self._race(self._folder(BENCH_SHAPE), lambda _: True),
+            BENCH_SHAPE: {**self._race(self._folder(BENCH_SHAPE), lambda _: True), "limits": limits},
             "invoices": self._race(DEMO_MODEL, lambda each: not each.rough),
         }
 

@@ -45,7 +45,11 @@ class Running:
             stderr=self._said,
             text=True,
         )
-        self.loaded = self.peak = Memory(**self._answer())
+        try:
+            self.loaded = self.peak = Memory(**self._answer())
+        except ContestantFailed:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -112,14 +116,6 @@ class Room:
 def own(folder: Path, room: Room) -> list[Contestant]:
     """Penstock's engine in each of its precisions."""
     command = room.command(sys.executable, "own", folder)
-    from penstock_engine import EngineConfig
-
-    if "quantization" not in EngineConfig.__dataclass_fields__:
-        return [
-            Contestant("penstock bf16", command),
-            Contestant("penstock int8", missing="not yet", rough=True),
-            Contestant("penstock int4", missing="not yet", rough=True),
-        ]
     return [
         Contestant("penstock bf16", command),
         Contestant("penstock int8", (*command, "--quantization=int8"), rough=True),

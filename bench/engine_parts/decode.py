@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import mean, median
 
-from bench.engine_parts.contestants import Contestant, Running
+from bench.engine_parts.contestants import Contestant, ContestantFailed, Running
 from bench.engine_parts.protocol import Load, Measured, Memory
 
 WARM_UP_OUTPUT = 4  # tokens: enough to meet every shape that the load has
@@ -132,8 +132,8 @@ def _check_same_model(contestants: Sequence[Contestant], rows: dict[tuple[str, i
     for each in contestants:
         shares = [row.same_first_tokens for (name, _), row in rows.items() if name == each.name]
         largest_batch = shares[-1]
-        if not each.rough and largest_batch is not None:
-            assert largest_batch >= 0.5, f"{each.name} begins {largest_batch:.0%} of outputs alike: another model?"
+        if not each.rough and largest_batch is not None and largest_batch < 0.5:
+            raise ContestantFailed(f"{each.name} begins {largest_batch:.0%} of its outputs alike: another model?")
 
 
 def _tell(progress: str) -> None:

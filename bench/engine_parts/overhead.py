@@ -71,7 +71,7 @@ class Stopwatches:
             setattr(owner, name, inner)
 
 
-def measure(folder: Path, hollow: Path, threads: int) -> dict[str, object]:
+def measure(folder: Path, hollow: Path, threads: int) -> dict[str, Any]:
     watches, calls = _watch(folder, threads), _watch(hollow, threads)
     share = median(1 - (each["model"] + each["sample"]) / each["step"] for each in watches.steps)
     calls_ms = calls.median_ms("model")

@@ -5,19 +5,21 @@ python -m bench.engine_parts.own FOLDER --threads N --sequences N --context N [-
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from penstock_engine import Engine, EngineConfig, StepOutput
+from penstock_engine.config import Quantization
 
 from bench.engine_parts.loads import requests_of, run
 from bench.engine_parts.protocol import Load, Measure, Measured, serve
 
 
-def start(folder: Path, threads: int, quantization: str | None, sequences: int, context: int) -> Measure:
+def start(folder: Path, threads: int, quantization: Quantization | None, sequences: int, context: int) -> Measure:
     """Load the engine, with KV pages for `sequences` of `context` tokens."""
     pages = sequences * (-(-context // EngineConfig().page_size) + 1)
-    settings: dict[str, Any] = {} if quantization is None else {"quantization": quantization}
-    config = EngineConfig(max_running=sequences, kv_pages=pages, threads=threads, dtype="bfloat16", **settings)
+    config = EngineConfig(
+        max_running=sequences, kv_pages=pages, threads=threads, dtype="bfloat16", quantization=quantization
+    )
     engine = Engine.from_folder(folder, config)
     return lambda load: measure(engine, load)
 
@@ -41,7 +43,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--sequences", type=int, required=True)
     parser.add_argument("--context", type=int, required=True)
-    parser.add_argument("--quantization", choices=("int8", "int4"))
+    parser.add_argument("--quantization", choices=get_args(Quantization))
     args = parser.parse_args()
     serve(lambda: start(args.folder, args.threads, args.quantization, args.sequences, args.context))
 

@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import get_args
+from typing import Any, get_args
 
 from penstock_engine import Engine, EngineConfig
 from penstock_engine.config import Policy
@@ -24,7 +24,7 @@ MOST_TOKENS = 1024  # of a prompt or an output
 ROUNDS_OF_ONE_AT_A_TIME = 1  # it takes as long as everything else together
 
 
-def compare(folder: Path, threads: int, trace: RaggedTrace, rounds: int) -> dict[str, object]:
+def compare(folder: Path, threads: int, trace: RaggedTrace, rounds: int) -> dict[str, Any]:
     """Each policy's tokens per second and mean latency, medians of the rounds, and what `continuous` gains."""
     engines = {policy: _engine(folder, threads, policy) for policy in get_args(Policy)}
     runs: dict[str, list[Run]] = {policy: [] for policy in engines}

@@ -9,13 +9,14 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from penstock_engine import Engine, EngineConfig, Request
 
 from bench.engine_parts.loads import RaggedTrace, Run, SharedPrefix, run
 
 
-def measure(folder: Path, threads: int, load: SharedPrefix) -> dict[str, object]:
+def measure(folder: Path, threads: int, load: SharedPrefix) -> dict[str, Any]:
     """Computed over optimal, and the hit rate (cached over all prompt tokens) beside the optimal one."""
     prompt_tokens = sum(len(each.prompt_ids) for each in load.draw(vocabulary=2))
     done, computed, cached = _run(folder, threads, load)

@@ -54,8 +54,25 @@ def _race(name: str, race: Record) -> Iterator[str]:
     for contestant, held in race["memory_mib"].items():
         yield f"{contestant:28}{held['loaded']['rss']:10}{held['end']['peak']:10}{held['end']['pss']:12}"
     yield ""
-    for key, value in race["ratios"].items():
-        yield f"{key:28}{_figure(value, 8, 2)}"
+    yield from (f"{key:28}{_figure(value, 8, 2)}" for key, value in race["ratios"].items())
+    yield from _limits(race) if "limits" in race else ()
+
+
+def _limits(race: Record) -> Iterator[str]:
+    """What our decoding reaches of what memory gives, and of what the products alone do."""
+    ours = {(row["contestant"], row["batch"]): row["decode_tokens_per_s"] for row in race["rows"]}
+    limits = race["limits"]
+    yield ""
+    yield f"limits at {limits['memory_read_gb_per_s']} GB/s{'':9}{'tok/s':>10}{'ours':>10}{'share':>8}"
+    for kind, most in limits["memory_b1"].items():
+        yield _limit(f"memory, {kind}, batch 1", most, ours.get((f"penstock {kind}", 1)))
+    for batch, most in limits["linears"].items():
+        yield _limit(f"products alone, batch {batch}", most, ours.get(("penstock bf16", int(batch))))
+
+
+def _limit(name: str, most: float, reached: float | None) -> str:
+    share = None if reached is None else reached / most
+    return f"{name:28}{most:10.1f}{_figure(reached, 10)}{_figure(share, 8, 2)}"
 
 
 def _figure(value: float | None, width: int = 14, digits: int = 1) -> str:

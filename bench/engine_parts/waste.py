@@ -12,6 +12,7 @@ import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from penstock_engine import Engine, EngineConfig, Request, StepOutput
 
@@ -48,7 +49,7 @@ class Samples:
         return 1 - self.tokens / self.slots
 
 
-def measure(folder: Path, threads: int, requests: int) -> dict[str, object]:
+def measure(folder: Path, threads: int, requests: int) -> dict[str, Any]:
     engine = Engine.from_folder(folder, EngineConfig(max_running=32, threads=threads, dtype="bfloat16"))
     samples = Samples(engine)
     run(engine, _draw(requests, engine.model_config.vocab_size), samples.take)
