@@ -69,11 +69,12 @@ def store_kv_kernel(
     x = tl.load(source[:, None] + dims[None, :], mask=mask, other=0.0)
     if QUANTIZED:
         exact = x.to(tl.float32)
-        # The maximum passes NaN over; x * 0 is NaN for whatever is not finite, and a sum keeps it.
-        largest = tl.max(tl.abs(exact), axis=1) + tl.sum(exact * 0.0, axis=1)
-        scale = tl.math.div_rn(largest, LARGEST).to(scales.dtype.element_ty)
+        finite = tl.abs(exact) < float("inf")
+        exact = tl.where(finite, exact, 0.0)
+        scale = tl.math.div_rn(tl.max(tl.abs(exact), axis=1), LARGEST).to(scales.dtype.element_ty)
         divisor = scale.to(tl.float32)
-        divisor = tl.where(divisor < float("inf"), divisor, float("nan"))
+        whole = (tl.min(finite.to(tl.int32), axis=1) == 1) & (divisor < float("inf"))
+        divisor = tl.where(whole, divisor, float("nan"))
         usable = divisor > 0
         kept = tl.math.div_rn(exact, tl.where(usable, divisor, 1.0)[:, None])
         kept = tl.where(usable[:, None], kept, 0.0)
