@@ -26,6 +26,10 @@ class Contestant:
     rough: bool = False  # computes in fewer bits: another first token here and there is to be expected
 
 
+class ContestantMissing(Exception):
+    """A contestant found that it cannot run here; the message is its reason."""
+
+
 class ContestantFailed(Exception):
     """A contestant ended when it should have answered; the message ends with what it said last."""
 
@@ -34,7 +38,7 @@ class Running:
     """A started contestant, its model loaded."""
 
     def __init__(self, contestant: Contestant) -> None:
-        """Raises ContestantFailed."""
+        """Raises ContestantMissing, ContestantFailed."""
         self.contestant = contestant
         self._said: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open until `close`)
         self._process = subprocess.Popen(
@@ -46,10 +50,11 @@ class Running:
             text=True,
         )
         try:
-            self.loaded = self.peak = Memory(**self._answer())
-        except ContestantFailed:
+            self.about, self.loaded = self._first_answer()
+        except (ContestantMissing, ContestantFailed):
             self.close()
             raise
+        self.end = self.loaded
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +71,7 @@ class Running:
         except BrokenPipeError as cause:
             raise self._failure() from cause
         answer = self._answer()
-        self.peak = Memory(**answer["memory"])
+        self.end = Memory(**answer["memory"])
         return Measured(**answer["measured"])
 
     def close(self) -> None:
@@ -78,6 +83,12 @@ class Running:
         self._process.wait()
         self._process.stdout.close()
         self._said.close()
+
+    def _first_answer(self) -> tuple[dict[str, str], Memory]:
+        answer = self._answer()
+        if "missing" in answer:
+            raise ContestantMissing(answer["missing"])
+        return answer["about"], Memory(**answer["memory"])
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -91,6 +102,13 @@ class Running:
         code = self._process.wait()
         self._said.seek(0)
         return ContestantFailed(f"{self.contestant.name} ended with {code}:\n{self._said.read()[-2000:]}")
+
+
+def start(contestant: Contestant) -> Running:
+    """Raises ContestantMissing, ContestantFailed."""
+    if contestant.missing:
+        raise ContestantMissing(contestant.missing)
+    return Running(contestant)
 
 
 def run_json(module: str, arguments: Sequence[object], python: str = sys.executable) -> Any:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import mean, median
 
-from bench.engine_parts.contestants import Contestant, ContestantFailed, Running
+from bench.engine_parts.contestants import Contestant, ContestantFailed, ContestantMissing, Running, start
 from bench.engine_parts.protocol import Load, Measured, Memory
 
 WARM_UP_OUTPUT = 4  # tokens: enough to meet every shape that the load has
@@ -64,10 +64,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Held:
-    """A contestant's memory once the model is loaded, and at the end of all its loads."""
+class Process:
+    """A contestant's own account: what it runs with, and what it holds with its model loaded and after all loads."""
 
-    contestant: str
+    about: dict[str, str]
     loaded: Memory
     end: Memory
 
@@ -75,19 +75,15 @@ class Held:
 @dataclass(frozen=True)
 class Race:
     rows: list[Row]
-    memory: list[Held]
+    processes: dict[str, Process]  # by contestant
 
 
 def race(contestants: Sequence[Contestant], plan: Plan) -> Race:
     """Measure everybody who is here. Raises ContestantFailed."""
-    rows = {
-        (each.name, batch): Row(each.name, batch, missing=each.missing)
-        for each in contestants
-        for batch in plan.batches
-    }
+    rows = {(each.name, batch): Row(each.name, batch) for each in contestants for batch in plan.batches}
     firsts: dict[tuple[str, int], list[int]] = {key: [] for key in rows}
     with ExitStack() as stack:
-        running = [stack.enter_context(_ready(each, plan)) for each in contestants if not each.missing]
+        running = _start(contestants, plan, rows, stack)
         for number in range(plan.rounds):
             for batch in plan.batches:
                 for each in running if number % 2 == 0 else reversed(running):
@@ -96,11 +92,30 @@ def race(contestants: Sequence[Contestant], plan: Plan) -> Race:
                     measured = each.measure(load)
                     rows[name, batch].rounds.append(rates(load, measured))
                     firsts[name, batch] += measured.first_tokens
-        memory = [Held(each.contestant.name, each.loaded, each.peak) for each in running]
+        processes = {each.contestant.name: Process(each.about, each.loaded, each.end) for each in running}
     _tell("")
     _compare(rows, firsts, reference=running[0].contestant.name)
     _check_same_model(contestants, rows)
-    return Race(list(rows.values()), memory)
+    return Race(list(rows.values()), processes)
+
+
+def _start(
+    contestants: Sequence[Contestant], plan: Plan, rows: dict[tuple[str, int], Row], stack: ExitStack
+) -> list[Running]:
+    """Load and warm up whoever can run here; the rows of the others say why not."""
+    running = []
+    for each in contestants:
+        _tell(f"loading {each.name}")
+        try:
+            started = stack.enter_context(start(each))
+        except ContestantMissing as reason:
+            for batch in plan.batches:
+                rows[each.name, batch].missing = str(reason)
+        else:
+            running.append(started)
+            for batch in plan.batches:
+                started.measure(plan.warm_up(batch))
+    return running
 
 
 def rates(load: Load, measured: Measured) -> dict[str, float | None]:
@@ -111,14 +126,6 @@ def rates(load: Load, measured: Measured) -> dict[str, float | None]:
         "decode_tokens_per_s": load.batch / mean(steps) if steps else None,
         "step_ms": median(steps) * 1e3 if steps else None,
     }
-
-
-def _ready(contestant: Contestant, plan: Plan) -> Running:
-    _tell(f"loading {contestant.name}")
-    running = Running(contestant)
-    for batch in plan.batches:
-        running.measure(plan.warm_up(batch))
-    return running
 
 
 def _compare(rows: dict[tuple[str, int], Row], firsts: dict[tuple[str, int], list[int]], reference: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import llama_cpp  # type: ignore[import-not-found,unused-ignore]  # in the peers' environment alone
 import numpy as np
 
-from bench.engine_parts.protocol import Load, Measure, Measured, serve
+from bench.engine_parts.protocol import Load, Measured, Ready, serve
 
 PHYSICAL_BATCH = 512
 
@@ -82,8 +82,9 @@ class LlamaCpp:
         return int(logits.argmax())
 
 
-def start(file: Path, threads: int, sequences: int, context: int) -> Measure:
-    return LlamaCpp(file, threads, sequences, context).measure
+def start(file: Path, threads: int, sequences: int, context: int) -> Ready:
+    measure = LlamaCpp(file, threads, sequences, context).measure
+    return Ready(measure, about={"system": llama_cpp.llama_print_system_info().decode()})
 
 
 def main() -> None:

@@ -7,21 +7,26 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from penstock_engine import Engine, EngineConfig, StepOutput
+from penstock_engine import Engine, EngineConfig, InvalidConfig, StepOutput
 from penstock_engine.config import Quantization
 
 from bench.engine_parts.loads import requests_of, run
-from bench.engine_parts.protocol import Load, Measure, Measured, serve
+from bench.engine_parts.protocol import CannotRun, Load, Measured, Ready, serve
 
 
-def start(folder: Path, threads: int, quantization: Quantization | None, sequences: int, context: int) -> Measure:
-    """Load the engine, with KV pages for `sequences` of `context` tokens."""
+def start(folder: Path, threads: int, quantization: Quantization | None, sequences: int, context: int) -> Ready:
+    """Load the engine, with KV pages for `sequences` of `context` tokens. Raises CannotRun."""
     pages = sequences * (-(-context // EngineConfig().page_size) + 1)
     config = EngineConfig(
         max_running=sequences, kv_pages=pages, threads=threads, dtype="bfloat16", quantization=quantization
     )
-    engine = Engine.from_folder(folder, config)
-    return lambda load: measure(engine, load)
+    try:
+        engine = Engine.from_folder(folder, config)
+    except InvalidConfig as refusal:
+        if quantization is None:
+            raise
+        raise CannotRun(str(refusal)) from refusal
+    return Ready(lambda load: measure(engine, load), about=dict(engine.kernels))
 
 
 def measure(engine: Engine, load: Load) -> Measured:

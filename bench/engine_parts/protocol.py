@@ -37,7 +37,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Memory:
-    """Of one process, in MiB. `rss` and `peak` count mapped files too; `pss` shares what several have mapped."""
+    """Of one process, in MiB. `rss` and `peak` count mapped files too; `pss` a share of what several have mapped."""
 
     rss: int
     pss: int
@@ -49,21 +49,38 @@ class Memory:
         return cls(rss=status["VmRSS"] >> 10, pss=rollup["Pss"] >> 10, peak=status["VmHWM"] >> 10)
 
 
-Measure = Callable[[Load], Measured]
+@dataclass(frozen=True)
+class Ready:
+    """A contestant with its model loaded."""
+
+    measure: Callable[[Load], Measured]
+    about: dict[str, str]  # what it chose to run with here
 
 
-def serve(start: Callable[[], Measure]) -> None:
+class CannotRun(Exception):
+    """This machine has not what the contestant needs; the message says what."""
+
+
+def serve(start: Callable[[], Ready]) -> None:
     """Be a contestant: load the model, say what it holds, then measure each load that is asked for.
 
     What libraries print goes to stderr, so that stdout holds answers alone.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    measure = start()
-    print(json.dumps(asdict(Memory.now())), file=answers, flush=True)
+
+    def answer(**said: object) -> None:
+        print(json.dumps(said), file=answers, flush=True)
+
+    try:
+        ready = start()
+    except CannotRun as reason:
+        answer(missing=str(reason))
+        return
+    answer(about=ready.about, memory=asdict(Memory.now()))
     for line in sys.stdin:
-        measured = measure(Load(**json.loads(line)))
-        print(json.dumps({"measured": asdict(measured), "memory": asdict(Memory.now())}), file=answers, flush=True)
+        measured = ready.measure(Load(**json.loads(line)))
+        answer(measured=asdict(measured), memory=asdict(Memory.now()))
 
 
 def _kilobytes(name: str) -> dict[str, int]:

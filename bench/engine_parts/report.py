@@ -14,9 +14,7 @@ def race_record(race: Race, plan: Plan, ratios: Mapping[str, float | None]) -> d
     return {
         "plan": asdict(plan),
         "rows": [row_record(row) for row in race.rows],
-        "memory_mib": {
-            each.contestant: {"loaded": asdict(each.loaded), "end": asdict(each.end)} for each in race.memory
-        },
+        "processes": {name: asdict(process) for name, process in race.processes.items()},
         "ratios": dict(ratios),
     }
 
@@ -51,8 +49,12 @@ def _race(name: str, race: Record) -> Iterator[str]:
             yield f"{row['contestant']:28}{row['batch']:6}{rates}{row['same_first_tokens']:10.0%}"
     yield ""
     yield f"{'memory, MiB':28}{'loaded':>10}{'peak':>10}{'own share':>12}"
-    for contestant, held in race["memory_mib"].items():
-        yield f"{contestant:28}{held['loaded']['rss']:10}{held['end']['peak']:10}{held['end']['pss']:12}"
+    for contestant, process in race["processes"].items():
+        loaded, end = process["loaded"], process["end"]
+        yield f"{contestant:28}{loaded['rss']:10}{end['peak']:10}{end['pss']:12}"
+    yield ""
+    for contestant, process in race["processes"].items():
+        yield f"{contestant:28}{', '.join(f'{key}: {value}' for key, value in process['about'].items())}"
     yield ""
     yield from (f"{key:28}{_figure(value, 8, 2)}" for key, value in race["ratios"].items())
     yield from _limits(race) if "limits" in race else ()

@@ -13,24 +13,24 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
-from bench.engine_parts.protocol import Load, Measure, Measured, serve
+from bench.engine_parts.protocol import Load, Measured, Ready, serve
 
 BLOCK = 256  # tokens: its default, and its kernels' size
 MOST_TOKENS = 2048  # in one step
 
 
-def start(folder: Path, threads: int, way: str, sequences: int, context: int) -> Measure:
+def start(folder: Path, threads: int, way: str, sequences: int, context: int) -> Ready:
     torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     if way == "generate":
-        return lambda load: generate(model, load)
+        return Ready(lambda load: generate(model, load), {"attention": model.config._attn_implementation})
     model.set_attn_implementation("paged|sdpa")
     # Left to itself it takes most of the machine's memory for its cache, 10 GB written in 16 s at each call.
     blocks = sequences * (-(-context // BLOCK) + 1)
     room = ContinuousBatchingConfig(
         page_size=BLOCK, num_blocks=blocks, max_batch_tokens=MOST_TOKENS, max_requests_per_batch=sequences
     )
-    return lambda load: generate_batch(model, load, room)
+    return Ready(lambda load: generate_batch(model, load, room), {"attention": model.config._attn_implementation})
 
 
 @torch.inference_mode()

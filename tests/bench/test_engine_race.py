@@ -63,9 +63,10 @@ def test_what_is_not_installed_has_a_reason_and_no_figure(done: Race) -> None:
 def test_the_record_holds_each_round_and_the_memory_of_each_process(done: Race) -> None:
     record = race_record(done, PLAN, speed_ratios(done.rows))
     assert [len(row["rounds"]) for row in record["rows"] if not row["missing"]] == [2, 2, 2, 2]
-    assert set(record["memory_mib"]) == {"penstock bf16", "transformers generate"}
-    for held in record["memory_mib"].values():
-        assert 0 < held["loaded"]["pss"] <= held["loaded"]["rss"] <= held["end"]["peak"]
+    assert set(record["processes"]) == {"penstock bf16", "transformers generate"}
+    for process in record["processes"].values():
+        assert process["about"]
+        assert 0 < process["loaded"]["pss"] <= process["loaded"]["rss"] <= process["end"]["peak"]
 
 
 def test_another_model_is_no_peer(folder: Path, tmp_path: Path) -> None:
@@ -74,6 +75,14 @@ def test_another_model_is_no_peer(folder: Path, tmp_path: Path) -> None:
     ours, theirs = contestants.own(folder, ROOM)[0], contestants.own(other, ROOM)[0]
     with pytest.raises(ContestantFailed, match="another model"):
         race([ours, replace(theirs, name="another")], replace(PLAN, batches=(16,), rounds=1))
+
+
+def test_one_that_finds_that_it_cannot_run_leaves_its_reason(folder: Path) -> None:
+    says = "from bench.engine_parts.protocol import *\ndef start(): raise CannotRun('no such unit')\nserve(start)"
+    lame = Contestant("lame", (sys.executable, "-c", says))
+    done = race([contestants.own(folder, ROOM)[0], lame], replace(PLAN, rounds=1))
+    assert [row.missing for row in done.rows] == ["", "", "no such unit", "no such unit"]
+    assert set(done.processes) == {"penstock bf16"}
 
 
 def test_one_that_ends_is_named_with_its_last_words() -> None:
