@@ -186,6 +186,25 @@ class TestFollowers:
         assert house.last.admitted == [("second", 6)]
         assert house.last.extend_lens == [1, 3]
 
+    @pytest.mark.parametrize("length", [3, 6])  # within a page, and beyond one
+    @pytest.mark.parametrize("later", [True, False])
+    def test_nothing_is_shared_across_namespaces(self, later: bool, length: int) -> None:
+        house = House(pages=30, budget=64)
+        for name in ("acme", "apex"):
+            house.submit(Request(name, [1] * length, SamplingParams(max_tokens=9), namespace=name))
+            house.submit(Request(f"{name}-too", [1] * length, SamplingParams(max_tokens=9), namespace=name))
+            if later:
+                house.step()
+        house.step()
+        assert house.scheduler.cached_tokens == 2 * length
+
+    def test_without_a_cache_nothing_is_shared(self) -> None:
+        house = House(pages=30, budget=64, cached=False)
+        for name in ("first", "second"):
+            house.submit(Request(name, [1, 2, 3], SamplingParams(max_tokens=9)))
+            house.step()
+        assert house.scheduler.cached_tokens == 0
+
     @pytest.mark.parametrize("leaves", [True, False])
     def test_who_was_to_copy_from_one_that_left_computes_instead(self, leaves: bool) -> None:
         house = House(pages=30, budget=64)

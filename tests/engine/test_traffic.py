@@ -84,9 +84,8 @@ class Traffic(RuleBasedStateMachine):
         self.turns: dict[Generation, int] = {}  # the admission by which each that waits must have had its own
 
     @rule(
-        prompts=st.lists(PROMPTS, min_size=1, max_size=4),
+        prompts=st.lists(st.tuples(PROMPTS, st.sampled_from(["", "", "acme"])), min_size=1, max_size=4),
         sampling=SAMPLING,
-        namespace=st.sampled_from(["", "acme"]),
         priority=st.integers(0, 1),
         request_class=st.sampled_from(["interactive", "batch", "batch"]),
         tenant=st.sampled_from(["a", "b"]),
@@ -94,10 +93,15 @@ class Traffic(RuleBasedStateMachine):
         kind=st.sampled_from(["ok"] * 8 + ["raise", "nan"]),
     )
     def submit(
-        self, prompts: list[list[int]], sampling: SamplingParams, patience: int | None, kind: str, **others: object
+        self,
+        prompts: list[tuple[list[int], str]],
+        sampling: SamplingParams,
+        patience: int | None,
+        kind: str,
+        **others: object,
     ) -> None:
-        for prompt in prompts:
-            self._submit(prompt, sampling, patience, kind, **others)
+        for prompt, namespace in prompts:
+            self._submit(prompt, sampling, patience, kind, namespace=namespace, **others)
 
     def _submit(
         self, prompt: list[int], sampling: SamplingParams, patience: int | None, kind: str, **others: object
