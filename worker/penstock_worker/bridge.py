@@ -24,6 +24,7 @@ import msgspec
 from penstock.jobs.states import JobState, RunOutcome
 from penstock.logs import get_logger
 
+from penstock_worker.engine_process import SHOW_STACKS
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.messages import (
     Broken,
@@ -43,6 +44,7 @@ from penstock_worker.running import Finished, GivenBack, RunningJob
 
 _EXIT_SECONDS: Final = 10.0
 _PING_SECONDS: Final = 1.0
+_STACKS_SECONDS: Final = 0.5
 _LATE, _FULL = "deadline_exceeded", "queue_full"  # the engine's codes of what is no failure of the job
 
 log = get_logger(__name__)
@@ -80,7 +82,8 @@ class Bridge:
         self._report = StepReport(0, 0, 0)
         self._ping = 0
         self._paused = False
-        self._heard_at = self._progressed_at = time.monotonic()
+        self._heard_at = self._progressed_at = self._pinged_at = time.monotonic()
+        self._stacks_asked_at: float | None = None
         self._broken: Broken | None = None
         self._killed_because: str | None = None
 
@@ -307,18 +310,32 @@ class Bridge:
     def lively(self) -> bool:
         """Whether the engine steps while it has work, and answers. Leases live by this."""
         now = time.monotonic()
-        if now - self._heard_at > self._stall_seconds:
+        unanswered = self._ping != self._report.pong
+        if unanswered and now - max(self._heard_at, self._pinged_at) > self._stall_seconds:
             return False
         return self._paused or not self._jobs or now - self._progressed_at <= self._stall_seconds
 
     def watch(self) -> None:
-        """Ping an engine that has been silent for a while; kill one that stalls, which `read` then reports."""
+        """Ping an engine that has been silent for a while; one that stalls writes where it hangs, and soon is killed.
+
+        `read` then reports that.
+        """
+        now = time.monotonic()
         if not self.lively:
-            self.kill(f"the engine process took no step for {self._stall_seconds:g} s")
-        elif time.monotonic() - self._heard_at > _PING_SECONDS and self._ping == self._report.pong:
+            self._end_stalled(now)
+        elif now - self._heard_at > _PING_SECONDS and self._ping == self._report.pong:
             with self._lock:
                 self._ping += 1
+                self._pinged_at = now
                 self._send_soon()
+
+    def _end_stalled(self, now: float) -> None:
+        assert self._process is not None  # only what is ready is watched
+        if self._stacks_asked_at is None:
+            self._stacks_asked_at = now
+            self._process.send_signal(SHOW_STACKS)
+        elif now - self._stacks_asked_at >= _STACKS_SECONDS:
+            self.kill(f"the engine process took no step for {self._stall_seconds:g} s")
 
     def kill(self, reason: str) -> None:
         """End the process at once; `read` (or `start`) then says why."""

@@ -5,12 +5,15 @@ before the heavy imports, so that no orphan survives them.
 """
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
 from multiprocessing.connection import Connection
 from typing import Final
 
+SHOW_STACKS: Final = signal.SIGUSR1
+"""Makes the process write to standard error where each of its threads is, even if it hangs."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -18,6 +21,8 @@ def main(arguments: list[str]) -> None:
     """Serve the worker at the other end of the socket until it says stop, or is gone."""
     descriptor, parent = (int(argument) for argument in arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the worker decides
+    faulthandler.enable()
+    faulthandler.register(SHOW_STACKS)
     die_with(parent)
     from penstock_worker.engine_loop import serve  # here, because torch takes seconds
 
