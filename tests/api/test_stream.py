@@ -7,8 +7,8 @@ import pytest
 from flask import Flask
 from penstock.db import Database
 from penstock.jobs import lease
-from penstock.jobs.documents import EventDocument, FinalEvent, OutputDelta
-from penstock.jobs.journal import Journal, JournalEntry
+from penstock.jobs.documents import EventDocument, FinalEvent, Output, OutputDelta
+from penstock.jobs.journal import Journal, JournalEntry, PromptToken
 from penstock.jobs.live import LiveBroadcaster
 from penstock.jobs.states import JobState
 from penstock.jobs.stream import Cursor, JobStream, Sources, StreamItem
@@ -289,16 +289,35 @@ def test_a_new_reader_of_a_running_job_gets_the_checkpoint_when_redis_was_emptie
     assert text_of(list(islice(stream(caller, job_id), 4))) == "ab"
 
 
-def test_log_probabilities_are_streamed_where_they_were_asked_for(caller: Caller, worker: Worker) -> None:
-    job_id = caller.submit(params={"logprobs": True})
+def test_log_probabilities_are_streamed_and_kept_where_they_were_asked_for(caller: Caller, worker: Worker) -> None:
+    job_id = caller.submit(params={"logprobs": True, "top_logprobs": 1, "prompt_logprobs": 1, "n": 2})
     held = worker.claim()
-    worker.entries = [JournalEntry(0, 0, 7, "x", -0.25, held.fence)]
+    prompt = (PromptToken(5, None), PromptToken(6, -2.0, ((9, -0.1),)))
+    worker.entries = [
+        JournalEntry(0, 0, None, "", None, held.fence, prompt=prompt),
+        JournalEntry(0, 0, 7, "x", -0.25, held.fence, top_logprobs=((7, -0.25),)),
+        JournalEntry(1, 0, 8, "y", -0.5, held.fence, top_logprobs=((7, -0.25),)),
+        JournalEntry(1, 1, None, "", None, held.fence, "stop"),
+    ]
     worker.journal.rewrite(job_id, held.fence, worker.entries)
     worker.finish(JobState.SUCCEEDED)
-    deltas = [event.data for event in stream(caller, job_id) if event.type == "output.delta"]
+    events = list(stream(caller, job_id))
+    deltas = [event.data for event in events if event.type == "output.delta"]
 
-    assert deltas[0]["logprob"] == -0.25
-    assert "logprob" not in deltas[1]
+    assert [OutputDelta.model_validate(delta).choice for delta in deltas] == [0, 0, 1, 1, 0]
+    scored = [
+        {"token_id": 5, "logprob": None, "top_logprobs": []},
+        {"token_id": 6, "logprob": -2.0, "top_logprobs": [{"token_id": 9, "logprob": -0.1}]},
+    ]
+    likeliest = [{"token_id": 7, "logprob": -0.25}]
+    assert (deltas[0]["prompt_logprobs"], deltas[0]["token_id"], deltas[0]["text"]) == (scored, None, "")
+    assert (deltas[1]["logprob"], deltas[1]["top_logprobs"]) == (-0.25, likeliest)
+    assert {"logprob", "top_logprobs", "prompt_logprobs"}.isdisjoint(deltas[3])
+    output = events[-1].data["job"]["output"]
+    Output.model_validate(output)
+    assert output["prompt_logprobs"] == scored
+    assert [choice["text"] for choice in output["choices"]] == ["x", "y"]
+    assert output["choices"][1]["logprobs"] == [{"token_id": 8, "logprob": -0.5, "top_logprobs": likeliest}]
 
 
 @pytest.mark.parametrize("cursor", ["nonsense", "3", "3.", "-1.0", "1.0.0", "１.0", "99999999999.0"])

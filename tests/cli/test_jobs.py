@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from penstock import Client
+from penstock.jobs.journal import JournalEntry
 from penstock.jobs.states import JobState
 
 from tests.api.conftest import Worker
@@ -51,6 +52,62 @@ def test_submit_prints_the_id_alone(connected_call: Call, connected: Client, wor
     assert job.deadline is not None
     assert 590 < (job.deadline - job.created_at).total_seconds() < 600
     assert job.webhook == {"url": "https://example.com/", "events": ["job.failed"]}
+
+
+def test_submit_asks_for_several_answers_of_a_structure(
+    connected_call: Call, connected: Client, worker: Worker, tmp_path: Path
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"z": {}, "a": {}}}')
+    result = connected_call(
+        "submit", "-m", "tiny", "one", "--n", "2", "--best-of", "3", "--min-p", "0.1", "--logprobs",
+        "--json-schema", str(schema), "--logit-bias", "17=-2.5", "--logit-bias", "18=1", "--budget", "200",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    job = connected.jobs.get(result.stdout.strip())
+    assert (job.params["n"], job.params["best_of"], job.params["min_p"], job.params["logprobs"]) == (2, 3, 0.1, True)
+    assert job.params["logit_bias"] == {"17": -2.5, "18": 1}
+    assert list(job.params["response_format"]["schema"]["properties"]) == ["z", "a"]
+    assert job.budget is not None
+    assert job.budget.tokens == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (("--regex", "[0-9]+"), {"type": "regex", "regex": "[0-9]+"}),
+        (("--choice", "yes", "--choice", "no"), {"type": "choice", "choice": ["yes", "no"]}),
+        (("--lark", "FILE"), {"type": "lark", "lark": 'start: "a"'}),
+    ],
+)
+def test_submit_names_the_structure_in_other_ways(
+    connected_call: Call, connected: Client, worker: Worker, tmp_path: Path, options: tuple[str, ...], wanted: object
+) -> None:
+    file = tmp_path / "grammar.lark"
+    file.write_text('start: "a"')
+    named = [str(file) if option == "FILE" else option for option in options]
+    job_id = connected_call("submit", "-m", "tiny", "one", *named).stdout.strip()
+    assert connected.jobs.get(job_id).params["response_format"] == wanted
+
+
+def test_wait_prints_every_answer(connected_call: Call, connected: Client, worker: Worker) -> None:
+    with beside(lambda: run_choices(worker, connected)):
+        result = connected_call("submit", "-m", "tiny", "one", "--n", "2", "--wait")
+    assert result.stdout == "first\n\nsecond\n"
+    job_id = next(iter(connected.jobs.list())).id
+    assert connected_call("watch", job_id).stdout == "first\n\nsecond\n"
+
+
+def run_choices(worker: Worker, waits_for: Client) -> None:
+    """Serve the next job with two choices, whose tokens come in turn."""
+    while not list(waits_for.jobs.list(status="queued")):
+        threading.Event().wait(0.02)
+    held = worker.claim()
+    pieces = [(0, 0, "fir"), (1, 0, "sec"), (0, 1, "st"), (1, 1, "ond")]
+    entries = [JournalEntry(choice, index, 9, text, None, held.fence) for choice, index, text in pieces]
+    worker.entries = [*entries, JournalEntry(1, 2, None, "", None, held.fence, "stop")]
+    worker.journal.rewrite(held.job_id, held.fence, worker.entries)
+    worker.finish(JobState.SUCCEEDED)
 
 
 def test_submit_reads_standard_input(connected_call: Call, connected: Client, worker: Worker) -> None:

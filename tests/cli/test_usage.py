@@ -26,6 +26,8 @@ from tests.cli.conftest import Call
         (["submit", "-m", "tiny", "x", "--webhook-event", "job.failed"], "--webhook-event needs --webhook"),
         (["submit", "-m", "tiny", "x", "--system", "s"], "--system needs --chat"),
         (["submit", "-m", "tiny", "-f", "/no/such/file"], "/no/such/file"),
+        (["submit", "-m", "tiny", "x", "--regex", "a", "--choice", "b"], "one of --json-schema, --regex, --choice"),
+        (["submit", "-m", "tiny", "x", "--logit-bias", "17=much"], "'much' is no number"),
         (["list", "--status", "lost"], "'lost' is not one of 'queued'"),
         (["nonsense"], "No such command 'nonsense'"),
         (["get"], "Missing argument"),
@@ -52,6 +54,17 @@ def test_missing_settings_name_every_variable(call: Call, command: str, monkeypa
     assert "PENSTOCK_DATABASE_URL" in result.stderr
     assert "PENSTOCK_REDIS_URL" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"), [(b"{", "is not JSON"), (b"[]", "must hold a JSON schema"), (b"\xff", "UTF-8")]
+)
+def test_schemas_that_are_none(call: Call, tmp_path: Path, content: bytes, hint: str) -> None:
+    file = tmp_path / "schema.json"
+    file.write_bytes(content)
+    result = call("submit", "-m", "tiny", "x", "--json-schema", str(file), "--api-key", "psk_x")
+    assert result.exit_code == 2
+    assert hint in result.stderr
 
 
 @pytest.mark.parametrize(

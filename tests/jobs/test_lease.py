@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 
 import pytest
 from penstock.auth.models import Tenant
+from penstock.clock import utc_now
 from penstock.db import Database
 from penstock.errors import LeaseLost
 from penstock.jobs import lease
@@ -17,6 +19,7 @@ from penstock.registry.models import Deployment, Worker
 from penstock.usage.models import UsageEntry
 from penstock.webhooks.models import WebhookDelivery
 from sqlalchemy import func, select, text
+from sqlalchemy.exc import IntegrityError
 
 from tests.factories import make_deployment, make_tenant, make_worker, submit_job
 
@@ -226,3 +229,34 @@ def test_events_of_a_job_have_no_gap(house: House) -> None:
         numbers = [event.number for event in events_after(session, job_id, 0)]
         assert numbers == list(range(1, len(numbers) + 1))
         assert session.scalar(select(func.max(JobRun.fence))) == 6
+
+
+def test_a_claim_tells_the_tenants_weight_and_the_time_that_is_left(house: House) -> None:
+    with house.database.transaction() as session:
+        session.get_one(Tenant, house.tenant.id).weight = 2.5
+    house.submit(deadline=(utc_now() + timedelta(seconds=60)).isoformat())
+    claim = house.claim()
+    assert claim is not None
+    assert claim.weight == 2.5
+    assert claim.seconds_left is not None
+    assert 50 < claim.seconds_left <= 60
+    house.submit()
+    other = house.claim()
+    assert other is not None
+    assert other.seconds_left is None
+
+
+def test_tokens_of_candidates_that_were_not_told_are_used_all_the_same(house: House) -> None:
+    house.submit()
+    held = house.claimed()
+    with house.database.transaction() as session:
+        entries = [JournalEntry(0, 0, 5, "x", None, held.fence), JournalEntry(0, 1, None, "", None, held.fence, "stop")]
+        result = lease.Finish(JobState.SUCCEEDED, entries, prompt_tokens=2, untold_tokens=7)
+        assert lease.finish(session, held, result).output_tokens == 8
+        assert session.scalars(select(UsageEntry.output_tokens)).one() == 8
+
+
+def test_a_budget_is_a_positive_number_of_tokens(house: House) -> None:
+    job_id = house.submit()
+    with pytest.raises(IntegrityError, match="ck_job_token_budget"), house.database.transaction() as session:
+        session.get_one(Job, job_id).token_budget = 0

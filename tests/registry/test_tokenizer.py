@@ -160,7 +160,7 @@ def test_an_unreachable_folder_is_named(tmp_path: Path) -> None:
         TokenizerCache().count(deployment, {"prompt": "x"})
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"])
 def test_files_that_were_not_registered_are_never_used(tmp_path: Path, name: str) -> None:
     deployment = deployment_of(make_folder(tmp_path / "model"))
     with (tmp_path / "model" / name).open("a") as file:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from penstock.jobs.journal import Journal
 from penstock.jobs.lease import Claim
@@ -27,13 +28,15 @@ class OpenBridge:
         self._tokenizer = ModelTokenizer.from_folder(folder)
         self._count = 0
 
-    def job(self, max_tokens: int) -> RunningJob:
+    def job(self, max_tokens: int, *, seconds_left: float | None = None, **others: Any) -> RunningJob:
+        """A job that was just claimed; `others` are further parameters."""
         self._count += 1
-        params = {"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True}
+        params = {"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True} | others
         row = Job(
             id=f"job_{self._count}", tenant_id="ten", params=params, seed=1, priority=0, job_class=0, input={}, runs=1
         )
-        job = RunningJob(Claim(row, 1, []), claimed_at=time.monotonic(), lease_until=time.monotonic() + 60)
+        claim = Claim(row, 1, [], seconds_left=seconds_left)
+        job = RunningJob(claim, claimed_at=time.monotonic(), lease_until=time.monotonic() + 60)
         job.restore([], self._tokenizer, [5, 6, 7])
         return job
 

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from penstock.jobs.states import JobState
+from penstock.jobs.states import JobState, RunOutcome
 from penstock_worker.bridge import Bridge, EngineFailed
 from penstock_worker.messages import EngineSpec
-from penstock_worker.running import Finished
+from penstock_worker.requests import request_of
+from penstock_worker.running import Finished, GivenBack
 
 from tests.worker.bridging import OpenBridge, idle_writer, opened_bridge
 from tests.worker.conftest import eventually
@@ -105,3 +106,51 @@ def test_a_folder_that_is_no_model_fails_with_the_engines_reason(tmp_path: Path)
     with pytest.raises(EngineFailed, match=r"config\.json") as failure:
         bridge.start()
     assert failure.value.code == "model_not_found"
+
+
+def test_a_choice_that_ends_at_a_stop_string_leaves_the_engine_while_the_others_go_on(opened: OpenBridge) -> None:
+    warm = {"n": 2, "temperature": 4.0, "top_k": 3}
+    whole = opened.job(max_tokens=100, **warm)
+    opened.submit(whole)
+    eventually(lambda: whole.ending, "the end")
+    first, second = ("".join(entry.text for entry in whole.entries if entry.choice == choice) for choice in (0, 1))
+    stop = next(first[at : at + 5] for at in range(len(first) - 5) if first[at : at + 5] not in second)
+    opened.bridge.pause(True)
+    job = opened.job(max_tokens=900, stop=[stop], **warm)
+    opened.submit(job)
+    opened.bridge.pause(False)
+    eventually(lambda: job.choices[0].finish_reason, "the stop string")
+    opened.bridge.pause(True)
+    opened.bridge.stats = {}
+    eventually(lambda: opened.bridge.stats or opened.bridge.watch(), "figures")
+    assert job.ending is None
+    assert (opened.bridge.stats["running"], opened.bridge.stats["waiting"]) == (1, 0)
+    opened.bridge.pause(False)
+    opened.bridge.abort(job)
+    eventually(lambda: opened.bridge.free_places == PLACES, "the places")
+
+
+def test_a_deadline_ends_a_job_within_the_engine(opened: OpenBridge) -> None:
+    job = opened.job(max_tokens=900, seconds_left=0.05)
+    opened.submit(job)
+    eventually(lambda: job.ending, "the deadline")
+    assert job.ending == Finished(JobState.EXPIRED)
+    assert job.entries[-1].finish_reason == "expired"
+
+
+def test_a_job_that_finds_the_engines_queue_full_goes_back(opened: OpenBridge) -> None:
+    opened.bridge.pause(True)
+    many = [opened.job(max_tokens=1, n=128) for _ in range(34)]
+    opened.bridge.places = len(many)
+    for job in many:
+        opened.bridge._reserved += 1  # as threads do that claim at once, before the engine can say how full it is
+        assert opened.bridge.submit(job, request_of(job))
+    opened.bridge.pause(False)
+    last = many[-1]
+    eventually(lambda: last.ending, "the refusal")
+    assert isinstance(last.ending, GivenBack)
+    assert last.ending.outcome is RunOutcome.HANDED_BACK
+    for job in many:
+        opened.bridge.abort(job)
+    opened.bridge.places = PLACES
+    eventually(lambda: opened.bridge.free_places == PLACES, "the places")

@@ -53,9 +53,22 @@ def far(engine: Engine) -> Iterator[Far]:
     other.close()
 
 
-def submit(request_id: str, *, max_tokens: int = 3, output_ids: list[int] | None = None) -> Submit:
-    sampling = Sampling(temperature=0.0, seed=1, max_tokens=max_tokens, ignore_eos=True, logprobs=None)
-    return Submit(request_id, [5, 6, 7], [output_ids or []], sampling, "tenant", 0, "interactive")
+def submit(
+    request_id: str,
+    *,
+    max_tokens: int = 3,
+    output_ids: list[list[int]] | None = None,
+    closed: list[int] | None = None,
+    tenant: str = "",
+    logprobs: int | None = None,
+    **others: Any,
+) -> Submit:
+    greedy = {"temperature": 0.0, "seed": 1, "ignore_eos": True}
+    sampling = Sampling(**greedy, max_tokens=max_tokens, logprobs=logprobs, **others)
+    prompt = [5, 6, 7]
+    return Submit(
+        request_id, prompt, output_ids or [], sampling, "space", 0, "interactive", closed=closed or [], tenant=tenant
+    )
 
 
 def test_one_message_a_step_carries_every_requests_token(far: Far) -> None:
@@ -79,7 +92,7 @@ def test_a_resumed_request_goes_on_with_the_tokens_of_an_undisturbed_one(far: Fa
     far.tell(submits=[submit("whole", max_tokens=6)])
     far.thread.start()
     whole = [far.report().deltas[0].token_id for _ in range(6)]
-    far.tell(submits=[submit("rest", max_tokens=6, output_ids=whole[:4])])
+    far.tell(submits=[submit("rest", max_tokens=6, output_ids=[whole[:4]])])
     assert [far.report().deltas[0].token_id for _ in range(2)] == whole[4:]
 
 
@@ -106,10 +119,10 @@ def test_a_request_that_fails_the_step_fails_alone(far: Far, engine: Engine, mon
 def test_a_broken_model_ends_the_process_and_names_no_other_job(
     far: Far, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_batch: object) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(engine._runner, "_model", fail)
+    monkeypatch.setattr(engine._runner, "forward", fail)
     far.tell(submits=[submit("job_of_one_tenant"), submit("job_of_another")])
     far.thread.start()
     message = far.hear()
@@ -120,3 +133,53 @@ def test_a_broken_model_ends_the_process_and_names_no_other_job(
     assert not far.thread.is_alive()
     engine.abort("job_of_one_tenant")
     engine.abort("job_of_another")
+
+
+def test_tenants_take_turns(model_folder: Path) -> None:
+    """The second tenant's request came last and goes second: the first tenant has had more by then."""
+    alone = Engine.from_folder(model_folder, EngineConfig(max_running=1, kv_bytes=2**25, threads=1, fair_quantum=1))
+    near, other = Pipe()
+    far = Far(near, EngineLoop(other, alone))
+    far.tell(
+        submits=[submit("a1", tenant="a"), submit("a2", tenant="a"), submit("a3", tenant="a"), submit("b1", tenant="b")]
+    )
+    far.thread.start()
+    reports = [far.report() for _ in range(4 * 3)]
+    assert [name for report in reports for name, _ in report.admitted] == ["a1", "b1", "a2", "a3"]
+    far.tell(stop=True)
+    far.thread.join(PATIENCE_SECONDS)
+    near.close()
+    other.close()
+
+
+def test_one_choice_can_be_dropped_and_places_are_counted_by_choice(far: Far) -> None:
+    far.tell(submits=[submit("x", n=3, max_tokens=4, closed=[2])])
+    far.thread.start()
+    first = far.report()
+    assert first.received == 2
+    assert [delta.choice for delta in first.deltas] == [0, 1]
+    far.tell(aborts=[("x", 0)])
+    left = [first]
+    while not any(delta.finish_reason for delta in left[-1].deltas):
+        left.append(far.report())
+    assert [delta.choice for delta in left[-1].deltas] == [1]
+    assert len(left) <= 4
+
+
+def test_a_choice_that_was_complete_is_told_at_once(far: Far) -> None:
+    far.tell(submits=[submit("x", n=2, max_tokens=2, output_ids=[[40, 41], [40]])])
+    far.thread.start()
+    report = far.report()
+    assert [(each.choice, each.finish_reason) for each in report.ended] == [(0, "length")]
+    assert [(delta.choice, delta.finish_reason) for delta in report.deltas] == [(1, "length")]
+
+
+def test_a_prompts_log_probabilities_and_the_likeliest_tokens_come_along(far: Far) -> None:
+    far.tell(submits=[submit("x", max_tokens=1, prompt_logprobs=1, logprobs=2)])
+    far.thread.start()
+    report = far.report()
+    (scores,) = report.prompt_scores
+    assert (scores.start, len(scores.logprobs), [len(tops) for tops in scores.top_logprobs]) == (1, 2, [1, 1])
+    (delta,) = report.deltas
+    assert len(delta.top_logprobs) == 2
+    assert delta.top_logprobs[0] == (delta.token_id, delta.logprob)

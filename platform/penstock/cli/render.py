@@ -1,7 +1,7 @@
 """How jobs look in a terminal. What a model or a user wrote never reaches one with its control characters."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -38,6 +38,11 @@ def printable(text: str) -> str:
 def write_text(console: Console, text: str, end: str = "\n") -> None:
     """Write model output: as it is into a file or pipe, printable on a terminal."""
     console.out(printable(text) if console.is_terminal else text, end=end, highlight=False)
+
+
+def write_texts(console: Console, texts: Sequence[str]) -> None:
+    """Write one answer as it is; several one after the other, with an empty line between."""
+    write_text(console, "\n\n".join(texts))
 
 
 def state_text(state: JobState) -> Text:

@@ -5,18 +5,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from penstock.cli.failure import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, Failure
-from penstock.cli.options import assignment, json_assignment, moment, with_client
-from penstock.cli.render import console_for, summary, write_text
+from penstock.cli.options import assignment, moment, with_client
+from penstock.cli.render import console_for, summary, write_texts
+from penstock.cli.sampling import params_of, read_text, sampling_options
 from penstock.cli.watch import follow
 from penstock.client import Client, Job, JobState, Message, PenstockError, Webhook
-
-_SAMPLING: Final = ("max_tokens", "temperature", "top_p", "top_k", "seed")
 
 
 @click.command()
@@ -37,25 +36,13 @@ _SAMPLING: Final = ("max_tokens", "temperature", "top_p", "top_k", "seed")
 )
 @click.option("--chat", is_flag=True, help="Send the prompt as a user's message, through the model's chat template.")
 @click.option("--system", metavar="TEXT", help="With --chat: a system message before it.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate.")
-@click.option("--temperature", type=float, help="0 is greedy.")
-@click.option("--top-p", type=float, help="Sample among the likeliest tokens of this total probability.")
-@click.option("--top-k", type=int, help="Sample among the k likeliest tokens.")
-@click.option("--seed", type=int, help="Makes sampling repeatable.")
-@click.option("--stop", multiple=True, help="Stop before this text; may be repeated.")
-@click.option(
-    "--param",
-    "more_params",
-    multiple=True,
-    type=json_assignment,
-    metavar="NAME=VALUE",
-    help="Any other sampling parameter.",
-)
+@sampling_options
 @click.option("--class", "job_class", type=click.Choice(["interactive", "batch"]), help="Interactive jobs go first.")
 @click.option("--priority", type=click.IntRange(-100, 100), help="Higher goes first within its class.")
 @click.option(
     "--deadline", type=moment, metavar="TIME", help="Expire at this time, such as 2030-01-31T12:00:00Z or 10m."
 )
+@click.option("--budget", "token_budget", type=click.IntRange(min=1), help="Most tokens, prompt and answers together.")
 @click.option("--webhook", metavar="URL", help="Where the job's final event is sent.")
 @click.option("--webhook-event", "webhook_events", multiple=True, help="Send this event instead; may be repeated.")
 @click.option("--tag", "tags", multiple=True, help="May be repeated.")
@@ -132,7 +119,7 @@ def _inputs(given: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _prompts(given: dict[str, Any]) -> list[str]:
     if given["files"]:
-        return [_read(path) for path in given["files"]]
+        return [read_text(path) for path in given["files"]]
     if given["prompt"] and given["prompt"] != "-":
         return [given["prompt"]]
     if sys.stdin.isatty():
@@ -148,15 +135,13 @@ def _as_input(prompt: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _request(given: dict[str, Any]) -> dict[str, Any]:
-    params = {name: given[name] for name in _SAMPLING if given[name] is not None} | dict(given["more_params"])
-    if given["stop"]:
-        params["stop"] = list(given["stop"])
     return {
         "model": given["model"],
-        "params": params or None,
+        "params": params_of(given),
         "job_class": given["job_class"],
         "priority": given["priority"],
         "deadline": given["deadline"],
+        "token_budget": given["token_budget"],
         "webhook": _webhook(given["webhook"], given["webhook_events"]),
         "tags": given["tags"] or None,
         "metadata": dict(given["metadata"]) or None,
@@ -171,17 +156,8 @@ def _webhook(url: str | None, events: Sequence[str]) -> Webhook | None:
     return {"url": url, "events": list(events)} if events else {"url": url}
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise Failure(f"{path} is not text in UTF-8", EXIT_USAGE) from None
-    except OSError as error:
-        raise Failure(f"{path} cannot be read: {error.strerror}", EXIT_USAGE) from None
-
-
 def _read_messages(name: str) -> list[Message]:
-    text = sys.stdin.read() if name == "-" else _read(Path(name))
+    text = sys.stdin.read() if name == "-" else read_text(Path(name))
     try:
         messages = json.loads(text)
     except ValueError as error:
@@ -221,5 +197,5 @@ def _print_outputs(finished: list[Job], files: Sequence[Path], as_json: bool) ->
             continue
         if len(finished) > 1:
             notes.print(f"{files[index]}:")
-        write_text(out, job.text)
+        write_texts(out, job.texts)
         notes.print(summary(job), style="dim")

@@ -84,10 +84,13 @@ class View:
                 self._note_state(event)
             yield event
 
+    def choices(self) -> list[str]:
+        """What each choice has written so far."""
+        return ["".join(text for _, text in self.texts[index]) for index in sorted(self.texts)]
+
     def text(self) -> str:
         """What the choices have written so far, one after the other."""
-        choices = ("".join(text for _, text in self.texts[index]) for index in sorted(self.texts))
-        return "\n\n".join(choices)
+        return "\n\n".join(self.choices())
 
     def _note_state(self, event: StateEvent) -> None:
         self.timeline.append(event)
@@ -112,7 +115,7 @@ def _show(view: View, events: Iterator[Event], as_json: bool, notes: Console) ->
     elif out.is_terminal:
         _show_live(view, events, out)
     else:
-        _write_through(events, out, notes)
+        _write_through(view, events, out, notes)
 
 
 def _show_live(view: View, events: Iterator[Event], out: Console) -> None:
@@ -129,15 +132,15 @@ def _show_live(view: View, events: Iterator[Event], out: Console) -> None:
     write_text(out, view.text())
 
 
-def _write_through(events: Iterator[Event], out: Console, notes: Console) -> None:
-    """Text to standard output as it comes (of the first choice: several would mix), state events to standard error."""
+def _write_through(view: View, events: Iterator[Event], out: Console, notes: Console) -> None:
+    """The first choice to standard output as it comes, the others at the end (they would mix); states to the other."""
     for event in events:
         if isinstance(event, StateEvent):
             notes.print(f"{event.type} {timeline_note(event.data)}", style="dim")
         elif event.choice == 0:
             write_text(out, event.text, end="")
             out.file.flush()
-    write_text(out, "")
+    write_text(out, "".join(f"\n\n{text}" for text in view.choices()[1:]))
 
 
 def _frame(view: View, spinner: Spinner, out: Console) -> RenderableType:
