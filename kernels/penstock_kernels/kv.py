@@ -23,7 +23,9 @@ def quantize_heads(x: Tensor, dtype: torch.dtype, scale_dtype: torch.dtype) -> t
     """`x` [..., head_dim] in `dtype`, and its scales [...] in `scale_dtype`."""
     largest = LARGEST[dtype]
     exact = x.float()
-    scales = (exact.abs().amax(dim=-1) / largest).to(scale_dtype)
+    # A tensor, since a GPU multiplies by the reciprocal of a number, which differs in the last bit.
+    divisor = torch.tensor(largest, device=x.device)
+    scales = (exact.abs().amax(dim=-1) / divisor).to(scale_dtype)
     scales = torch.where(scales.isfinite(), scales, torch.nan)
     usable = scales.float() > 0
     divided = exact / torch.where(usable, scales.float(), 1.0).unsqueeze(-1)

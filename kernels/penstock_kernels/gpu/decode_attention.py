@@ -23,7 +23,7 @@ from penstock_kernels.gpu.attention_tiles import Tiles, decode_tiles, device_cap
 from penstock_kernels.gpu.attention_variants import VARIANTS, Variant
 from penstock_kernels.gpu.cases import SM90, CompileCase, pointer
 
-SHORTEST_SPLIT = 256  # positions: below, a program's start and the second kernel outweigh what it reads, 128 KB
+SHORTEST_SPLIT = 128  # positions: below, a program takes longer to start than to read them, 64 KB
 LONGEST_SPLIT = 4096  # positions: a longer one, of the longest run, would still be reading when all others are done
 MOST_SPLITS = 64
 PROGRAMS_PER_MULTIPROCESSOR = 4  # three fit at a time; one more keeps memory busy while others start and end
