@@ -119,3 +119,11 @@ def close(got: Tensor, exact: Tensor, bound: float | None = None) -> bool:
         return False
     worst = (got.double() - exact)[answered].abs().max() if bool(answered.any()) else torch.zeros(())
     return bool(worst < (bound or (1e-5 if got.dtype == torch.float32 else 2e-3)))
+
+
+def relative_error(got: Tensor, exact: Tensor) -> float:
+    """‖got - exact‖ / ‖exact‖ over the rows that were to be answered; NaN where one was not, or another was."""
+    answered = ~exact.isnan()
+    if not torch.equal(answered, ~got.isnan()):
+        return float("nan")
+    return float((got.double() - exact)[answered].norm() / exact[answered].norm())
