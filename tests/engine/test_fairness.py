@@ -1,5 +1,8 @@
 """Whose turn it is: shares follow the weights, idling earns nothing, nobody starves."""
 
+from collections import Counter
+from itertools import count, islice
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -105,6 +108,58 @@ def test_a_worse_class_does_not_starve(request_class: str) -> None:
     while "poor" not in begun:
         begun += [delta.request_id for delta in house.step()]
     assert len(begun) == PATIENCE
+
+
+class TestCharges:
+    """A tenant pays for the tokens that ran for it: 1 for each of input, 2 for each of output."""
+
+    @pytest.fixture
+    def house(self) -> House:
+        return House(pages=60, max_running=8, budget=64, quantum=1)
+
+    @staticmethod
+    def cost_of(house: House, *requests: Request) -> int:
+        before = house.scheduler._counters._charged.get("", 0.0)
+        for request in requests:
+            house.submit(request)
+        while house.busy:
+            house.step()
+        return round(house.scheduler._counters._charged[""] - before)
+
+    def test_what_is_cached_is_free(self, house: House) -> None:
+        sampling = SamplingParams(max_tokens=2)
+        assert self.cost_of(house, Request("first", [1, 2, 3, 4, 5, 6, 7, 8], sampling)) == 8 + 2 * 2
+        assert self.cost_of(house, Request("page", [1, 2, 3, 4, 9, 9], sampling)) == 2 + 2 * 2
+        assert self.cost_of(house, Request("part", [1, 2, 3, 4, 5, 6, 9], sampling)) == 1 + 2 * 2
+        assert self.cost_of(house, Request("elsewhere", [1, 2, 3, 4], sampling, namespace="other")) == 4 + 2 * 2
+
+    def test_choices_pay_for_their_prompt_once(self, house: House) -> None:
+        assert self.cost_of(house, Request("x", [1] * 7, SamplingParams(n=5, max_tokens=3))) == 7 + 5 * 3 * 2
+
+    def test_what_was_generated_elsewhere_is_free(self, house: House) -> None:
+        resumed = Request("x", [1] * 7, SamplingParams(max_tokens=5), output_ids=[[2, 2, 2]])
+        assert self.cost_of(house, resumed) == 7 + 2 * 2
+
+    def test_what_is_computed_again_is_free(self) -> None:
+        house = House(pages=9, max_running=3, budget=40)
+        requests = [Request(str(at), [at, 1, 0, 1, 0], SamplingParams(max_tokens=15)) for at in range(3)]
+        assert self.cost_of(house, *requests) == 3 * (5 + 15 * 2)
+        assert house.scheduler.preemptions > 0
+
+    def test_equal_shares_are_of_what_is_computed(self) -> None:
+        """One asks the same again and again, the other anew each time: for the same cost the one gets more."""
+        house = House(pages=60, max_running=2, budget=64, quantum=1)
+        numbers, served = count(), Counter[str]()
+        for _ in range(300):
+            for tenant in ("same", "anew"):
+                waiting = sum(each.request.tenant == tenant for each in house.scheduler.waiting)
+                for number in islice(numbers, 10 - waiting):
+                    prompt = [1] * 12 if tenant == "same" else [2, *(number // 7**digit % 7 for digit in range(11))]
+                    house.submit(Request(f"{tenant}-{number}", prompt, SamplingParams(max_tokens=2), tenant=tenant))
+            served.update(delta.request_id.split("-")[0] for delta in house.step() if delta.finish_reason)
+        charged = house.scheduler._counters._charged
+        assert abs(charged["same"] - charged["anew"]) < 5 * (12 + 2 * 2)
+        assert served["same"] > 2 * served["anew"] > 50
 
 
 def queue_of(*requests: Request, quantum: int = 1) -> WaitingQueue:

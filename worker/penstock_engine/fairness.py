@@ -3,6 +3,10 @@
 Source: Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024. A tenant is charged for each input and
 each output token, divided by its weight, and the one charged least goes first: under backlog, shares converge to the
 weights. One that comes back from idling is lifted to the least of those that wait, so idling earns no credit.
+
+Input is charged at admission, when it is known how much of it is cached, and only what must be computed: service is
+what the engine does for a tenant, as in Cao et al., "Locality-aware Fair Scheduling in LLM Serving", 2025. Full charges
+would make those who share beginnings pay for work that nobody did. So of several that begin alike the first one pays.
 """
 
 from math import floor
