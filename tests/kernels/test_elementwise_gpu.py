@@ -1,4 +1,4 @@
-"""Norms, rotation, gates and row gathers in Triton's interpreter, against their torch references; mutants are caught."""
+"""Norms, rotation, gates and row gathers in the interpreter, against their torch references; mutants are caught."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,6 +1,7 @@
 """The kernels of `penstock_kernels.gpu.sampling`, which says how they follow one another.
 
 `power` stands for 2^-octaves, a token's weight before it is made a whole number; `steep` for octaves per unit of logit.
+Loops hold few calls of other functions: in Triton's interpreter a call costs as much as a hundred operations.
 """
 
 import triton
@@ -21,13 +22,14 @@ def steepness(temperature):
 
 
 @triton.jit
-def octaves_of(gap, steep):
-    return gap * tl.where(gap == 0, 0.0, steep)
+def tile_of(source, start, count, peak, steep, TILE: tl.constexpr):
+    """(gaps, octaves, powers) of TILE logits of `source` from `start` on; a power is 2^-octaves, 0 from 32 octaves on.
 
-
-@triton.jit
-def power_of(octaves):
-    """2^-octaves, 0 from 32 octaves on (and for what is not a number)."""
+    A gap that is not a number has no power.
+    """
+    at = start + tl.arange(0, TILE)
+    gap = peak - tl.load(source + at, at < count, float("-inf"))
+    octaves = gap * tl.where(gap == 0, 0.0, steep)
     near = octaves < 32.0
     exponent = tl.where(near, -octaves, 0.0)
     whole = tl.floor(exponent + 0.5)
@@ -35,7 +37,7 @@ def power_of(octaves):
     power = ((((_T6 * part + _T5) * part + _T4) * part + _T3) * part + _T2) * part + _T1
     power = power * part + _T0
     scale = ((whole.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
-    return tl.where(near, power * scale, 0.0)
+    return gap, octaves, tl.where(near, power * scale, 0.0)
 
 
 @triton.jit
@@ -93,11 +95,8 @@ def tally_kernel(
 ):
     """Where no other filter follows, what min-p drops weighs nothing."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    token = chunk * CHUNK + tl.arange(0, CHUNK)
-    values = tl.load(logits + row * stride + token, token < vocabulary, float("-inf"))
-    gap = row_peak(peaks, row, chunks, CHUNKS) - values
-    octaves = octaves_of(gap, steepness(tl.load(temperature + row)))
-    power = power_of(octaves)
+    peak, steep = row_peak(peaks, row, chunks, CHUNKS), steepness(tl.load(temperature + row))
+    _, octaves, power = tile_of(logits + row * stride, chunk * CHUNK, vocabulary, peak, steep, CHUNK)
     filtered = is_filtered(top_k, top_p, row)
     least = tl.where(filtered, 0.0, tl.load(min_p + row))
     tl.store(masses + row * CHUNKS + chunk, tl.sum(tl.where(power >= least, weight_of(power), 0)))
@@ -155,57 +154,37 @@ def collect_kernel(
 ):
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if is_filtered(top_k, top_p, row):
-        token = chunk * CHUNK + tl.arange(0, CHUNK)
-        values = tl.load(logits + row * stride + token, token < vocabulary, float("-inf"))
-        gap = row_peak(peaks, row, chunks, CHUNKS) - values
-        octaves = octaves_of(gap, steepness(tl.load(temperature + row)))
+        peak, steep = row_peak(peaks, row, chunks, CHUNKS), steepness(tl.load(temperature + row))
+        _, octaves, _ = tile_of(logits + row * stride, chunk * CHUNK, vocabulary, peak, steep, CHUNK)
         near = octaves < 32.0
         bin_of = tl.where(near, octaves * (BINS // 32), 0.0).to(tl.int32)
         taken = near & (bin_of < tl.load(bins_taken + row))
         first = tl.load(offsets + row * (CHUNKS + 1) + chunk)
         at = row * CANDIDATES + first + tl.cumsum(taken.to(tl.int32)) - 1
-        tl.store(candidate_logits + at, values, taken)
+        token = chunk * CHUNK + tl.arange(0, CHUNK)
+        tl.store(candidate_logits + at, tl.load(logits + row * stride + token, taken), taken)
         tl.store(candidate_ids + at, token, taken)
 
 
 @triton.jit
-def tile_of(source, start, count, peak, steep, TILE: tl.constexpr):
-    """(bits of the gap, power) of a tile of `source`; gaps are not negative, so their bits order as they do."""
-    at = start + tl.arange(0, TILE)
-    gap = peak - tl.load(source + at, at < count, float("-inf"))
-    return gap.to(tl.int32, bitcast=True), power_of(octaves_of(gap, steep))
-
-
-@triton.jit
-def number_below(source, count, peak, steep, bits, TILE: tl.constexpr):
-    total = tl.zeros((), tl.int64)
+def amount_below(source, count, peak, steep, bits, BY_MASS: tl.constexpr, TILE: tl.constexpr):
+    """How many tokens have a gap of smaller bits, or what they weigh. Gaps are not negative: bits order as they do."""
+    amount = bits.to(tl.int64) * 0
     for start in range(0, count, TILE):
-        gaps, _ = tile_of(source, start, count, peak, steep, TILE)
-        total += tl.sum((gaps < bits).to(tl.int64))
-    return total
-
-
-@triton.jit
-def mass_below(source, count, peak, steep, bits, TILE: tl.constexpr):
-    total = tl.zeros((), tl.int64)
-    for start in range(0, count, TILE):
-        gaps, power = tile_of(source, start, count, peak, steep, TILE)
-        total += tl.sum(tl.where(gaps < bits, weight_of(power), 0))
-    return total
+        gap, _, power = tile_of(source, start, count, peak, steep, TILE)
+        each = (power * 4294967296.0).to(tl.int64) if BY_MASS else 1
+        amount += tl.sum(tl.where(gap.to(tl.int32, bitcast=True) < bits, each, 0).to(tl.int64))
+    return amount
 
 
 @triton.jit
 def widest_gap(source, count, peak, steep, limit, BY_MASS: tl.constexpr, TILE: tl.constexpr):
     """The largest bits of a gap such that the tokens of smaller gap number, or weigh, less than `limit`."""
-    low = tl.zeros((), tl.int32)
+    low = count * 0
     high = low + _INFINITE
     while low < high:
         middle = high - (high - low) // 2
-        if BY_MASS:
-            below = mass_below(source, count, peak, steep, middle, TILE)
-        else:
-            below = number_below(source, count, peak, steep, middle, TILE)
-        kept = below < limit
+        kept = amount_below(source, count, peak, steep, middle, BY_MASS, TILE) < limit
         low = tl.where(kept, middle, low)
         high = tl.where(kept, high, middle - 1)
     return low
@@ -216,24 +195,26 @@ def place_of(source, count, peak, steep, widest, least, uniform, TILE: tl.conste
     """Index in `source` of the first token, of those kept, at which their sum passes the uniform's share of it."""
     total = tl.zeros((), tl.int64)
     for start in range(0, count, TILE):
-        gaps, power = tile_of(source, start, count, peak, steep, TILE)
-        total += tl.sum(tl.where((gaps <= widest) & (power >= least), weight_of(power), 0))
+        gap, _, power = tile_of(source, start, count, peak, steep, TILE)
+        kept = (gap.to(tl.int32, bitcast=True) <= widest) & (power >= least)
+        total += tl.sum(tl.where(kept, weight_of(power), 0))
     target, before, place = share(total, uniform), tl.zeros((), tl.int64), tl.zeros((), tl.int32)
     for start in range(0, count, TILE):
-        gaps, power = tile_of(source, start, count, peak, steep, TILE)
-        kept = tl.where((gaps <= widest) & (power >= least), weight_of(power), 0)
-        place += tl.sum((before + tl.cumsum(kept) <= target).to(tl.int32))
-        before += tl.sum(kept)
+        gap, _, power = tile_of(source, start, count, peak, steep, TILE)
+        kept = (gap.to(tl.int32, bitcast=True) <= widest) & (power >= least)
+        weights = tl.where(kept, weight_of(power), 0)
+        place += tl.sum((before + tl.cumsum(weights) <= target).to(tl.int32))
+        before += tl.sum(weights)
     return place
 
 
 @triton.jit
 def draw_filtered(source, count, row_mass, peak, steep, top_k, top_p, least, uniform, TILE: tl.constexpr):
     """Index in `source`, which holds every token that the filters keep."""
-    widest, mass = tl.zeros((), tl.int32) + _INFINITE, row_mass
+    widest, mass = count * 0 + _INFINITE, row_mass
     if top_k > 0:
         widest = widest_gap(source, count, peak, steep, top_k, False, TILE)
-        mass = mass_below(source, count, peak, steep, widest + 1, TILE)
+        mass = amount_below(source, count, peak, steep, widest + 1, True, TILE)
     if top_p < 1.0:
         nucleus = nucleus_of(mass, top_p)
         widest = tl.minimum(widest, widest_gap(source, count, peak, steep, nucleus, True, TILE))
@@ -248,7 +229,7 @@ def candidates_settle(
     if top_k > 0:
         enough = count >= top_k
     else:
-        mass = mass_below(source, count, peak, steep, _INFINITE, TILE)
+        mass = amount_below(source, count, peak, steep, count * 0 + _INFINITE, True, TILE)
         enough = mass >= nucleus_of(row_mass, top_p)
     return enough | (taken == BINS)
 
@@ -309,7 +290,7 @@ def choose_kernel(
         target = share(mass, uniform)
         chunk = tl.minimum(tl.sum((tl.cumsum(mass_of_chunks) <= target).to(tl.int32)), chunks - 1)
         before = tl.sum(tl.where(at < chunk, mass_of_chunks, 0))
-        _, power = tile_of(source, chunk * CHUNK, vocabulary, peak, steep, CHUNK)
+        _, _, power = tile_of(source, chunk * CHUNK, vocabulary, peak, steep, CHUNK)
         kept = tl.where(power >= least, weight_of(power), 0)
         token = chunk * CHUNK + tl.sum((before + tl.cumsum(kept) <= target).to(tl.int32))
     tl.store(tokens + row, tl.minimum(token, vocabulary - 1).to(tl.int64))

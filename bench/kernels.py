@@ -1,0 +1,151 @@
+"""Every kernel, compiled for compute capability 9.0 on any machine, and measured where there is a GPU.
+
+python -m bench.kernels --compile-only [--json PATH]     what each takes of a multiprocessor; needs no GPU
+python -m bench.kernels [--only NAME] [--json PATH]      times beside torch and cuBLAS, shares of what the GPU can do
+
+`--json -` writes to standard output. Without a GPU, measuring ends with status 1.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import pkgutil
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "bench" / "results" / "kernels.json"
+
+
+def compile_cases() -> Iterator[tuple[str, Any]]:
+    """(module, CompileCase) of every kernel, dtype and configuration that the engine launches."""
+    from penstock_kernels import gpu
+
+    for module in pkgutil.iter_modules(gpu.__path__):
+        cases = getattr(importlib.import_module(f"penstock_kernels.gpu.{module.name}"), "compile_cases", None)
+        for case in cases() if cases else ():
+            yield module.name, case
+
+
+def compiled_rows() -> Iterator[dict[str, Any]]:
+    """One row for each case, as it is compiled; Triton keeps the machine code in its cache on disk."""
+    from penstock_kernels.gpu.cases import SM90, resources
+
+    for module, case in compile_cases():
+        used = resources(case.compile())
+        yield {
+            "module": module,
+            "kernel": case.kernel.__name__,
+            "label": case.label,
+            "types": {name: kind for name, kind in case.signature.items() if name not in case.constexprs},
+            "constants": {name: str(value) for name, value in case.constexprs.items()},
+            "warps": case.num_warps,
+            "stages": case.num_stages,
+            "capability": SM90,
+            **used._asdict(),
+        }
+
+
+def measured_rows(only: str) -> Iterator[dict[str, Any]]:
+    """One row for each kernel and size whose name holds `only`, as it is measured."""
+    from bench.kernel_parts.contest import Sizes
+    from bench.kernel_parts.timing import measure, measure_ceilings
+
+    ceilings = measure_ceilings()
+    yield {"kernel": "ceilings", "copy_bytes_per_s": ceilings.copy, "matmul_flop_per_s": ceilings.matmul}
+    for case in measure_cases(Sizes()):
+        if only in case.kernel:
+            yield measure(case, ceilings)
+            torch.cuda.empty_cache()
+
+
+def measure_cases(sizes: Any) -> list[Any]:
+    """Everything that is measured, at `sizes`."""
+    from bench.kernel_parts.elementwise import elementwise_cases
+    from bench.kernel_parts.heavy import attention_cases, quantized_cases
+    from bench.kernel_parts.thin import lora_cases, sampling_cases
+
+    parts = (elementwise_cases, sampling_cases, lora_cases, attention_cases, quantized_cases)
+    return [case for part in parts for case in part(sizes)]
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """A row for people."""
+    if "registers" in row:
+        return (
+            f"{row['label']:<72} shared {row['shared_bytes']:>7} B  registers {row['registers']:>3}"
+            f"  stack {row['stack_bytes']:>4} B  spills {row['spill_instructions']:>4}"
+        )
+    if row["kernel"] == "ceilings":
+        return f"copy {row['copy_bytes_per_s'] / 1e12:.2f} TB/s, matmul {row['matmul_flop_per_s'] / 1e12:.0f} TFLOP/s"
+    return (
+        f"{row['kernel']:<26} {row['size']:<34} {row['us']:>9.1f} us  {row['of_peer']:>6.2f}x peer"
+        f"  {row['of_copy']:>4.0%} of copy  {row['of_matmul']:>4.0%} of matmul"
+    )
+
+
+def machine() -> dict[str, Any]:
+    """What a figure stands on."""
+    import triton
+
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return {
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "commit": commit.stdout.strip() or None,
+    }
+
+
+def write(path: str, rows: list[dict[str, Any]]) -> None:
+    """JSON to `path`, or to standard output for `-`."""
+    text = json.dumps({"on": machine(), "rows": rows}, indent=1)
+    if path == "-":
+        print(text)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text + "\n")
+
+
+def report(rows: Iterator[dict[str, Any]], path: str | None) -> list[dict[str, Any]]:
+    """Print each row as it comes, or beside the JSON where that takes standard output; then write them all."""
+    lines = sys.stderr if path == "-" else sys.stdout
+    done = []
+    for row in rows:
+        print(line_of(row), file=lines, flush=True)
+        done.append(row)
+    if path:
+        write(path, done)
+    return done
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--compile-only", action="store_true", help="compile for sm_90 and list what each kernel takes")
+    parser.add_argument("--only", default="", metavar="NAME", help="measure kernels whose name holds this")
+    parser.add_argument(
+        "--json", metavar="PATH", help=f"- for standard output; measuring writes {RESULT.name} unless told"
+    )
+    options = parser.parse_args()
+    if options.compile_only:
+        report(compiled_rows(), options.json)
+        return 0
+    if not torch.cuda.is_available():
+        print("bench.kernels: no GPU here; --compile-only needs none", file=sys.stderr)
+        return 1
+    report(measured_rows(options.only), options.json or str(RESULT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
