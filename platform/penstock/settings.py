@@ -90,6 +90,19 @@ class Settings(MlflowSettings):
         description="How many proxies stand before the web process: so many of X-Forwarded-For's addresses are trusted",
     )
     secure_cookies: bool = Field(default=False, description="Send session cookies over HTTPS alone")
+    oidc_issuer: str | None = Field(
+        default=None,
+        pattern=r"^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]).*",
+        description="The OpenID Connect provider through which people may sign in, as its issuer's https:// address",
+    )
+    oidc_client_id: str | None = Field(default=None, description="What the provider knows this installation as")
+    oidc_client_secret: SecretStr | None = Field(default=None, description="The secret that goes with it")
+    oidc_name: str = Field(default="single sign-on", description="What the sign-in page calls the provider")
+    oidc_tenant: str | None = Field(
+        default=None,
+        description="The tenant whose members people become at their first sign-in through the provider; "
+        "without it only who was let in before gets in",
+    )
     max_body_bytes: int = Field(default=1_048_576, ge=1024, description="Largest request body that is accepted")
     max_queued_jobs: int = Field(default=100_000, ge=1, description="Jobs that one tenant may have waiting")
 

@@ -20,7 +20,12 @@ def actor_of(principal: Principal) -> Actor:
     )
 
 
-def note_sign_in(session: Session, user: User) -> None:
-    """Write down that this person has signed in, and from where."""
-    actor = Actor(ActorKind.USER, user.id, user.email, request.remote_addr, scopes=())
-    record(session, actor, Action.USER_SIGNED_IN, tenant_id=user.tenant_id, target=user.id, details={})
+def actor_for(user: User) -> Actor:
+    """The person who sends this request. They change what is their own alone, and hand nothing out."""
+    return Actor(ActorKind.USER, user.id, user.email, request.remote_addr, scopes=())
+
+
+def note_sign_in(session: Session, user: User, *, through: str) -> None:
+    """Write down that this person has signed in, from where, and by their password or through which issuer."""
+    details = {"through": through}
+    record(session, actor_for(user), Action.USER_SIGNED_IN, tenant_id=user.tenant_id, target=user.id, details=details)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, func, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, UniqueConstraint, func, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -32,16 +32,23 @@ class User(Base):
     """A person who signs in to the portal."""
 
     __tablename__ = "user"
-    __table_args__ = (CheckConstraint("role IN ('member', 'admin', 'operator')", name="role"),)
+    __table_args__ = (
+        CheckConstraint("role IN ('member', 'admin', 'operator')", name="role"),
+        UniqueConstraint("oidc_issuer", "oidc_subject", name="uq_user_oidc_issuer_oidc_subject"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
     email: Mapped[str] = mapped_column(unique=True)
-    password_hash: Mapped[str]
+    password_hash: Mapped[str | None]
+    """Null for who signs in through the identity provider alone."""
     role: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_login_at: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]
+    oidc_issuer: Mapped[str | None]
+    oidc_subject: Mapped[str | None]
+    """Whom the identity provider knows them as, once they have signed in through it."""
 
 
 class ApiKey(Base):

@@ -124,9 +124,10 @@ def verify_password(session: Session, email: str, password: str) -> User | None:
     user = session.scalars(
         select(User).where(User.email == normalised_email(email), User.disabled_at.is_(None))
     ).one_or_none()
-    if not _matches(user.password_hash if user else _nobodys_hash(), password) or user is None:
+    kept = user.password_hash if user is not None else None
+    if not _matches(kept or _nobodys_hash(), password) or user is None or kept is None:
         return None
-    if _hasher.check_needs_rehash(user.password_hash):
+    if _hasher.check_needs_rehash(kept):
         user.password_hash = _hasher.hash(password)
     user.last_login_at = session.scalars(select(func.now())).one()
     return user

@@ -32,7 +32,7 @@ def sign_in() -> str | Response:
     """The form; whoever is signed in already goes on."""
     with current_services().database.transaction() as session:
         user = signed_in_user(session)
-    return _onward() if user is not None else _form("", None)
+    return _onward() if user is not None else sign_in_form("", None)
 
 
 @blueprint.post("/sign-in")
@@ -48,15 +48,15 @@ def submit_sign_in() -> tuple[str, int] | Response:
         throttle.check(email, address)
     except QuotaExceeded as error:
         log.warning("sign_in.throttled", address=address)
-        return _form(email, error.message), error.status
+        return sign_in_form(email, error.message), error.status
     with current_services().database.transaction() as session:
         user = verify_password(session, email, password)
         if user is not None:
-            note_sign_in(session, user)
+            note_sign_in(session, user, through="password")
     if user is None:
         throttle.failed(email, address)
         log.warning("sign_in.refused", address=address)
-        return _form(email, "Email and password do not belong together."), 401
+        return sign_in_form(email, "Email and password do not belong together."), 401
     throttle.succeeded(email, address)
     begin_session(user)
     log.info("sign_in.succeeded", user=user.id)
@@ -74,5 +74,9 @@ def _onward() -> Response:
     return redirect(safe_destination(request.args.get("next")) or url_for("portal_jobs.index"), 303)
 
 
-def _form(email: str, error: str | None) -> str:
-    return render_template("portal/sign-in.html", email=email, error=error)
+def sign_in_form(email: str, error: str | None) -> str:
+    """The form, with what was wrong."""
+    settings = current_services().settings
+    provider = settings.oidc_name if settings.oidc_issuer is not None else None
+    onward = safe_destination(request.args.get("next"))
+    return render_template("portal/sign-in.html", email=email, error=error, provider=provider, onward=onward)

@@ -52,4 +52,4 @@ def safe_destination(wanted: str | None) -> str | None:
 
 
 def _seal(user: User) -> str:
-    return hashlib.sha256(f"{user.id}\0{user.password_hash}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{user.id}\0{user.password_hash or user.oidc_subject}".encode()).hexdigest()[:32]

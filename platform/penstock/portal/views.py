@@ -47,7 +47,17 @@ def register(app: Flask) -> None:
     for blueprint in (account_views.blueprint, job_views.blueprint):
         blueprint.template_folder = str(folder / "templates")
         app.register_blueprint(blueprint)
+    if settings.oidc_issuer is not None:
+        _offer_provider(app, settings)
     app.context_processor(_page_context)
+
+
+def _offer_provider(app: Flask, settings: Settings) -> None:
+    from penstock.auth.oidc import OidcProvider  # takes a second to import, which only who uses it should pay
+    from penstock.portal import oidc_views
+
+    app.extensions[oidc_views.EXTENSION] = OidcProvider(app, settings)
+    app.register_blueprint(oidc_views.blueprint)
 
 
 def error_page(problem: dict[str, Any]) -> str:
@@ -77,7 +87,7 @@ def _page_context() -> dict[str, Any]:
 
 
 def _protect_page(response: Response) -> Response:
-    ours = request.blueprint in (account_views.blueprint.name, job_views.blueprint.name)
+    ours = (request.blueprint or "").startswith("portal_")
     if ours or (response.status_code >= 400 and response.mimetype == "text/html"):
         for name, value in _PAGE_HEADERS.items():
             response.headers.setdefault(name, value)
