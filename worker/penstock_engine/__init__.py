@@ -12,8 +12,8 @@ Reading order, from the data to the device:
 
     request         what is asked, what is answered, where each generation stands in between
     batch           one step's state
-    scheduler       who runs in each step; with waiting, fairness, page_allocator and radix_cache, the whole policy,
-                    free of torch
+    scheduler       who runs in each step; with waiting, fairness, page_allocator, radix_cache and reuse, the whole
+                    policy, free of torch
     choices         when a request of several choices has begun and ended, and which of them are told
     engine          submit, abort, step: the parts put together
     bisection       who made a step fail
