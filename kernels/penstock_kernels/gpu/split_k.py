@@ -37,7 +37,7 @@ class Tile:
     def split_for(self, m: int, n: int, k: int, processors: int) -> "Tile":
         """This tile with as many splits as give each SM two programs, each with four steps or more to pipeline."""
         row_tiles, column_tiles, _ = self.grid(m, n)
-        wanted = 2 * processors // (row_tiles * column_tiles)
+        wanted = 2 * processors // max(1, row_tiles * column_tiles)
         room = triton.cdiv(k, self.depth) // 4
         return replace(self, splits=max(1, min(wanted, room, MOST_SPLITS)))
 
