@@ -99,6 +99,10 @@ class StepTrace:
     def newest(self) -> StepRecord | None:
         return self._records[-1] if self._records else None
 
+    def clear(self) -> None:
+        """Forget the records so far: what warmed up is not to be shown."""
+        self._records.clear()
+
     def abort(self, request_id: str) -> None:
         """The caller dropped a request; the next step's record says so."""
         if self._records.maxlen:

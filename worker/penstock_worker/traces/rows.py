@@ -61,7 +61,7 @@ def _draw(row: Row, timeline: Timeline, scale: Scale, y: float, height: float) -
             width = max(right - left, 0.6)
             yield svg.rect(left, y + pad, width, height - 2 * pad, span.kind, _span_told(span, timeline))
     size = max(1.8, min(4.2, height * 0.27))
-    for mark in row.marks:
+    for mark in sorted(row.marks, key=lambda mark: mark.kind != "cached"):  # the others must be seen
         x = scale.x(mark.at) - (size if mark.kind == "cached" else 0)  # not over the short prefill that it explains
         yield draw_mark(mark.kind, x, middle, size, _mark_told(mark, timeline))
 
