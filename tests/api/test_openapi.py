@@ -8,6 +8,8 @@ import pytest
 from flask import Flask
 from penstock.auth.services import Scope
 
+from tests.conftest import ROOT
+
 
 @pytest.fixture
 def spec(app: Flask) -> dict[str, Any]:
@@ -38,6 +40,12 @@ def test_every_route_of_the_api_is_documented(app: Flask, spec: dict[str, Any]) 
 
     assert routed == {(path, method) for path, item in spec["paths"].items() for method in item}
     assert ("/v1/jobs/{job_id}/events", "get") in routed
+
+
+def test_every_route_is_in_the_guide(spec: dict[str, Any]) -> None:
+    guide = (ROOT / "docs/api.md").read_text()
+    for path in spec["paths"]:
+        assert re.search(rf"{re.escape(re.sub(r'{[^}]+}', '{id}', path))}[`?,]", guide), path
 
 
 def test_every_operation_needs_a_key_and_answers_problems(spec: dict[str, Any]) -> None:

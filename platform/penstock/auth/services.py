@@ -151,7 +151,7 @@ def create_api_key(
         name=name,
         digest=digest_of(secret),
         hint=hint_of(secret),
-        scopes=sorted(Scope(scope).value for scope in scopes),
+        scopes=sorted({Scope(scope).value for scope in scopes}),
         expires_at=expires_at,
         models=sorted(set(models)) if models is not None else None,
     )

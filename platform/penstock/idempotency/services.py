@@ -130,14 +130,18 @@ def _lock(session: Session, request: KeyedRequest) -> None:
 
 
 def _recall(session: Session, request: KeyedRequest, keep_seconds: int) -> dict[str, Any] | None:
-    mine = (IdempotencyKey.tenant_id == request.tenant_id, IdempotencyKey.key == request.key)
-    session.execute(delete(IdempotencyKey).where(*mine, IdempotencyKey.created_at < _oldest(keep_seconds)))
     row = session.execute(
-        select(IdempotencyKey, Job.input).join(Job, Job.id == IdempotencyKey.job_id).where(*mine)
+        select(IdempotencyKey, Job.input, IdempotencyKey.created_at < _oldest(keep_seconds))
+        .join(Job, Job.id == IdempotencyKey.job_id)
+        .where(IdempotencyKey.tenant_id == request.tenant_id, IdempotencyKey.key == request.key)
     ).one_or_none()
     if row is None:
         return None
-    kept, job_input = row
+    kept, job_input, expired = row
+    if expired:
+        session.delete(kept)
+        session.flush()
+        return None
     if kept.fingerprint != request.fingerprint:
         raise IdempotencyKeyReused(
             f"this {HEADER} came with another request before, which made {kept.job_id}; a new request needs a new key",
