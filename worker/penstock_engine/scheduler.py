@@ -8,8 +8,7 @@ Every running generation that decodes gets one token of the step's budget, in po
 last in that order is preempted, so the first always advances and nothing deadlocks. What is left of the budget goes
 to chunks of running prefills, then to admissions, in the waiting queue's own order (see `waiting`). Admission takes
 all pages of the tokens known so far, so a prefill never waits for pages halfway. Who begins with what another is just
-computing waits for that one's pages rather than compute them again; who is to compute just the same, as the choices of
-one request are, is sampled beside the other and runs no token (see `reuse`).
+computing waits for that; who is to compute just the same is sampled beside the other, and runs no token (see `reuse`).
 """
 
 from bisect import insort
@@ -184,8 +183,7 @@ class Scheduler:
     def _pair(self, generation: Generation, leader: Generation, batch: ScheduleBatch) -> bool:
         """Have `generation` sampled beside `leader`; False, and it waits on, if there is no page for its tail.
 
-        It is lent that page and a row, and is let in by `commit`. Should the step fail, it is but one of those who
-        wait behind `leader`.
+        It is lent that page and a row, and let in by `commit`; if the step fails, it merely waits behind `leader`.
         """
         self.waiting.park(generation, behind=leader)
         needed = 1 if len(generation.tokens) % self._page_size else 0
