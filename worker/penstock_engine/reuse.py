@@ -46,7 +46,8 @@ def find_prefix(cache: PrefixCache, running: Iterable[Generation], generation: G
     start = len(match.pages) * page_size
     rest = tokens[start : start + page_size - 1]
     for each in running:
-        if each.node is match.node and _can_be_copied(each):
+        # Once published, its first own page stays its own until it leaves, and holds what it says.
+        if each.published and each.node is match.node:
             shared = common_len(each.tokens[start : min(each.computed_len, start + page_size)], rest)
             if shared > prefix.part_len:
                 prefix = Prefix(match.node, match.pages, each, each.pages[each.shared_pages], shared)
@@ -75,8 +76,3 @@ def twin_of(generation: Generation, batch: ScheduleBatch) -> Generation | None:
     namespace = generation.request.namespace
     same = (each for each in batch.ending if each.tokens == generation.tokens)
     return next((each for each in same if each.request.namespace == namespace), None)
-
-
-def _can_be_copied(generation: Generation) -> bool:
-    """Its first own page stays its own until it leaves, and what it has computed of it is there."""
-    return generation.published and generation.copy_from is None
