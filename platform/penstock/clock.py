@@ -8,6 +8,16 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def aware(moment: datetime) -> datetime:
+    """The same moment in UTC. Raises `ValueError`, saying what would be right, without a zone or a year of UTC."""
+    if moment.tzinfo is None:
+        raise ValueError("must carry a time zone, as in 2030-01-31T12:00:00Z")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must lie between the years 1 and 9999, as in 2030-01-31T12:00:00Z") from None
+
+
 def iso(moment: datetime | None) -> str | None:
     """RFC 3339 in UTC with milliseconds and a `Z`, or None."""
     if moment is None:

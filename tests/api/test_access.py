@@ -75,6 +75,7 @@ def test_a_key_cannot_make_a_mightier_one(admin: Caller) -> None:
         ("/v1/keys", {"name": "x", "models": ["tiny:1"]}, "models.0"),
         ("/v1/keys", {"name": "x", "expires_at": "2090-01-01T00:00:00"}, "expires_at"),
         ("/v1/keys", {"name": "x", "expires_at": "2001-01-01T00:00:00Z"}, "expires_at"),
+        ("/v1/keys", {"name": "x", "expires_at": "0001-01-01T00:00:00+14:00"}, "expires_at"),
         ("/v1/users", {"email": "nobody"}, "email"),
         ("/v1/users", {"email": "a@b@c"}, "email"),
         ("/v1/users", {"email": "a@b.c", "role": "king"}, "role"),

@@ -144,6 +144,7 @@ def test_listing_filters(caller: Caller, database: Database) -> None:
         ("after=nonsense", "after"),
         ("created_after=yesterday", "created_after"),
         ("created_after=2020-01-01T00:00:00", "created_after"),
+        ("created_after=0001-01-01T00:00:00%2B14:00", "created_after"),
         ("colour=red", "colour"),
         ("tag=a&tag=b", "tag"),
         ("tag=%00", "tag"),

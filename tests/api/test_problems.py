@@ -77,6 +77,7 @@ def test_a_body_that_is_not_json_is_refused(caller: Caller, data: bytes | str) -
         ({"deadline": "2030"}, "deadline", "a date and a time"),
         ({"params": {"top_k": 2**40}}, "params.top_k", "2147483647"),
         ({"deadline": "2030-01-01T00:00:00"}, "deadline", "time zone"),
+        ({"deadline": "9999-12-31T23:59:59-14:00"}, "deadline", "between the years"),
         ({"webhook": {"url": "ftp://x"}}, "webhook.url", "http or https"),
         ({"webhook": {"url": "nonsense"}}, "webhook.url", "http or https"),
         ({"webhook": {"url": "http://x", "events": ["job.done"]}}, "webhook.events.0", "'job.succeeded'"),

@@ -1,19 +1,14 @@
 """What the routes of keys, people, tenants and the record read. Unknown fields are refused."""
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from penstock.auth.audit import Action
 from penstock.auth.services import Role, Scope
-
-
-def _aware(moment: datetime) -> datetime:
-    if moment.tzinfo is None:
-        raise ValueError("must carry a time zone, as in 2030-01-31T12:00:00Z")
-    return moment.astimezone(UTC)
+from penstock.clock import aware
 
 
 def _one_line(text: str) -> str:
@@ -51,7 +46,7 @@ class KeyRequest(_Body):
 
     name: Name = Field(description="What it is for")
     scopes: list[Scope] = Field(default=[Scope.JOBS_READ, Scope.JOBS_WRITE], min_length=1)
-    expires_at: Annotated[datetime, AfterValidator(_aware)] | None = Field(
+    expires_at: Annotated[datetime, AfterValidator(aware)] | None = Field(
         default=None, strict=False, description="RFC 3339; it works for good without it"
     )
     models: list[ModelName] | None = Field(

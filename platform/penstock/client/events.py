@@ -39,7 +39,8 @@ class Cursor:
 class TokenEvent:
     """One token of one choice, or the choice's end (`finish_reason`, and no token).
 
-    Where `prompt_logprobs` were asked for, the first event holds those and no token. `text` is what the token added, which may be empty: its bytes can end in the middle of a character.
+    Where `prompt_logprobs` were asked for, the first event holds those and no token. `text` is what the token added,
+    which may be empty: its bytes can end in the middle of a character.
     """
 
     id: str

@@ -1,21 +1,16 @@
 """What the jobs' routes read from query and headers."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from penstock.clock import aware
 from penstock.jobs.services import JobFilter
 from penstock.jobs.states import JobState
 
 MAX_PAGE: Final = 100
 _IDEMPOTENCY: Final = "Any unique text, such as a UUID: sent again with the same request, it makes no second job"
-
-
-def _aware(moment: datetime) -> datetime:
-    if moment.tzinfo is None:
-        raise ValueError("it must carry a time zone, as in 2030-01-31T12:00:00Z")
-    return moment.astimezone(UTC)
 
 
 def _known_states(text: str) -> str:
@@ -25,7 +20,7 @@ def _known_states(text: str) -> str:
     return text
 
 
-Moment = Annotated[datetime, AfterValidator(_aware)]
+Moment = Annotated[datetime, AfterValidator(aware)]
 
 
 class _Query(BaseModel):

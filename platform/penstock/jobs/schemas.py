@@ -1,11 +1,12 @@
 """What a submitted job looks like. Unknown fields are refused; each message says what would be right."""
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, HttpUrl, StringConstraints, field_validator, model_validator
 
+from penstock.clock import aware
 from penstock.jobs.params import JobParams, Strict
 from penstock.jobs.states import JobClass
 
@@ -87,9 +88,7 @@ class JobRequest(Strict):
     @field_validator("deadline")
     @classmethod
     def _aware(cls, deadline: datetime | None) -> datetime | None:
-        if deadline is not None and deadline.tzinfo is None:
-            raise ValueError("must carry a time zone, as in 2030-01-31T12:00:00Z")
-        return deadline.astimezone(UTC) if deadline is not None else None
+        return aware(deadline) if deadline is not None else None
 
     @property
     def class_rank(self) -> JobClass:
