@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from penstock_engine import Engine, EngineConfig, Request, SamplingParams
+from penstock_engine import Engine, EngineBusy, EngineConfig, Request, SamplingParams
 from penstock_engine.errors import TraceUnreadable
 from penstock_engine.trace import StepRecord, read_trace
 
@@ -147,3 +147,13 @@ def test_without_the_setting_nothing_is_kept(llama: TinyModel) -> None:
     engine.step()
     engine.abort("r0")
     assert (list(engine.trace), engine.trace.newest, engine.trace._aborted) == ([], None, [])
+
+
+def test_a_warm_up_runs_prefill_and_decoding_and_leaves_nothing_behind(llama: TinyModel) -> None:
+    engine = crowded(llama)
+    engine.warm_up()
+    assert (engine.progress, engine.has_work, list(engine.trace)) == (2, False, [])
+    engine.submit(requests()[0])
+    with pytest.raises(EngineBusy):
+        engine.warm_up()
+    assert engine.step().measures == []

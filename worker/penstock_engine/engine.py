@@ -35,7 +35,7 @@ from penstock_engine.trace import StepTrace
 if TYPE_CHECKING:
     from penstock_engine.grammar import Grammars, Matcher
 
-SCORED_ID = "score"  # alone in flight, so it meets no other
+SCORED_ID, WARM_UP_ID = "score", "warm-up"  # alone in flight, so they meet no other
 
 
 class Engine:
@@ -101,6 +101,18 @@ class Engine:
         device = device_of(config)
         model = load_model(folder, model_config, positions=length, dtype=dtype, device=device, progress=progress)
         return cls(model, config, dtype=dtype, max_model_len=length)
+
+    def warm_up(self) -> None:
+        """Run a small prefill and a step of decoding, so that what is compiled on first use is compiled now.
+
+        No trace shows it. Raises EngineBusy while requests are in flight, StepFailed.
+        """
+        if self._live:
+            raise EngineBusy(len(self._live))
+        self.submit(Request(WARM_UP_ID, [0, 0], SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)))
+        while self.has_work:
+            self.step()
+        self.trace.clear()
 
     def submit(self, request: Request) -> dict[int, FinishReason]:
         """Let `request` wait its turn. Raises RequestRefused, keeping nothing of it.

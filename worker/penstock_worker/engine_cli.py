@@ -86,12 +86,12 @@ def _traced(model: Path, load: dict[str, Any], save: Path | None, console: Conso
     from penstock_engine import Engine, EngineConfig
     from penstock_engine.trace import Trace
 
-    from penstock_worker.traces.load import RaggedLoad, warm_up
+    from penstock_worker.traces.load import RaggedLoad
 
     limits = {name: load.pop(name) for name in ("max_running", "token_budget", "kv_pages", "policy", "threads")}
     config = EngineConfig(trace_steps=1_000_000, max_waiting=load["requests"], **limits)
     engine = Engine.from_folder(model, config)
-    warm_up(engine)
+    engine.warm_up()
     _run(RaggedLoad(**load), engine, console)
     if save is not None:
         engine.trace.export(save)

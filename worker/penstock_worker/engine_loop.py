@@ -68,6 +68,7 @@ def _load(connection: Connection, spec: EngineSpec) -> "EngineLoop | None":
     )
     try:
         engine = Engine.from_folder(spec.folder, config, progress=_Progress(connection))
+        engine.warm_up()  # before it is ready: a first step that compiles would look stuck
         loop = EngineLoop(connection, engine, _trace_file(spec, engine))
     except EngineError as error:
         _send(connection, Broken(error.code, str(error)))

@@ -46,14 +46,6 @@ class RaggedLoad:
             step += 1
 
 
-def warm_up(engine: Engine) -> None:
-    """Run one small request, which no trace will show: the first steps may compile kernels."""
-    engine.submit(Request("warm-up", [0] * 8, SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)))
-    while engine.has_work:
-        engine.step()
-    engine.trace.clear()
-
-
 def _length(draw: random.Random, median: int) -> int:
     return max(1, round(draw.lognormvariate(log(median), SIGMA)))
 
