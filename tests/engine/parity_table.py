@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from penstock_engine import Engine, EngineConfig, Request
+from penstock_engine.config import Kernels
+from penstock_kernels.cpu import support
 
 from tests.engine.driving import Parity, Run, greedy, parity, run_all
 from tests.engine.tiny import LLAMA3_ROPE, YARN_ROPE, TinyModel, make_tiny, random_prompt
@@ -93,9 +95,9 @@ def ragged_requests() -> list[Request]:
     return [*requests, Request("elsewhere", list(stem), greedy(OUTPUT), namespace="other")]
 
 
-def run_every_mode(model: TinyModel) -> tuple[Parity, Run, Engine]:
+def run_every_mode(model: TinyModel, kernels: Kernels = "auto") -> tuple[Parity, Run, Engine]:
     """A budget of 16 cuts prompts into chunks; 16 pages make five running requests preempt one another."""
-    config = EngineConfig(dtype="float32", token_budget=16, max_running=5, kv_pages=16)
+    config = EngineConfig(dtype="float32", token_budget=16, max_running=5, kv_pages=16, kernels=kernels)
     engine = Engine.from_folder(model.folder, config)
     requests = ragged_requests()
     run = run_all(engine, requests)
@@ -107,6 +109,7 @@ class Line:
     """One architecture's line of the table."""
 
     name: str
+    kernels: str
     parity: Parity
     preemptions: int
     cached: int
@@ -121,19 +124,26 @@ class Line:
         counts = (
             f"{found.tokens:>7} {found.wrong:>6} {found.worst_logprob:>12.1e} {self.preemptions:>10} {self.cached:>7}"
         )
-        return f"{self.name:<30} {counts}  {verdict}"
+        return f"{self.name:<30} {self.kernels:<8} {counts}  {verdict}"
 
 
-HEADER = f"{'architecture':<30} {'tokens':>7} {'wrong':>6} {'max |dlogp|':>12} {'preempted':>10} {'cached':>7}"
+COUNTS = f"{'tokens':>7} {'wrong':>6} {'max |dlogp|':>12} {'preempted':>10} {'cached':>7}"
+HEADER = f"{'architecture':<30} {'kernels':<8} {COUNTS}"
 
 
-def measure(name: str) -> Line:
+def kernels_of(name: str) -> tuple[Kernels, ...]:
+    """Those that run the architecture here."""
+    compiled = not support.lacking() and not name.startswith("bridged")
+    return ("compiled", "torch") if compiled else ("torch",)
+
+
+def measure(name: str, kernels: Kernels) -> Line:
     """Make the tiny model `name`, run it in every mode, compare."""
     kind, overrides = ARCHITECTURES[name]
     with tempfile.TemporaryDirectory() as folder:
-        found, _, engine = run_every_mode(make_tiny(Path(folder), kind, **overrides))
+        found, _, engine = run_every_mode(make_tiny(Path(folder), kind, **overrides), kernels)
     stats = engine.stats()
-    return Line(name, found, stats.preemptions, stats.tokens_cached)
+    return Line(name, kernels, found, stats.preemptions, stats.tokens_cached)
 
 
 def main(names: list[str]) -> int:
@@ -141,8 +151,9 @@ def main(names: list[str]) -> int:
     print(HEADER)
     lines = []
     for name in names or ARCHITECTURES:
-        lines.append(measure(name))
-        print(lines[-1], flush=True)
+        for kernels in kernels_of(name):
+            lines.append(measure(name, kernels))
+            print(lines[-1], flush=True)
     print(f"{sum(line.ok for line in lines)} of {len(lines)} within {LOGPROB_TOLERANCE:.0e}")
     return 0 if all(line.ok for line in lines) else 1
 

@@ -9,15 +9,16 @@ from penstock_engine.layers import attention
 from penstock_engine.layers.ordered_attention import ordered_attention
 
 from tests.engine.driving import greedy, parity, run_all
-from tests.engine.tiny import TinyModel, random_prompt
+from tests.engine.tiny import KERNELS, TinyModel, random_prompt
 
 PROMPT = random_prompt(45, seed=21)
 DRAWN = SamplingParams(temperature=0.8, top_p=0.95, seed=11, max_tokens=24, ignore_eos=True, logprobs=2)
 Told = list[tuple[int, float | None, tuple[tuple[int, float], ...]]]
 
 
-def engine_of(model: TinyModel, dtype: Any, **settings: Any) -> Engine:
-    return Engine.from_folder(model.folder, EngineConfig(dtype=dtype, deterministic=True, **settings))
+def engine_of(model: TinyModel, dtype: Any, kernels: Any = "torch", **settings: Any) -> Engine:
+    config = EngineConfig(dtype=dtype, deterministic=True, kernels=kernels, **settings)
+    return Engine.from_folder(model.folder, config)
 
 
 def told(engine: Engine, *others: Request, output: tuple[int, ...] = ()) -> Told:
@@ -30,6 +31,7 @@ def crowd(count: int = 9) -> list[Request]:
     return [Request(f"r{n}", random_prompt(3 + 11 * n, seed=n), greedy(8 + 5 * (n % 4))) for n in range(count)]
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 class TestBitForBit:
@@ -39,33 +41,33 @@ class TestBitForBit:
         return found
 
     @pytest.fixture
-    def alone(self, model: TinyModel, dtype: str) -> Told:
-        return told(engine_of(model, dtype))
+    def alone(self, model: TinyModel, dtype: str, kernels: str) -> Told:
+        return told(engine_of(model, dtype, kernels))
 
-    def test_beside_others(self, model: TinyModel, dtype: str, alone: Told) -> None:
-        assert told(engine_of(model, dtype), *crowd()) == alone
+    def test_beside_others(self, model: TinyModel, dtype: str, kernels: str, alone: Told) -> None:
+        assert told(engine_of(model, dtype, kernels), *crowd()) == alone
 
     @pytest.mark.parametrize("budget", [9, 17, 40])
-    def test_in_chunks(self, model: TinyModel, dtype: str, alone: Told, budget: int) -> None:
-        assert told(engine_of(model, dtype, token_budget=budget, max_running=6), *crowd(4)) == alone
+    def test_in_chunks(self, model: TinyModel, dtype: str, kernels: str, alone: Told, budget: int) -> None:
+        assert told(engine_of(model, dtype, kernels, token_budget=budget, max_running=6), *crowd(4)) == alone
 
-    def test_with_a_cached_prefix(self, model: TinyModel, dtype: str, alone: Told) -> None:
-        engine = engine_of(model, dtype)
+    def test_with_a_cached_prefix(self, model: TinyModel, dtype: str, kernels: str, alone: Told) -> None:
+        engine = engine_of(model, dtype, kernels)
         run_all(engine, [Request("before", [*PROMPT[:39], 1, 2, 3], greedy(9))])
         assert told(engine, *crowd(3)) == alone
         assert engine.stats().tokens_cached >= 39
         assert told(engine) == alone  # its own pages this time, those written while decoding among them
 
-    def test_after_preemption(self, model: TinyModel, dtype: str, alone: Told) -> None:
-        engine = engine_of(model, dtype, kv_pages=12, max_running=4, trace_steps=999)
+    def test_after_preemption(self, model: TinyModel, dtype: str, kernels: str, alone: Told) -> None:
+        engine = engine_of(model, dtype, kernels, kv_pages=12, max_running=4, trace_steps=999)
         growing = [Request(f"o{n}", random_prompt(20, seed=n), greedy(60), priority=1) for n in range(3)]
         assert told(engine, *growing) == alone
         assert any("x" in record.preempted for record in engine.trace)
 
     @pytest.mark.parametrize("count", [1, 13])
-    def test_when_resumed_elsewhere(self, model: TinyModel, dtype: str, alone: Told, count: int) -> None:
+    def test_when_resumed_elsewhere(self, model: TinyModel, dtype: str, kernels: str, alone: Told, count: int) -> None:
         output = tuple(token for token, _, _ in alone[:count])
-        assert told(engine_of(model, dtype), *crowd(3), output=output) == alone[count:]
+        assert told(engine_of(model, dtype, kernels), *crowd(3), output=output) == alone[count:]
 
 
 def test_it_is_as_right_as_the_fast_way(llama: TinyModel) -> None:

@@ -17,8 +17,6 @@ from penstock_engine import (
     ModelUnsupported,
     Request,
 )
-from penstock_engine.layers.prepack import PrepackedLinear
-from penstock_engine.loading import load_model
 from penstock_engine.model_config import read_model_config
 from safetensors.torch import load_file, save_file
 
@@ -199,11 +197,3 @@ def test_progress_reaches_the_end(llama: TinyModel) -> None:
     Engine.from_folder(llama.folder, EngineConfig(), progress=lambda *event: seen.append(event))
     assert [done for _, done, _ in seen] == list(range(1, len(seen) + 1))
     assert seen[-1] == ("weights", len(seen), len(seen))
-
-
-@pytest.mark.parametrize(("dtype", "packed"), [(torch.bfloat16, True), (torch.float32, False)])
-def test_bfloat16_linears_are_prepacked(llama: TinyModel, dtype: torch.dtype, packed: bool) -> None:
-    config = read_model_config(llama.folder)
-    model = load_model(llama.folder, config, positions=64, dtype=dtype, device=torch.device("cpu"))
-    count = sum(isinstance(module, PrepackedLinear) for module in model.modules())
-    assert count == (4 * config.layers + 1 if packed else 0)

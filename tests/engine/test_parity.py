@@ -17,17 +17,20 @@ from tests.engine.parity_table import (
     EXPERTS,
     LOGPROB_TOLERANCE,
     OUTPUT,
+    kernels_of,
     measure,
     ragged_requests,
     run_every_mode,
 )
-from tests.engine.tiny import LONGROPE, TinyModel, random_prompt
+from tests.engine.tiny import LONGROPE, TinyModel, compiled_only, random_prompt
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_tokens_and_logprobs_equal_transformers_in_every_mode(models: Any, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kernels"), [(name, kernels) for name in ARCHITECTURES for kernels in kernels_of(name)]
+)
+def test_tokens_and_logprobs_equal_transformers_in_every_mode(models: Any, name: str, kernels: Any) -> None:
     kind, overrides = ARCHITECTURES[name]
-    found, run, engine = run_every_mode(models(kind, **overrides))
+    found, run, engine = run_every_mode(models(kind, **overrides), kernels)
 
     assert found.tokens == 13 * OUTPUT
     assert found.wrong == 0
@@ -158,8 +161,8 @@ def test_bfloat16_rounds_no_worse_than_transformers(models: Any, name: str) -> N
 class TestTheCheckItself:
     """A wrong kernel must not pass: each mutation here is one that parity has to notice."""
 
-    def assert_caught(self, model: TinyModel) -> None:
-        found, _, _ = run_every_mode(model)
+    def assert_caught(self, model: TinyModel, kernels: Any = "torch") -> None:
+        found, _, _ = run_every_mode(model, kernels)
         assert found.wrong > 0
         assert found.worst_logprob > 100 * LOGPROB_TOLERANCE
 
@@ -200,3 +203,47 @@ class TestTheCheckItself:
 
         monkeypatch.setattr(feed_forward, "_by_expert", swapped)
         self.assert_caught(models("qwen3_moe", **EXPERTS))
+
+
+@compiled_only
+class TestTheCheckOfCompiledKernels:
+    """The same of the other road: what a step tells the kernels, made wrong."""
+
+    def assert_caught(self, model: TinyModel) -> None:
+        found, _, _ = run_every_mode(model, "compiled")
+        assert found.wrong > 0
+        assert found.worst_logprob > 100 * LOGPROB_TOLERANCE
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            lambda places: places._replace(slots=places.slots ^ 1),
+            lambda places: places._replace(positions=places.positions + (places.positions > 0)),
+            lambda places: places._replace(rows=(places.rows + 1) % len(places.pages)),
+        ],
+        ids=["slots", "positions", "rows"],
+    )
+    def test_places(self, llama: TinyModel, monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
+        from penstock_kernels.cpu.workspace import Workspace
+
+        right = Workspace.place
+        monkeypatch.setattr(Workspace, "place", lambda space, places: right(space, wrong(places)))
+        self.assert_caught(llama)
+
+    def test_a_window_one_too_wide(self, models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        from penstock_engine.layers import cpu
+
+        right = cpu.PoolAttention.__init__
+
+        def widened(attention: Any, *given: Any) -> None:
+            right(attention, *given)
+            attention.window += 1
+
+        monkeypatch.setattr(cpu.PoolAttention, "__init__", widened)
+        self.assert_caught(models("mistral", sliding_window=20))
+
+    def test_a_program_of_another_step(self, llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        from penstock_engine.layers import cpu
+
+        monkeypatch.setattr(cpu.Workspace, "run", lambda space, program: None)
+        self.assert_caught(llama)

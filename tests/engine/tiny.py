@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from penstock_kernels.cpu import support
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -116,6 +118,10 @@ class TinyModel:
         with torch.inference_mode():
             passes = [self.reference(torch.tensor([piece]), past_key_values=cache).logits[0] for piece in pieces]
             return torch.cat(passes).log_softmax(-1)
+
+
+compiled_only = pytest.mark.skipif(bool(support.lacking()), reason=f"compiled kernels: {support.lacking()}")
+KERNELS = ("torch", pytest.param("compiled", marks=compiled_only))
 
 
 def make_tiny(folder: Path, kind: str = "llama", at_once: int | None = None, **overrides: Any) -> TinyModel:

@@ -7,6 +7,8 @@ from typing import Literal
 from penstock_engine.errors import InvalidConfig
 
 DType = Literal["bfloat16", "float16", "float32", "auto"]
+Quantization = Literal["int8", "int4"]
+Kernels = Literal["auto", "compiled", "torch"]
 Policy = Literal["continuous", "static", "request"]
 
 
@@ -28,6 +30,10 @@ class EngineConfig:
     With `deterministic`, a request's tokens and log probabilities are the same to the bit whoever else is in the batch,
     cached, preempted or resumed; tried out at start, and slower. `trace_steps` is how many of the last steps are
     kept on record.
+
+    `quantization` rounds the weights while they load, to 8 bits for each output or to 4 bits for each group of inputs
+    (with the head at 8), and the activations to 8 bits at every product; it needs compiled kernels. `kernels` chooses
+    those: `auto` takes compiled ones where this machine runs them, and `Engine.kernels` tells.
     """
 
     max_running: int = 64
@@ -47,6 +53,8 @@ class EngineConfig:
     fair_quantum: int = 1024
     deterministic: bool = False
     trace_steps: int = 0
+    quantization: Quantization | None = None
+    kernels: Kernels = "auto"
 
     def __post_init__(self) -> None:
         for field in ("max_running", "max_waiting", "token_budget", "page_size", "fair_quantum"):
@@ -65,6 +73,8 @@ class EngineConfig:
             "dtype",
             "must be bfloat16, float16, float32 or auto",
         )
+        _require(self.quantization in ("int8", "int4", None), "quantization", "must be int8, int4 or None")
+        _require(self.kernels in ("auto", "compiled", "torch"), "kernels", "must be auto, compiled or torch")
         _require(self.policy in ("continuous", "static", "request"), "policy", "must be continuous, static or request")
         there = self.tokenizer is None or Path(self.tokenizer).is_file()
         _require(there, "tokenizer", f"must be the path of a tokenizer.json, or None; there is no {self.tokenizer}")

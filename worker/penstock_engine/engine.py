@@ -18,6 +18,7 @@ from penstock_engine.choices import LiveRequests
 from penstock_engine.config import EngineConfig
 from penstock_engine.determinism import check_determinism
 from penstock_engine.errors import EngineBusy, InvalidRequest, InvalidSampling, QueueFull, ScoringFailed, StepFailed
+from penstock_engine.kernel_choice import choose_kernels
 from penstock_engine.loading import Progress, load_model, resolve_dtype
 from penstock_engine.measures import Meter
 from penstock_engine.model_config import read_model_config
@@ -67,6 +68,7 @@ class Engine:
             tables=tables,
             fair_quantum=config.fair_quantum,
         )
+        self.kernels = dict(model.kernels)
         self._runner = ModelRunner(
             model, make_pool(shape, pages, device), tables, device, dtype, deterministic=config.deterministic
         )
@@ -100,6 +102,7 @@ class Engine:
         torch.set_num_threads(thread_count(config, model_config))
         device = device_of(config)
         model = load_model(folder, model_config, positions=length, dtype=dtype, device=device, progress=progress)
+        choose_kernels(model, config, dtype=dtype, threads=torch.get_num_threads())
         return cls(model, config, dtype=dtype, max_model_len=length)
 
     def warm_up(self) -> None:

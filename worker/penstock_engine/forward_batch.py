@@ -7,7 +7,10 @@ torch 2.13), and ragged traffic made an engine of the demo model grow from 350 t
 products, are never stored and never attended to, and are cut from the logits.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +23,20 @@ from penstock_engine.layers.attention import AttentionPlan, plan_attention
 from penstock_engine.layers.ordered_attention import ROWS
 from penstock_engine.tables import RowTables
 
+Indices = NDArray[np.int64]
 
-@dataclass(slots=True)
+
+class TokenPlaces(NamedTuple):
+    """Where each token belongs, as arrays: for kernels that need no tensors."""
+
+    pages: NDArray[np.int32]  # [rows, pages], the page table of all that runs
+    rows: Indices  # [tokens], into `pages`
+    positions: Indices  # [tokens]
+    slots: Indices  # [tokens]
+    context: int  # slots that hold what the furthest token sees; from a short list of sizes
+
+
+@dataclass
 class ForwardBatch:
     """Written by `build_forward_batch`, read by the model."""
 
@@ -29,8 +44,14 @@ class ForwardBatch:
     positions: Tensor  # [padded tokens], from 0 in each generation
     slots: Tensor  # [tokens], where each token's K and V go
     sample_at: Tensor | None  # [padded sampled], indices of the tokens whose logits are wanted; None: every token's
-    attention: AttentionPlan
+    tokens: TokenPlaces
+    plan: Callable[[], AttentionPlan]
     pool: KVPool
+
+    @cached_property
+    def attention(self) -> AttentionPlan:
+        """How attention in torch goes about this batch; made by the first layer that asks."""
+        return self.plan()
 
 
 def build_forward_batch(
@@ -41,9 +62,10 @@ def build_forward_batch(
     dtype: torch.dtype,
     *,
     deterministic: bool = False,
+    padded: bool = True,
 ) -> ForwardBatch:
     """Lay `batch` out. Numpy throughout: at these sizes a torch call costs more than the work."""
-    least = ROWS if deterministic else 1
+    size = partial(padded_size, least=ROWS if deterministic else 1) if padded else int
     count = len(batch.generations)
     rows = np.fromiter((each.row for each in batch.generations), np.int64, count)
     starts = np.fromiter((each.computed_len for each in batch.generations), np.int64, count)
@@ -52,26 +74,33 @@ def build_forward_batch(
     pages = tables.pages[token_rows, positions // tables.page_size].astype(np.int64)
     slots = pages * tables.page_size + positions % tables.page_size
     return ForwardBatch(
-        input_ids=torch.from_numpy(_pad(_input_ids(batch), least)).to(device),
-        positions=torch.from_numpy(_pad(positions, least)).to(device),
+        input_ids=torch.from_numpy(_pad(_input_ids(batch), size)).to(device),
+        positions=torch.from_numpy(_pad(positions, size)).to(device),
         slots=torch.from_numpy(slots).to(device),
-        sample_at=_sample_at(batch, starts, lens, device, least),
-        attention=replace(plan_attention(rows, starts, lens, tables, device, dtype), ordered=deterministic),
+        sample_at=_sample_at(batch, starts, lens, device, size),
+        tokens=TokenPlaces(tables.pages, token_rows, positions, slots, _context(positions)),
+        plan=lambda: plan_attention(rows, starts, lens, tables, device, dtype, ordered=deterministic),
         pool=pool,
     )
 
 
-def padded_size(rows: int) -> int:
+def padded_size(rows: int, least: int = 1) -> int:
     """The next size: 1 to 4, then 8 apart, and from 64 on eight to an octave: at most an eighth is waste."""
+    rows = max(rows, least)
     if rows <= 4:
         return rows
     step = max(8, (1 << (rows - 1).bit_length()) // 16)
     return -(-rows // step) * step
 
 
-def _pad(values: NDArray[np.int64], least: int) -> NDArray[np.int64]:
-    """Zeros after `values`, up to a padded size: token 0 at position 0."""
-    out = np.zeros(padded_size(max(len(values), least)), np.int64)
+def _context(positions: Indices) -> int:
+    """A power of two, and sixteen more: rows that far apart do not all fall on the same lines of a cache."""
+    return max(256, 1 << int(positions.max()).bit_length()) + 16
+
+
+def _pad(values: Indices, size: Callable[[int], int]) -> Indices:
+    """Zeros after `values`, up to `size` of their number: token 0 at position 0."""
+    out = np.zeros(size(len(values)), np.int64)
     out[: len(values)] = values
     return out
 
@@ -98,7 +127,11 @@ def _input_ids(batch: ScheduleBatch) -> NDArray[np.int64]:
 
 
 def _sample_at(
-    batch: ScheduleBatch, starts: NDArray[np.int64], lens: NDArray[np.int64], device: torch.device, least: int
+    batch: ScheduleBatch,
+    starts: NDArray[np.int64],
+    lens: NDArray[np.int64],
+    device: torch.device,
+    size: Callable[[int], int],
 ) -> Tensor | None:
     """The last token of every run that reaches the end of what is known; then those whose logits score prompts."""
     known = np.fromiter((len(each.tokens) for each in batch.generations), np.int64, len(lens))
@@ -111,4 +144,4 @@ def _sample_at(
     )
     wanted = np.concatenate((last_tokens[ends], *scoring))
     # Where none is wanted, one row is computed for nothing: a product of no rows is an edge no kernel should meet.
-    return torch.from_numpy(_pad(wanted if len(wanted) else last_tokens[:1], least)).to(device)
+    return torch.from_numpy(_pad(wanted if len(wanted) else last_tokens[:1], size)).to(device)

@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from penstock_engine.errors import ModelCorrupt, ModelNotFound, ModelUnsupported
-from penstock_engine.layers.prepack import prepack_linears
 from penstock_engine.model_config import ModelConfig, read_json
 from penstock_engine.models import MODELS, CausalLM, DecoderLM
 
@@ -38,7 +37,6 @@ def load_model(
         return _load_bridged(folder, config, dtype, device, progress or _silent)
     model = build(config, positions, dtype, device)
     _fill(model, folder, progress or _silent)
-    prepack_linears(model)
     return model.eval()
 
 

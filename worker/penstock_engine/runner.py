@@ -34,6 +34,7 @@ class ModelRunner:
         deterministic: bool = False,
     ) -> None:
         self._model = model
+        self._pads = model.pads
         self._pool = pool
         self._tables = tables
         self._device = device
@@ -63,7 +64,7 @@ class ModelRunner:
     def forward(self, batch: ScheduleBatch, tables: RowTables) -> Tensor:
         """The model's answer to `batch`, whose rows are those of `tables`: logits [padded rows, vocabulary]."""
         forward = build_forward_batch(
-            batch, tables, self._pool, self._device, self._dtype, deterministic=self._deterministic
+            batch, tables, self._pool, self._device, self._dtype, deterministic=self._deterministic, padded=self._pads
         )
         logits: Tensor = self._model(forward)
         return logits

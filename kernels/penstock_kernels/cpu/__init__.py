@@ -8,7 +8,8 @@
     attention_tiles   sixteen slots of the pool against a group of query heads
     attention         loops over tokens and heads
     rows              norms, rotation into the pool, rounding to 8 bits
-    memory            large memory, and buffers that are used again
+    memory            weights on huge pages
+    workspace         what layers share: memory used again at every step, and programs of kernels run in one call
     support           whether this machine runs them
 
 A row's numbers never depend on the other rows: every sum has one order, whatever the batch, the threads or the chunks

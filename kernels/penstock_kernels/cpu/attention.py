@@ -63,9 +63,6 @@ def attend(
     q_stride: int,
     pool: int,
     page_size: int,
-    pages: Any,
-    rows: Any,
-    positions: Any,
     window: int,
     capped: int,
     numbers: int,
@@ -73,10 +70,13 @@ def attend(
     context: int,
     out: int,
     out_stride: int,
+    pages: Any,
+    rows: Any,
+    positions: Any,
 ) -> None:
-    """Addresses, and strides in bytes. `pages` int32 [rows, pages]; `rows` and `positions` int64 [tokens]; `window` 0
-    is none; `numbers` are scale and soft cap; `scratch` holds `scratch_bytes` for each thread, with room for the
-    scores of `context` slots; `out` is laid out as `q` is, `out_stride` apart."""
+    """Addresses, and strides in bytes; where the tokens belong: see `workspace.Places`. `window` 0 is none; `numbers`
+    are scale and soft cap; `scratch` holds `scratch_bytes` for each thread, with room for the scores of `context`
+    slots; `out` is laid out as `q` is, its rows `out_stride` apart."""
     slot_stride = 2 * kv_heads * dims * size
     layout = Heads(size, heads // kv_heads, dims, page_size, page_size * slot_stride, slot_stride)
     sums_stride = 4 * _rounded(dims, DIMS)
@@ -153,7 +153,9 @@ def _mix_heads(layout: Heads, memory: Scratch, head: int, weights: int, value: i
     for dim in range(0, layout.dims, DIMS):
         part, left = value + dim * layout.size, layout.dims - dim
         if layout.size == 2:
-            bf16_mix(heads, weights, memory.scores_stride, part, layout.slot_stride, slots, left, sums + 4 * dim, stride)
+            bf16_mix(
+                heads, weights, memory.scores_stride, part, layout.slot_stride, slots, left, sums + 4 * dim, stride
+            )
         else:
             f32_mix(heads, weights, memory.scores_stride, part, layout.slot_stride, slots, left, sums + 4 * dim, stride)
 

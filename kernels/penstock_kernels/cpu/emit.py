@@ -9,8 +9,8 @@ Instructions used: AVX-512 F, BW, VL, with VNNI (8-bit dot products) and BF16 (b
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from llvmlite import ir
 from numba import types
@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 LANES = 16
 BYTES = 64  # of a vector
 
-Value = ir.Value
+Value: TypeAlias = Any  # an instruction's answer: llvmlite ships no types
 
 
 class _BFloat(ir.Type):  # llvmlite names every float type but this one
@@ -116,7 +116,7 @@ class Emitter:
         with self._b.if_then(condition):
             body()
 
-    def switch(self, value: Value, cases: dict[int, Callable[[], None]]) -> None:
+    def switch(self, value: Value, cases: Mapping[int, Callable[[], None]]) -> None:
         """Run the case that `value` names; none other may come."""
         b = self._b
         after, unknown = b.append_basic_block("chosen"), b.append_basic_block("never")
@@ -366,11 +366,11 @@ def micro_kernel(arguments: type[Any]) -> Callable[[Callable[[Emitter, Any], Non
     signature = types.void(*[types.int64] * len(arguments._fields))
 
     def decorate(write: Callable[[Emitter, Any], None]) -> Any:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Any) -> Any:
             write(Emitter(builder), arguments(*values))
             return context.get_dummy_value()
 
-        def typed(context: Any, *given: Any) -> Any:
+        def typed(_context: Any, *_given: Any) -> Any:
             return signature, generate
 
         # Numba asks for named parameters.

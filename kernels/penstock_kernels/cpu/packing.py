@@ -12,20 +12,19 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from penstock_kernels.cpu.linear import multiply, multiply_int4, multiply_int8
-from penstock_kernels.cpu.memory import Buffers, lasting
-from penstock_kernels.cpu.rows import round_rows
+from penstock_kernels.cpu.emit import LANES
+from penstock_kernels.cpu.memory import lasting
 from penstock_kernels.cpu.tiles import (
     AS_BF16,
     AS_FLOAT,
     BLOCKS,
     GELU_BF16,
     GELU_FLOAT,
-    LANES,
     PANEL,
     SILU_BF16,
     SILU_FLOAT,
 )
+from penstock_kernels.cpu.workspace import MULTIPLY, MULTIPLY_INT4, MULTIPLY_INT8, ROUND, Workspace
 
 FINISHES = {
     (None, torch.float32): AS_FLOAT,
@@ -37,14 +36,6 @@ FINISHES = {
 }
 GATES = ("silu", "gelu_pytorch_tanh")
 GROUPS = (128, 64, 32)  # columns that share a scale of 4-bit weights: the widest that divides them
-
-
-class Packed(Protocol):
-    """Weights in panels."""
-
-    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
-        """Fill and return `out` [rows, width], bfloat16 or float32; rows of both may lie apart."""
-        ...
 
 
 class Shape(NamedTuple):
@@ -65,10 +56,23 @@ class Shape(NamedTuple):
         return PANEL // 2 if self.gate else PANEL
 
 
+class Packed(Protocol):
+    """Weights in panels."""
+
+    shape: Shape
+
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        """Fill and return `out` [rows, width], bfloat16 or float32; rows of both may lie apart."""
+        ...
+
+
 class Plain:
     """Weights in the type of the activations."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, gate: str | None = None) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, *, gate: str | None = None, space: Workspace | None = None
+    ) -> None:
+        self._space = space or Workspace()
         self.shape = Shape.of(weight, bias, gate)
         together = 4 // weight.itemsize  # columns in a step
         self._steps = weight.shape[1] // together
@@ -77,7 +81,8 @@ class Plain:
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
         shape, size = self.shape, self._size
-        multiply(
+        self._space.launch(
+            MULTIPLY,
             size,
             len(x),
             x.data_ptr(),
@@ -99,11 +104,11 @@ class Int8:
     """Weights rounded to 8 bits, symmetric, one scale for each output."""
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None = None, *, gate: str | None = None, buffers: Buffers | None = None
+        self, weight: Tensor, bias: Tensor | None = None, *, gate: str | None = None, space: Workspace | None = None
     ) -> None:
+        self._space = space or Workspace()
         self.shape = Shape.of(weight, bias, gate)
         self._columns = weight.shape[1]
-        self._buffers = buffers or Buffers()
         codes, scales = round_to_int8(weight)
         arranged = _in_panels(codes, gate)
         self._weights = lasting(_by_step(arranged, 4))
@@ -112,12 +117,22 @@ class Int8:
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
         shape, columns, size = self.shape, self._columns, x.itemsize
-        codes = self._buffers.take("codes", len(x), columns, torch.uint8)
-        scales = self._buffers.take("scales", len(x), 1, torch.float32)
-        round_rows(
-            size, len(x), columns, 0, x.data_ptr(), x.stride(0) * size, codes.data_ptr(), scales.data_ptr(), 0
+        codes = self._space.take("codes", len(x), columns, torch.uint8)
+        scales = self._space.take("scales", len(x), 1, torch.float32)
+        self._space.launch(
+            ROUND,
+            size,
+            len(x),
+            columns,
+            0,
+            x.data_ptr(),
+            x.stride(0) * size,
+            codes.data_ptr(),
+            scales.data_ptr(),
+            0,
         )
-        multiply_int8(
+        self._space.launch(
+            MULTIPLY_INT8,
             len(x),
             codes.data_ptr(),
             columns,
@@ -141,12 +156,12 @@ class Int4:
     """Weights rounded to 4 bits, symmetric, one scale for each output and group of columns."""
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None = None, *, gate: str | None = None, buffers: Buffers | None = None
+        self, weight: Tensor, bias: Tensor | None = None, *, gate: str | None = None, space: Workspace | None = None
     ) -> None:
+        self._space = space or Workspace()
         self.shape = Shape.of(weight, bias, gate)
         self._columns = weight.shape[1]
         self._group = next(group for group in GROUPS if self._columns % group == 0)
-        self._buffers = buffers or Buffers()
         codes, scales = round_to_int4(weight, self._group)
         self._weights = lasting(_by_step(_nibbles(_in_panels(codes, gate, fill=8)), 4))
         by_group = _in_panels(scales, gate).transpose(1, 2)  # [panels, groups, 64]
@@ -155,10 +170,11 @@ class Int4:
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
         shape, columns, group, size = self.shape, self._columns, self._group, x.itemsize
         groups = columns // group
-        codes = self._buffers.take("codes", len(x), columns, torch.int8)
-        scales = self._buffers.take("scales", len(x), groups, torch.float32)
-        corrections = self._buffers.take("corrections", len(x), groups, torch.int32)
-        round_rows(
+        codes = self._space.take("codes", len(x), columns, torch.int8)
+        scales = self._space.take("scales", len(x), groups, torch.float32)
+        corrections = self._space.take("corrections", len(x), groups, torch.int32)
+        self._space.launch(
+            ROUND,
             size,
             len(x),
             columns,
@@ -169,7 +185,8 @@ class Int4:
             scales.data_ptr(),
             corrections.data_ptr(),
         )
-        multiply_int4(
+        self._space.launch(
+            MULTIPLY_INT4,
             len(x),
             codes.data_ptr(),
             columns,

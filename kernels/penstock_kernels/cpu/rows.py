@@ -261,11 +261,13 @@ def turn_and_store(
     numbers: int,
     cos: int,
     sin: int,
+    pool: int,
     positions: Any,
     slots: Any,
-    pool: int,
 ) -> None:
-    """Addresses. Turn the query heads of each row of `qkv` in place, its key heads into their slot of the pool, and
+    """Addresses; where the tokens belong: see `workspace.Places`.
+
+    Turn the query heads of each row of `qkv` in place, its key heads into their slot of the pool, and
     copy its value heads there."""
     head_bytes = dims * size
     for token in prange(len(slots)):

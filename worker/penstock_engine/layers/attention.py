@@ -76,6 +76,8 @@ def plan_attention(
     tables: RowTables,
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    ordered: bool = False,
 ) -> AttentionPlan:
     """Pack runs (row, first position, length) into rectangles by powers of two of length and of context pages."""
     offsets = np.cumsum(lens) - lens
@@ -89,7 +91,7 @@ def plan_attention(
         rectangles.append(
             _rectangle(offsets[members], starts[members], lens[members], pages, tables.page_size, alone, device, dtype)
         )
-    return AttentionPlan(rectangles)
+    return AttentionPlan(rectangles, ordered)
 
 
 def _power(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -50,7 +50,7 @@ class FeedForward(nn.Module):
         down = {names.down: hidden} if names else None
         self.gate_up_proj = Linear(hidden, 2 * inner, bias=bias, dtype=dtype, device=device, parts=gate_up)
         self.down_proj = Linear(inner, hidden, bias=bias, dtype=dtype, device=device, parts=down)
-        self.gate_mul = GATES[config.activation]
+        self.activation, self.gate_mul = config.activation, GATES[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_proj(self.gate_mul(self.gate_up_proj(x)))

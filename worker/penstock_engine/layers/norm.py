@@ -13,6 +13,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, dtype=dtype, device=device), requires_grad=False)
         self.eps = eps
 
+    def factors(self) -> Tensor:
+        """What the normalised numbers are multiplied with, [width] in float32."""
+        return self.weight.detach().float()
+
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
 

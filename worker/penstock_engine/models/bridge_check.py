@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from penstock_engine.errors import ModelUnsupported
-from penstock_engine.forward_batch import ForwardBatch
+from penstock_engine.forward_batch import ForwardBatch, TokenPlaces
 from penstock_engine.kv_pool import KVPool
 from penstock_engine.layers.attention import plan_attention
 from penstock_engine.models.bridge import ATTENTION, BridgedLM
@@ -68,7 +68,8 @@ def _step(
         positions=torch.from_numpy(positions).to(device),
         slots=torch.from_numpy(slots).to(device),
         sample_at=None,
-        attention=plan_attention(row, first, lens, tables, device, dtype),
+        tokens=TokenPlaces(tables.pages, np.zeros(count, np.int64), positions, slots, count),
+        plan=lambda: plan_attention(row, first, lens, tables, device, dtype),
         pool=pool,
     )
 

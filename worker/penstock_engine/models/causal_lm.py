@@ -1,6 +1,8 @@
 """What the runner asks of a model, native or bridged."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -12,6 +14,8 @@ class CausalLM(nn.Module, ABC):
     """Token ids to logits."""
 
     config: ModelConfig
+    pads = True  # each new number of rows costs its products something: see `forward_batch`
+    kernels: Mapping[str, str] = MappingProxyType({"layers": "torch"})  # what runs, by kind of layer
 
     @abstractmethod
     def forward(self, batch: ForwardBatch) -> Tensor:

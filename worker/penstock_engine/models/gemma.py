@@ -16,8 +16,11 @@ from penstock_engine.models.decoder import DecoderLayer, DecoderLM
 class GemmaNorm(RMSNorm):
     """Normalises, then multiplies by 1 + weight, in float32: rounded to bfloat16 first, 1 + weight would lose bits."""
 
+    def factors(self) -> Tensor:
+        return 1.0 + self.weight.detach().float()
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), self.eps).to(x.dtype)
+        return F.rms_norm(x.float(), self.weight.shape, self.factors(), self.eps).to(x.dtype)
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         residual.add_(x)

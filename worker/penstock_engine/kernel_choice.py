@@ -1,0 +1,53 @@
+"""Which kernels run a model: compiled ones where the machine has what they need, torch elsewhere.
+
+What was chosen, and why not another, is told by `Engine.kernels`: nothing is replaced in silence.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from penstock_kernels.cpu import support
+
+from penstock_engine.config import EngineConfig
+from penstock_engine.errors import InvalidConfig
+from penstock_engine.layers.prepack import prepack_linears
+from penstock_engine.models import CausalLM, DecoderLM
+
+BLOCK = 16  # slots that compiled attention takes at a time: they must lie in one page
+COMPILED_DTYPES = (torch.bfloat16, torch.float32)
+
+
+def choose_kernels(model: CausalLM, config: EngineConfig, *, dtype: torch.dtype, threads: int) -> None:
+    """Give a loaded `model` its kernels. Raises InvalidConfig where what was asked for cannot run here."""
+    obstacle = _obstacle(model, config, dtype)
+    if isinstance(model, DecoderLM) and not obstacle and config.kernels != "torch":
+        model.kernels = _compile(model, config, dtype, threads)
+        model.pads = False
+        return
+    if config.kernels == "compiled":
+        raise InvalidConfig("kernels", f"cannot be 'compiled' here: {obstacle}; use 'auto' or 'torch'")
+    if config.quantization is not None:
+        reason = obstacle or "kernels is 'torch'"
+        raise InvalidConfig("quantization", f"must be None: it needs compiled kernels, and {reason}")
+    prepacked = prepack_linears(model)
+    model.kernels = {"layers": f"torch ({obstacle or 'as asked for'})", "prepacked": str(prepacked)}
+
+
+def _compile(model: DecoderLM, config: EngineConfig, dtype: torch.dtype, threads: int) -> Mapping[str, str]:
+    from penstock_engine.layers.cpu import use_cpu_kernels  # where compiled kernels run, and not before
+
+    counts = use_cpu_kernels(model, dtype=dtype, threads=threads, quantization=config.quantization)
+    return {"layers": "compiled for AVX-512", **{kind: str(count) for kind, count in sorted(counts.items())}}
+
+
+def _obstacle(model: CausalLM, config: EngineConfig, dtype: torch.dtype) -> str:
+    """What keeps compiled kernels from running, in words; empty if nothing does."""
+    if not isinstance(model, DecoderLM):
+        return f"{model.config.model_type} runs transformers' own code"
+    if torch.device(config.device).type != "cpu":
+        return f"the device is {config.device}"
+    if dtype not in COMPILED_DTYPES:
+        return f"the dtype is {str(dtype).removeprefix('torch.')}"
+    if config.page_size % BLOCK:
+        return f"page_size is {config.page_size}, no multiple of {BLOCK}"
+    return support.lacking()
