@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,10 +32,10 @@ def serving(app: Flask) -> Iterator[str]:
 
 
 class CuttingProxy:
-    """Passes bytes to `port` and back, but resets each connection after `budget` bytes of answer."""
+    """Passes bytes to `port` and back, but resets each connection, or the first `cuts`, after `budget` bytes back."""
 
-    def __init__(self, port: int, budget: int) -> None:
-        self._target, self._budget = port, budget
+    def __init__(self, port: int, budget: int, cuts: float = float("inf")) -> None:
+        self._target, self._budget, self._cuts = port, budget, cuts
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads: list[threading.Thread] = []
         self.connections = 0
@@ -65,15 +66,15 @@ class CuttingProxy:
                 self.connections += 1
                 far = socket.create_connection(("127.0.0.1", self._target))
                 self._start(self._upwards, near, far)
-                self._start(self._downwards, far, near)
+                budget = self._budget if self.connections <= self._cuts else sys.maxsize
+                self._start(self._downwards, far, near, budget)
 
     def _upwards(self, near: socket.socket, far: socket.socket) -> None:
         with suppress(OSError):
             while data := near.recv(4096):
                 far.sendall(data)
 
-    def _downwards(self, far: socket.socket, near: socket.socket) -> None:
-        left = self._budget
+    def _downwards(self, far: socket.socket, near: socket.socket, left: int) -> None:
         with suppress(OSError):
             while left and (data := far.recv(min(left, 4096))):
                 near.sendall(data)

@@ -44,6 +44,17 @@ def test_a_job_from_submit_to_its_end(connected: Client, worker: Worker) -> None
     assert [found.id for found in connected.jobs.list(status=JobState.SUCCEEDED, tag="a")] == [job.id]
 
 
+def test_a_submit_whose_answers_are_lost_makes_one_job(
+    connected: Client, url: str, api_key: str, worker: Worker
+) -> None:
+    port = int(url.rpartition(":")[2])
+    with CuttingProxy(port, budget=20, cuts=2) as proxy, Client(proxy.url, api_key) as client:
+        job = client.jobs.submit(model="tiny", prompt="x")
+        assert proxy.connections == 3
+        job_2 = client.jobs.submit(model="tiny", prompt="x")
+    assert [found.id for found in connected.jobs.list()] == [job_2.id, job.id]
+
+
 def test_cancelling(connected: Client, worker: Worker) -> None:
     job = connected.jobs.submit(model="tiny", messages=[{"role": "user", "content": "hello"}])
     assert connected.jobs.cancel(job.id).status is JobState.CANCELLED
