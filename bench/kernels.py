@@ -1,9 +1,11 @@
 """Every kernel, compiled for compute capability 9.0 on any machine, and measured where there is a GPU.
 
-python -m bench.kernels --compile-only [--json PATH]     what each takes of a multiprocessor; needs no GPU
-python -m bench.kernels [--only NAME] [--json PATH]      times beside torch and cuBLAS, shares of what the GPU can do
+python -m bench.kernels --compile-only [--largest] [--json PATH]     what each takes of a multiprocessor; needs no GPU
+python -m bench.kernels [--only NAME] [--json PATH]                  times beside torch and cuBLAS, and shares of what
+                                                                     the GPU can do
 
-`--json -` writes to standard output. Without a GPU, measuring ends with status 1.
+`--largest` compiles, of each kernel and types, the largest tile alone. `--json -` writes to standard output. Without a
+GPU, measuring ends with status 1.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import pkgutil
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,25 @@ def compile_cases() -> Iterator[tuple[str, Any]]:
             yield module.name, case
 
 
-def compiled_rows() -> Iterator[dict[str, Any]]:
+def largest(cases: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Of each kernel and argument types, the case with the largest constants: what runs short of registers first."""
+    chosen: dict[tuple[str, str], tuple[str, Any]] = {}
+    for module, case in cases:
+        key = case.kernel.__name__, str(sorted(case.signature.items()))
+        if key not in chosen or _size(case) > _size(chosen[key][1]):
+            chosen[key] = module, case
+    return list(chosen.values())
+
+
+def _size(case: Any) -> int:
+    return sum(value for value in case.constexprs.values() if isinstance(value, int))
+
+
+def compiled_rows(cases: Iterable[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
     """One row for each case, as it is compiled; Triton keeps the machine code in its cache on disk."""
     from penstock_kernels.gpu.cases import SM90, resources
 
-    for module, case in compile_cases():
+    for module, case in cases:
         used = resources(case.compile())
         yield {
             "module": module,
@@ -132,13 +148,17 @@ def report(rows: Iterator[dict[str, Any]], path: str | None) -> list[dict[str, A
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--compile-only", action="store_true", help="compile for sm_90 and list what each kernel takes")
+    parser.add_argument(
+        "--largest", action="store_true", help="compile the largest tile of each kernel and types alone"
+    )
     parser.add_argument("--only", default="", metavar="NAME", help="measure kernels whose name holds this")
     parser.add_argument(
         "--json", metavar="PATH", help=f"- for standard output; measuring writes {RESULT.name} unless told"
     )
     options = parser.parse_args()
     if options.compile_only:
-        report(compiled_rows(), options.json)
+        cases = compile_cases()
+        report(compiled_rows(largest(cases) if options.largest else cases), options.json)
         return 0
     if not torch.cuda.is_available():
         print("bench.kernels: no GPU here; --compile-only needs none", file=sys.stderr)

@@ -9,6 +9,7 @@ from penstock_kernels.gpu.decode_attention import decode_attention
 from penstock_kernels.gpu.extend_attention import extend_attention
 from penstock_kernels.gpu.quant_matmul_8bit import fp8_matmul, w8a8_matmul
 from penstock_kernels.gpu.quant_matmul_w4a16 import w4a16_matmul
+from penstock_kernels.gpu.split_k import split_arrivals
 from penstock_kernels.quant_formats import Int4Codes
 from penstock_kernels.quant_int4 import pack_int4
 from penstock_kernels.quant_matmul import ChannelWeight
@@ -106,16 +107,18 @@ def _w4a16(sizes: Sizes, rows: int) -> Contest:
     scales = (torch.rand(n, k // GROUP, device=sizes.device) * 0.01 + 0.001).to(sizes.dtype)
     published = Int4Codes(codes, scales, torch.full((n, k // GROUP), 8, dtype=torch.uint8, device=sizes.device))
     packed, plain, x = pack_int4(published), published.dequantize().to(sizes.dtype), sizes.random(rows, k)
-    return Contest(lambda: w4a16_matmul(x, packed), lambda: F.linear(x, plain))
+    arrivals = split_arrivals(sizes.device)
+    return Contest(lambda: w4a16_matmul(x, packed, arrivals=arrivals), lambda: F.linear(x, plain))
 
 
 def _by_channel(
     quantize: Callable[[Tensor], tuple[Tensor, Tensor]],
-    matmul: Callable[[Tensor, ChannelWeight], Tensor],
+    matmul: Callable[..., Tensor],
     sizes: Sizes,
     rows: int,
 ) -> Contest:
     n, k = sizes.weight
     plain, x = sizes.random(n, k) * 0.02, sizes.random(rows, k)
     weight = ChannelWeight(*quantize(plain))
-    return Contest(lambda: matmul(x, weight), lambda: F.linear(x, plain))
+    arrivals = split_arrivals(sizes.device)
+    return Contest(lambda: matmul(x, weight, arrivals=arrivals), lambda: F.linear(x, plain))

@@ -39,15 +39,15 @@ def defined(rows: Rows) -> Tensor:
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("vocabulary", [1, 17, 129, 500])
+@pytest.mark.parametrize("vocabulary", [1, 17, 129, 300])
 @pytest.mark.parametrize("filters", ["", "m"])
 def test_tokens_of_free_rows_are_those_of_the_definition(vocabulary: int, filters: str) -> None:
-    rows = rows_of(24, vocabulary, filters)
+    rows = rows_of(17, vocabulary, filters)
     assert torch.equal(drawn(rows), defined(rows))
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("vocabulary", [17, 64, 500])
+@pytest.mark.parametrize("vocabulary", [17, 200])
 @pytest.mark.parametrize("filters", ["k", "p", "kpm"])
 def test_tokens_of_filtered_rows_are_those_of_the_definition(vocabulary: int, filters: str) -> None:
     """A greedy and a free row among them; the candidates settle most."""
@@ -58,16 +58,16 @@ def test_tokens_of_filtered_rows_are_those_of_the_definition(vocabulary: int, fi
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("filters", ["k", "p", "kp"])
 def test_flat_rows_are_searched_whole(filters: str) -> None:
-    """The filters keep more tokens than there is room for: all 200 lie within an octave of one another."""
-    rows = rows_of(4, 200, filters, spread=0.05)
+    """The filters keep more tokens than there is room for: all 130 lie within an octave of one another."""
+    rows = rows_of(3, 130, filters, spread=0.05)
     rows = rows._replace(top_k=rows.top_k * 4)
     assert torch.equal(drawn(rows), defined(rows))
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("filters", ["k", "p", "kpm"])
+@pytest.mark.parametrize("filters", ["k", "p"])
 def test_ties_stand_or_fall_together(filters: str) -> None:
-    rows = rows_of(6, 150, filters)
+    rows = rows_of(4, 100, filters)
     rows = rows._replace(logits=rows.logits.round())
     assert torch.equal(drawn(rows), defined(rows))
 
@@ -117,8 +117,8 @@ MISREADINGS: dict[str, Callable[[Rows], Rows]] = {
 
 @pytest.mark.usefixtures("small_tiles")
 def test_a_definition_that_reads_a_parameter_wrongly_is_caught() -> None:
-    rows = rows_of(36, 40, "kpm", spread=1.0)
-    turn = torch.arange(36) % 3  # a filter to a row
+    rows = rows_of(27, 40, "kpm", spread=1.0)
+    turn = torch.arange(27) % 3  # a filter to a row
     rows = rows._replace(
         top_k=torch.where(turn == 0, rows.top_k, 0),
         top_p=torch.where(turn == 1, rows.top_p, 1.0),
