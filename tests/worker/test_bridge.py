@@ -122,12 +122,18 @@ def test_a_choice_that_ends_at_a_stop_string_leaves_the_engine_while_the_others_
     eventually(lambda: job.choices[0].finish_reason, "the stop string")
     opened.bridge.pause(True)
     opened.bridge.stats = {}
-    eventually(lambda: opened.bridge.stats or opened.bridge.watch(), "figures")
+    eventually(lambda: _figures(opened.bridge), "figures")
     assert job.ending is None
     assert (opened.bridge.stats["running"], opened.bridge.stats["waiting"]) == (1, 0)
     opened.bridge.pause(False)
     opened.bridge.abort(job)
     eventually(lambda: opened.bridge.free_places == PLACES, "the places")
+
+
+def _figures(bridge: Bridge) -> dict[str, int]:
+    """The engine's last, after a ping that it is due to answer with them."""
+    bridge.watch()
+    return bridge.stats
 
 
 def test_a_deadline_ends_a_job_within_the_engine(opened: OpenBridge) -> None:

@@ -17,10 +17,9 @@ from penstock.registry.tokenizer import ModelTokenizer
 from penstock.settings import Settings
 from penstock_engine import Engine, EngineConfig
 
-from tests.worker.world import World, open_world
+from tests.worker.conftest import eventually
+from tests.worker.world import DEMANDING, SAMPLED, World, assert_same_output, open_world
 
-# Among few candidates: a resumed run prefills what it decoded before, and the last bits of its sums may differ.
-SAMPLED = {"temperature": 4.0, "top_k": 3, "seed": 11, "ignore_eos": True}
 SCHEMA = {
     "type": "object",
     "properties": {"zebra": {"type": "integer", "maximum": 99, "minimum": 10}, "ant": {"enum": ["x", "yy"]}},
@@ -158,34 +157,23 @@ def test_a_budget_is_shared_evenly_by_the_choices(world: World) -> None:
     assert {choice["finish_reason"] for choice in choices_of(job)} == {"length"}
 
 
-LONG: dict[str, dict[str, Any]] = {
-    "choices": SAMPLED | {"n": 3, "max_tokens": 400, "logprobs": True, "prompt_logprobs": 0},
-    "penalties": {
-        "temperature": 0.0, "ignore_eos": True, "max_tokens": 700, "repetition_penalty": 1.05,
-        "presence_penalty": 0.3, "frequency_penalty": 0.02, "logit_bias": {"40": -2.5},
-    },
-    "structure": {
-        "temperature": 1.0, "top_k": 3, "seed": 4, "max_tokens": 900,
-        "response_format": {"type": "regex", "regex": "([a-z]{2}[0-9]{3}, ){110}"},
-    },
-    "candidates": SAMPLED | {"n": 1, "best_of": 3, "max_tokens": 200, "prompt_logprobs": 1},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", LONG)
-def test_a_crash_changes_nothing_of_what_is_generated(world: World, kind: str) -> None:
-    undisturbed = world.run(params=LONG[kind])
-    job_id = world.jobs.submit(params=LONG[kind])
-    world.tokens_in_flight(job_id, 1 if kind == "candidates" else 60)  # candidates show nothing but the prompt
+def test_a_crash_changes_nothing_of_what_is_generated(world: World) -> None:
+    """Choices, penalties, structure and candidates, all in an engine that is killed."""
+    undisturbed = {kind: world.run(params=params) for kind, params in DEMANDING.items()}
     (engine,) = world.worker.children
+    os.kill(engine, signal.SIGSTOP)
+    ids = {kind: world.jobs.submit(params=params) for kind, params in DEMANDING.items()}
+    eventually(lambda: all(world.jobs.get(job_id).state == "running" for job_id in ids.values()), "all to run")
+    os.kill(engine, signal.SIGCONT)
+    world.tokens_in_flight(ids["choices"], 60)
     os.kill(engine, signal.SIGKILL)
-    job = world.jobs.finished(job_id)
-    assert job.output == undisturbed.output
-    assert job.output_tokens == undisturbed.output_tokens
-    assert_whole(world, job)
-    first, second = world.jobs.runs(job_id)
-    assert (first.outcome, second.outcome) == (RunOutcome.CRASHED_ALONE, RunOutcome.FINISHED)
-    assert sum(entry.prompt is not None for entry in world.journal(job_id)) == ("prompt_logprobs" in LONG[kind])
+    for kind, job_id in ids.items():
+        job = world.jobs.finished(job_id)
+        assert_same_output(job, undisturbed[kind])
+        assert_whole(world, job)
+        assert [run.outcome for run in world.jobs.runs(job_id)] == [RunOutcome.CRASHED, RunOutcome.FINISHED]
+        scored = sum(entry.prompt is not None for entry in world.journal(job_id))
+        assert scored == ("prompt_logprobs" in DEMANDING[kind])
 
 
 def test_a_choice_that_a_stop_string_ended_stays_ended_after_a_crash(world: World) -> None:
@@ -196,7 +184,7 @@ def test_a_choice_that_a_stop_string_ended_stays_ended_after_a_crash(world: Worl
         text[at : at + 6] for at in range(40, 200) if not any(text[at : at + 6] in each["text"] for each in whole[1:])
     )
     job_id = world.jobs.submit(params=params | {"stop": [stop]})
-    world.tokens_in_flight(job_id, 330)  # the first choice has ended by then
+    world.tokens_in_flight(job_id, 300)  # the first choice has ended by then
     (engine,) = world.worker.children
     os.kill(engine, signal.SIGKILL)
     job = world.jobs.finished(job_id)

@@ -22,6 +22,7 @@ from sqlalchemy import select
 
 from tests.worker.conftest import Jobs, StartWorker, WorkerProcess, deploy, eventually, is_alive, is_ready
 from tests.worker.proxy import Proxy
+from tests.worker.world import DEMANDING, assert_same_output
 
 pytestmark = pytest.mark.drill
 
@@ -94,6 +95,32 @@ def test_the_successor_of_a_killed_worker_goes_on_at_the_exact_token(
     assert finished.resumed_at_position == seen
     assert job.own_crashes == 0
     assert "output.rewound" not in events(database, job_id)
+
+
+@pytest.mark.usefixtures("deployment")
+def test_the_successor_rebuilds_choices_penalties_structure_and_stop_strings(
+    jobs: Jobs, journal: Callable[[str], list[JournalEntry]], start_worker: StartWorker
+) -> None:
+    """All at once in a worker that is killed; each job is then what it would have been."""
+    first = start_worker()
+    (engine,) = first.children
+    undisturbed = {kind: jobs.finished(jobs.submit(params=params)) for kind, params in DEMANDING.items()}
+    os.kill(engine, signal.SIGSTOP)
+    ids = {kind: jobs.submit(params=params) for kind, params in DEMANDING.items()}
+    eventually(lambda: all(jobs.get(job_id).state == "running" for job_id in ids.values()), "all to run")
+    os.kill(engine, signal.SIGCONT)
+    in_flight(jobs, journal, ids["choices"], tokens=90)
+    first.kill()
+    start_worker(wait=False)
+    for kind, job_id in ids.items():
+        job = jobs.finished(job_id)
+        assert_same_output(job, undisturbed[kind])
+        assert [run.outcome for run in jobs.runs(job_id)] == [RunOutcome.LEASE_LOST, RunOutcome.FINISHED]
+        for choice in (job.output or {})["choices"]:
+            own = [entry for entry in journal(job_id) if entry.choice == choice["index"] and entry.prompt is None]
+            assert [entry.index for entry in own] == list(range(len(own)))
+            assert [entry.token_id for entry in own] == [*choice["token_ids"], None]
+            assert "".join(entry.text for entry in own) == choice["text"]
 
 
 @pytest.mark.usefixtures("deployment")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from penstock.broker import make_redis
 from penstock.db import Database
 from penstock.jobs.journal import Journal, JournalEntry
@@ -18,6 +19,40 @@ from sqlalchemy import select, text
 
 from tests.factories import make_tenant
 from tests.worker.conftest import Jobs, WorkerProcess, deploy, eventually, worker_starter
+
+# Among few candidates: a resumed run prefills what it decoded before, and the last bits of its sums may differ.
+SAMPLED = {"temperature": 4.0, "top_k": 3, "seed": 11, "ignore_eos": True}
+DEMANDING: dict[str, dict[str, Any]] = {
+    "choices": SAMPLED | {"n": 3, "max_tokens": 400, "logprobs": True, "prompt_logprobs": 0},
+    "penalties": {
+        "temperature": 0.0, "ignore_eos": True, "max_tokens": 700, "repetition_penalty": 1.05,
+        "presence_penalty": 0.3, "frequency_penalty": 0.02, "logit_bias": {"40": -2.5},
+    },
+    "structure": {
+        "temperature": 1.0, "top_k": 3, "seed": 4, "max_tokens": 990,
+        "response_format": {"type": "regex", "regex": "([a-z]{2}[0-9]{3}, ){150}"},
+    },
+    "candidates": SAMPLED | {"n": 1, "best_of": 3, "max_tokens": 200, "prompt_logprobs": 1},
+}  # fmt: skip
+"""Parameters whose state a successor must rebuild, each long enough to be disturbed."""
+
+
+def assert_same_output(job: Job, other: Job) -> None:
+    """The same to the letter; log probabilities but for the last bits of sums in another order."""
+    assert job.output_tokens == other.output_tokens
+    mine, theirs = job.output or {}, other.output or {}
+    assert [_unscored(choice) for choice in mine["choices"]] == [_unscored(choice) for choice in theirs["choices"]]
+    for one, two in zip(_scores(mine), _scores(theirs), strict=True):
+        assert one == pytest.approx(two, abs=1e-3)
+
+
+def _unscored(choice: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in choice.items() if name != "logprobs"}
+
+
+def _scores(output: dict[str, Any]) -> list[list[float | None]]:
+    tokens = [output.get("prompt_logprobs", []), *(choice.get("logprobs", []) for choice in output["choices"])]
+    return [[token["logprob"] for token in each[1:]] for each in tokens]
 
 
 @dataclass(frozen=True)
