@@ -45,13 +45,13 @@ from penstock_worker.running import Finished, GivenBack, RunningJob
 _EXIT_SECONDS: Final = 10.0
 _PING_SECONDS: Final = 1.0
 _STACKS_SECONDS: Final = 0.5
+# How long the engine's threads spin before they sleep, in turns of a loop: 30,000 are some tens of microseconds, enough
+# for the moments between two products. At OpenMP's default, where another process keeps a core busy, two of them end up
+# spinning on one core, each through the other's time: products that take 5 ms took 23.
+_SPIN_COUNT: Final = "30000"
 _LATE, _FULL = "deadline_exceeded", "queue_full"  # the engine's codes of what is no failure of the job
 
 log = get_logger(__name__)
-# How long the engine's threads spin before they sleep, in turns of a loop: long enough for the moments between two
-# products (30,000 are some tens of microseconds), and no longer. At OpenMP's default, where another process keeps a core
-# busy, two of them end up spinning on one core, each through the other's time: products that take 5 ms took 23.
-SPIN_COUNT = "30000"
 
 
 class EngineFailed(Exception):
@@ -101,7 +101,7 @@ class Bridge:
                 [sys.executable, "-m", "penstock_worker.engine_process", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={"GOMP_SPINCOUNT": SPIN_COUNT, **os.environ},
+                env={"GOMP_SPINCOUNT": _SPIN_COUNT, **os.environ},
             )
         if self._killed_because is not None:
             self._process.kill()
