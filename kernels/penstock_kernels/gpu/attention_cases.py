@@ -6,7 +6,7 @@ from penstock_kernels.gpu.attention_tiles import Tiles
 from penstock_kernels.gpu.attention_variants import Variant
 from penstock_kernels.gpu.cases import CompileCase, pointer
 
-STRIDES = ("q_token_stride", "q_head_stride", "page_stride", "scale_page_stride", "table_stride", "out_stride")
+STRIDES = ("q_token_stride", "q_head_stride", "page_stride", "scale_page_stride", "out_stride")
 
 
 def attention_case(
@@ -24,7 +24,7 @@ def attention_case(
         "out": pointer(variant.dtype),
         "scale": "fp32",
         "softcap": "fp32",
-        **dict.fromkeys(("runs", "window", *STRIDES), "i32"),
+        **dict.fromkeys(("runs", "window", "table_stride", *STRIDES), "i32"),
         **types,
     }
     if variant.pool is None:

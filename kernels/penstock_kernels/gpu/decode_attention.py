@@ -28,6 +28,7 @@ LONGEST_SPLIT = 4096  # positions: a longer one, of the longest run, would still
 MOST_SPLITS = 64
 PROGRAMS_PER_MULTIPROCESSOR = 4  # three fit at a time; one more keeps memory busy while others start and end
 REDUCE_WARPS = 4
+VARYING = ("blocks", "splits", "window", "max_query_len", "table_stride")  # a value of 1, say, is no kernel of its own
 
 
 def split_count(programs: int, max_context_len: int, processors: int) -> int:
@@ -86,7 +87,7 @@ def decode_attention(
         merge_splits_kernel[(runs * max_query_len, layer.heads)](
             parts, logs, query_starts, context_lens, out, max_query_len, count, window or 0, out.stride(0),
             WINDOWED=layer.windowed, HEADS=layer.heads, HEAD_DIM=layer.head_dim,
-            DIM_PAD=layer.dim_pad, SPLITS_PAD=triton.next_power_of_2(count),
+            DIM_PAD=layer.dim_pad, SPLITS_PAD=max(MOST_SPLITS, triton.next_power_of_2(count)),
             SHORTEST=SHORTEST_SPLIT, BLOCK_N=chosen.block_n, num_warps=REDUCE_WARPS,
         )  # fmt: skip
 
@@ -116,7 +117,7 @@ def split_len(queries, context, window, splits, WINDOWED: tl.constexpr, SHORTEST
     return begin, tl.cdiv(each, BLOCK_N) * BLOCK_N
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def decode_attention_kernel(
     q,
     pool,
@@ -190,7 +191,7 @@ def decode_attention_kernel(
             tl.store(out_rows[:, None] + dims[None, :], done.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def merge_splits_kernel(
     parts,
     logs,
@@ -250,7 +251,7 @@ def _case(layer: Variant, tiles: Tiles, *, split: bool) -> CompileCase:
 def _merge_case(dtype: torch.dtype) -> CompileCase:
     types = {"parts": "*fp32", "logs": "*fp32", "query_starts": "*i32", "context_lens": "*i32", "out": pointer(dtype)}
     types |= dict.fromkeys(("max_query_len", "splits", "window", "out_stride"), "i32")
-    own = {"WINDOWED": False, "HEADS": 32, "HEAD_DIM": 128, "DIM_PAD": 128, "SPLITS_PAD": 16}
+    own = {"WINDOWED": False, "HEADS": 32, "HEAD_DIM": 128, "DIM_PAD": 128, "SPLITS_PAD": MOST_SPLITS}
     return CompileCase(
         merge_splits_kernel,
         types,

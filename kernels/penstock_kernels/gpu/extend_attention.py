@@ -57,7 +57,7 @@ def extend_attention(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("runs", "window", "table_stride"))
 def extend_attention_kernel(
     q,
     pool,
