@@ -52,7 +52,7 @@ class Scheduler:
         self._counters = VirtualCounters(fair_quantum)
         self.waiting = WaitingQueue(self._counters)
         self.running: list[Generation] = []  # by class, priority, deadline, age
-        self._lent: set[Generation] = set()  # twins that wait, with a row and a page for this step
+        self._lent: dict[Generation, None] = {}  # twins that wait, with a row and a page for this step
         self._next_deadline = inf  # none that waits or runs has an earlier one
         self.blocked = False  # the last step ended with someone waiting for pages
         self.cached_tokens = 0
@@ -192,7 +192,7 @@ class Scheduler:
         batch.twins.append((generation, leader))
         generation.pages = self._take(needed)
         self._tables.admit(generation)
-        self._lent.add(generation)
+        self._lent[generation] = None
         return True
 
     def _join(self, twin: Generation, tail: int, batch: ScheduleBatch) -> bool:
@@ -204,7 +204,7 @@ class Scheduler:
         tail_len = len(twin.tokens) - len(match.pages) * self._page_size
         if tail_len >= self._page_size:
             return False
-        self._lent.remove(twin)
+        del self._lent[twin]
         self._cache.lock(match.node)
         batch.tail_copies += [(tail, page) for page in twin.pages]
         self._start(twin, Prefix(match.node, match.pages, part_len=tail_len), twin.pages)
@@ -322,7 +322,7 @@ class Scheduler:
 
     def _take_back(self, twin: Generation) -> None:
         """What it was lent for a step that came to nothing."""
-        self._lent.remove(twin)
+        del self._lent[twin]
         self._allocator.give_back(twin.pages)
         twin.pages = []
         self._tables.release(twin)
