@@ -130,6 +130,8 @@ def test_choices_are_measured_as_one_request(llama: TinyModel) -> None:
     assert (measures.queue_seconds, measures.prefill_seconds, measures.decode_seconds) == (0.5, 1.0, 7.0)
     assert (measures.choices, measures.prompt_tokens, measures.generated_tokens) == (3, 6, 12)
     assert (measures.computed_tokens, measures.gaps, measures.inter_token_seconds) == (3 * (6 + 3), 9, 1.0)
+    stats = clocked.engine.stats()
+    assert (stats.steps, stats.runs, stats.occupancy) == (8, 12, 12 / (8 * 2))
 
 
 def test_what_best_of_holds_back_is_generated_all_the_same(llama: TinyModel) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from penstock_engine.trace import Trace
+from penstock_worker.traces import svg
 from penstock_worker.traces.frame import LEFT, RIGHT, WIDTH, Scale
 from penstock_worker.traces.picture import draw
 from penstock_worker.traces.summary import Figures
@@ -38,6 +39,15 @@ def test_spans_lie_where_their_time_is() -> None:
     assert [pytest.approx(each, abs=0.01) for each in expected] == found
     longest = max(float(each.get("width", "")) for each in of_class(picture, "rect", "decode"))
     assert longest == pytest.approx(4 * second, abs=0.01)
+
+
+def test_who_waited_before_the_first_step_is_drawn_from_there_on() -> None:
+    lines = [each.get("d", "") for each in of_class(drawn(preempted_once()), "path", "waiting")]
+    assert all(float(x) >= LEFT for each in lines for x in re.findall(r"[ML]([-\d.]+) ", each))
+
+
+def test_attributes_are_escaped_too() -> None:
+    assert svg.element("g", cls='a"><b') == '<g class="a&quot;&gt;&lt;b"/>'
 
 
 def test_marks_and_steps_tell_what_happened() -> None:
