@@ -133,6 +133,18 @@ def test_every_tile_of_int8(arrivals: Tensor, tile: Tile, splits: int) -> None:
     assert torch.equal(got, sums.float() * weight.scales * scales[:, None])
 
 
+@pytest.mark.parametrize("m", [2, 300])
+def test_a_broken_row_spoils_no_other(arrivals: Tensor, m: int) -> None:
+    """Not the one before it either, whose last step reads as far as the broken row, were it not masked."""
+    x, values = drawn(m, 1040, dtype=torch.bfloat16), drawn(64, 1040)
+    x[1] = torch.nan
+    fp8, blocks = ChannelWeight(*reference.quantize_fp8(values)), BlockWeight(*reference.quantize_fp8_blocks(values))
+    for got in (fp8_matmul(x, fp8, arrivals=arrivals), fp8_block_matmul(x, blocks, arrivals=arrivals)):
+        finite = got.isfinite().all(dim=1)
+        assert not finite[1]
+        assert finite.sum() == m - 1
+
+
 def test_sums_do_not_depend_on_timing(arrivals: Tensor) -> None:
     """The parts of a split are added in their order, whichever program is last."""
     packed, x = int4(4096, 14336, 128, torch.bfloat16), drawn(1, 14336, dtype=torch.bfloat16)

@@ -210,6 +210,15 @@ def test_splits_are_summed_in_their_order_however_they_arrive(arrivals: Tensor, 
     assert torch.equal(first, w4a16_matmul(x, packed, arrivals=arrivals, tile=tile))
 
 
+def test_each_part_of_each_tile_has_a_place_of_its_own(arrivals: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter ends one tile before the next begins, so only the places themselves would show a collision."""
+    places = torch.full((2 * 3 * 2 * 16 * 32,), torch.nan)
+    monkeypatch.setattr(quant_matmul_w4a16, "partial_sums", lambda *_: places)
+    packed, x = pack_int4(random_int4(96, 256, 128)), random(32, 256)
+    assert close(w4a16_matmul(x, packed, arrivals=arrivals, tile=replace(SMALL, splits=2)), x, weights_of(packed))
+    assert not places.isnan().any()
+
+
 def test_few_rows_are_split_until_every_processor_has_work() -> None:
     tile = Tile(rows=16, columns=128, depth=128, num_warps=4, num_stages=4)
     assert tile.split_for(1, 4096, 14336, 132).splits == 8
