@@ -135,7 +135,7 @@ def test_every_tile_of_int8(arrivals: Tensor, tile: Tile, splits: int) -> None:
 
 @pytest.mark.parametrize("m", [2, 300])
 def test_a_broken_row_spoils_no_other(arrivals: Tensor, m: int) -> None:
-    """Not the one before it either, whose last step reads as far as the broken row, were it not masked."""
+    """In tiles of few rows and of many, with a last step that is not whole."""
     x, values = drawn(m, 1040, dtype=torch.bfloat16), drawn(64, 1040)
     x[1] = torch.nan
     fp8, blocks = ChannelWeight(*reference.quantize_fp8(values)), BlockWeight(*reference.quantize_fp8_blocks(values))
