@@ -219,14 +219,15 @@ class Traffic(RuleBasedStateMachine):
             for delta in deltas:
                 by_choice.setdefault(delta.choice, []).append(delta)
             assert set(by_choice) <= set(range(request.sampling.n))
-            outputs = [[delta.token_id for delta in by_choice[choice]] for choice in sorted(by_choice)]
+            order = sorted(by_choice)
+            outputs = [[delta.token_id for delta in by_choice[choice]] for choice in order]
             possible = [expected(request, choice) for choice in range(request.sampling.choices)]
             if request.sampling.selects:  # all are equally likely here, so any of them may be told
                 assert all(output in possible for output in outputs)
             elif name in self.finished:
                 assert outputs == possible
             else:
-                assert all(tokens == possible[at][: len(tokens)] for at, tokens in zip(by_choice, outputs, strict=True))
+                assert all(tokens == possible[at][: len(tokens)] for at, tokens in zip(order, outputs, strict=True))
             for mine in by_choice.values():
                 assert [delta.position for delta in mine] == list(range(len(mine)))
                 assert all(delta.finish_reason is None for delta in mine[:-1])
