@@ -15,7 +15,7 @@ if support.lacking():
     pytest.skip(f"compiled kernels: {support.lacking()}", allow_module_level=True)
 
 from penstock_kernels.cpu.attention import attend, scratch_bytes
-from penstock_kernels.cpu.packing import Int4, Int8, Plain, round_to_int4, round_to_int8
+from penstock_kernels.cpu.packing import GROUP, Int4, Int8, Plain, round_to_int4, round_to_int8
 from penstock_kernels.cpu.rows import norm_rows, turn_and_store
 from penstock_kernels.cpu.workspace import Places, Workspace
 
@@ -100,10 +100,9 @@ def reference_product(kind: Any, x: Tensor, weight: Tensor, bias: Tensor | None)
         codes, scales = round_to_int8(weight)
         weight, x = codes * scales[:, None], rounded(x)
     elif kind is Int4:
-        group = next(each for each in (128, 64, 32) if weight.shape[1] % each == 0)
-        codes, scales = round_to_int4(weight, group)
-        grouped = (codes.float() - 8).unflatten(-1, (-1, group)) * scales[..., None]  # type: ignore[no-untyped-call]
-        weight, x = grouped.flatten(-2), rounded(x.unflatten(-1, (-1, group))).flatten(-2)  # type: ignore[no-untyped-call]
+        codes, scales = round_to_int4(weight, GROUP)
+        grouped = (codes.float() - 8).unflatten(-1, (-1, GROUP)) * scales[..., None]  # type: ignore[no-untyped-call]
+        weight, x = grouped.flatten(-2), rounded(x.unflatten(-1, (-1, GROUP))).flatten(-2)  # type: ignore[no-untyped-call]
     return x @ weight.double().T + (0 if bias is None else bias.double())
 
 

@@ -35,7 +35,7 @@ FINISHES = {
     ("gelu_pytorch_tanh", torch.bfloat16): GELU_BF16,
 }
 GATES = ("silu", "gelu_pytorch_tanh")
-GROUPS = (128, 64, 32)  # columns that share a scale of 4-bit weights: the widest that divides them
+GROUP = 32  # columns that share a scale of 4-bit weights; 64 saves 5 to 15% of the time of a product and costs quality
 
 
 class Shape(NamedTuple):
@@ -161,14 +161,13 @@ class Int4:
         self._space = space or Workspace()
         self.shape = Shape.of(weight, bias, gate)
         self._columns = weight.shape[1]
-        self._group = next(group for group in GROUPS if self._columns % group == 0)
-        codes, scales = round_to_int4(weight, self._group)
+        codes, scales = round_to_int4(weight, GROUP)
         self._weights = lasting(_by_step(_nibbles(_in_panels(codes, gate, fill=8)), 4))
         by_group = _in_panels(scales, gate).transpose(1, 2)  # [panels, groups, 64]
         self._scales = lasting(by_group.to(torch.float16).contiguous())
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
-        shape, columns, group, size = self.shape, self._columns, self._group, x.itemsize
+        shape, columns, group, size = self.shape, self._columns, GROUP, x.itemsize
         groups = columns // group
         codes = self._space.take("codes", len(x), columns, torch.int8)
         scales = self._space.take("scales", len(x), groups, torch.float32)

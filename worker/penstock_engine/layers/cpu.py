@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numba
 import torch
 from penstock_kernels.cpu.attention import scratch_bytes
-from penstock_kernels.cpu.packing import GATES, GROUPS, Int4, Int8, Packed, Plain
+from penstock_kernels.cpu.packing import GATES, GROUP, Int4, Int8, Packed, Plain
 from penstock_kernels.cpu.workspace import ATTEND, NORM, TURN, Places, Program, Workspace
 from torch import Tensor, nn
 
@@ -40,7 +40,7 @@ class Workshop:
         """None for a shape that the kernels do not take."""
         weight, bias = linear.weight.detach(), linear.bias
         columns, quantization = weight.shape[1], None if name in FINE else self.quantization
-        if quantization == "int4" and name != HEAD and any(columns % group == 0 for group in GROUPS):
+        if quantization == "int4" and name != HEAD and columns % GROUP == 0:
             return Int4(weight, bias, gate=gate, space=self.space)
         if quantization is not None and columns % 4 == 0:
             return Int8(weight, bias, gate=gate, space=self.space)
