@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from html import unescape
 
 import pytest
 from penstock.auth.models import Tenant
@@ -65,6 +66,11 @@ def test_a_prompt_is_sent_as_it_is(person: Person, deployment: Deployment, datab
     ("changes", "status", "field", "message"),
     [
         ({"params.temperature": "700"}, 422, "params-temperature", "Is too large; it must be 100.0 or less."),
+        ({"params": "{"}, 422, "params", "Has the wrong type (a string); should be an object."),
+        ({"params": "[]"}, 422, "params", "Has the wrong type (an array); should be an object."),
+        ({"params": '{"heat": 1}'}, 422, "params", "Is not a known field"),
+        ({"params": '{"response_format": {"type": "regex", "regex": "("}}'}, 422, "params", "unclosed group"),
+        ({"budget.tokens": "1"}, 422, "budget-tokens", "Does not suffice"),
         ({"params.max_tokens": "lots"}, 422, "params-max_tokens", "Write a whole number."),
         ({"params.top_p": "x"}, 422, "params-top_p", "Write a number."),
         ({"priority": "101"}, 422, "priority", "Is too large; it must be 100 or less."),
@@ -266,6 +272,25 @@ def test_edit_and_rerun_fills_the_form(person: Person, deployment: Deployment, d
         'value="batch" selected',
     ):
         assert text in page, text
+
+
+def test_parameters_without_a_field_of_their_own_are_written_as_json(
+    person: Person, deployment: Deployment, database: Database
+) -> None:
+    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
+    further = {"response_format": {"type": "json_schema", "schema": schema}, "min_p": 0.1}
+    fields = {"params": json.dumps(further), "params.n": "2", "budget.tokens": "200"}
+    answer = person.post("/jobs/new", CHAT | fields)
+    job = person.job(answer.headers["Location"].rsplit("/", 1)[1])
+    assert job.params.items() >= further.items()
+    assert list(job.params["response_format"]["schema"]["properties"]) == ["b", "a"]
+    assert (job.params["n"], job.token_budget) == (2, 200)
+    again = unescape(person.get(f"/jobs/new?from={job.id}").text)
+    assert json.dumps(further, indent=2) in again
+    assert 'value="200"' in again
+    page = unescape(person.get(f"/jobs/{job.id}").text)
+    assert "Repetition penalty" not in page  # it is at its default
+    assert "json_schema" in page
 
 
 def test_the_stream_of_a_finished_job_replays_and_ends(

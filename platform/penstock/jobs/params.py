@@ -164,6 +164,13 @@ class JobParams(Strict):
         return self.n if self.best_of is None else self.best_of
 
 
+def asked_for(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a stored job's parameters that are not at their default."""
+    fields = JobParams.model_fields
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    return {name: value for name, value in params.items() if name not in defaults or value != defaults[name]}
+
+
 def _require(holds: bool, remedy: str) -> None:
     if not holds:
         raise ValueError(remedy)

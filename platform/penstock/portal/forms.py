@@ -4,6 +4,7 @@ A field's name is its dotted path in the API's request body, so that the API's o
 Values go into the request as what they look like (a number, or text where none can be read); `JobRequest` judges them.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -13,12 +14,16 @@ from werkzeug.datastructures import MultiDict
 
 from penstock.errors import PenstockError
 from penstock.jobs.models import Job
+from penstock.jobs.params import asked_for
 from penstock.jobs.schemas import JobRequest
 from penstock.jobs.states import JobClass
 from penstock.problems import explain_validation
 
-NUMBERS: Final = ("params.max_tokens", "params.temperature", "params.top_p", "params.top_k", "params.seed", "priority")
-OTHERS: Final = ("model", "input.prompt", "params.stop", "class", "tags", "webhook.url")
+NUMBERS: Final = (
+    "params.max_tokens", "params.temperature", "params.top_p", "params.top_k", "params.seed", "params.n",
+    "budget.tokens", "priority",
+)  # fmt: skip
+OTHERS: Final = ("model", "input.prompt", "params.stop", "params", "class", "tags", "webhook.url")
 _DEFAULTS: Final[Mapping[str, str]] = {"params.temperature": "0", "class": "interactive"}
 _EMPTY: Final[Mapping[str, str]] = {"input.prompt": "Write a prompt.", "input.messages": "Write at least one message."}
 
@@ -53,6 +58,8 @@ class JobForm:
             "input.prompt": job.input.get("prompt", ""),
             "params.seed": str(job.seed),
             "params.stop": "\n".join(job.params.get("stop", [])),
+            "params": _further(job.params),
+            "budget.tokens": str(job.token_budget or ""),
             "class": "interactive" if job.job_class == JobClass.INTERACTIVE else "batch",
             "priority": str(job.priority) if job.priority else "",
             "tags": ", ".join(job.tags),
@@ -64,7 +71,7 @@ class JobForm:
     def request(self) -> JobRequest:
         """The request that the form makes. Raises `ValidationFailed` as the API does."""
         try:
-            return JobRequest.model_validate(self._body())
+            return JobRequest.model_validate_json(json.dumps(self._body()))
         except ValidationError as error:
             raise explain_validation(error) from None
 
@@ -87,12 +94,17 @@ class JobForm:
         return path
 
     def _body(self) -> dict[str, Any]:
-        body: dict[str, Any] = {"params": {}}
+        body: dict[str, Any] = {"params": {}, "budget": {}}
         for name in NUMBERS:
             if text := self.values.get(name, "").strip():
                 _put(body, name, _number(text))
         if stops := [line for line in self.values.get("params.stop", "").split("\n") if line]:
             body["params"]["stop"] = stops
+        if not body["budget"]:
+            del body["budget"]
+        if further := self.values.get("params", "").strip():
+            known = _json(further)
+            body["params"] = known | body["params"] if isinstance(known, dict) else known
         if tags := [tag.strip() for tag in self.values.get("tags", "").split(",") if tag.strip()]:
             body["tags"] = tags
         if url := self.values.get("webhook.url", "").strip():
@@ -104,6 +116,21 @@ class JobForm:
         if self.mode == "prompt":
             return {"prompt": self.values.get("input.prompt", "")}
         return {"messages": [{"role": role, "content": content} for role, content in self.messages if content.strip()]}
+
+
+def _further(params: Mapping[str, Any]) -> str:
+    """The parameters that have no field of their own, as JSON; empty without any."""
+    named = {name.removeprefix("params.") for name in (*NUMBERS, *OTHERS)}
+    further = {name: value for name, value in asked_for(params).items() if name not in named}
+    return json.dumps(further, indent=2, ensure_ascii=False) if further else ""
+
+
+def _json(text: str) -> Any:
+    """What the text holds; where that is no JSON, the text itself, which `JobRequest` refuses."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _sentence(problem: Mapping[str, str]) -> str:

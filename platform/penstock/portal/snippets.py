@@ -5,15 +5,23 @@ import shlex
 from typing import Any
 
 from penstock.jobs.models import Job
+from penstock.jobs.params import asked_for
 from penstock.jobs.states import JobClass
 
 
 def request_body(job: Job) -> dict[str, Any]:
     """The job's request, leaving out whatever is a default."""
-    body: dict[str, Any] = {"model": job.model, "input": job.input, "params": _asked(job.params) | {"seed": job.seed}}
+    body: dict[str, Any] = {"model": job.model, "input": job.input, "params": _asked(job)}
     if job.job_class != JobClass.INTERACTIVE:
         body["class"] = JobClass(job.job_class).name.lower()
-    optional = {"priority": job.priority, "tags": job.tags, "metadata": job.user_metadata, "webhook": job.webhook}
+    budget = {"tokens": job.token_budget} if job.token_budget is not None else None
+    optional = {
+        "budget": budget,
+        "priority": job.priority,
+        "tags": job.tags,
+        "metadata": job.user_metadata,
+        "webhook": job.webhook,
+    }
     return body | {name: value for name, value in optional.items() if value}
 
 
@@ -28,12 +36,7 @@ def as_curl(job: Job, address: str) -> str:
     )
 
 
-def _asked(params: dict[str, Any]) -> dict[str, Any]:
-    always = {"temperature", "max_tokens"}
-    unset: dict[str, Any] = {"min_tokens": 0, "top_k": 0, "top_p": 1.0, "stop": [], "stop_token_ids": []}
-    unset |= {"ignore_eos": False, "logprobs": False, "max_tokens": None}
-    return {
-        name: value
-        for name, value in params.items()
-        if value != unset.get(name) or (name in always and value is not None)
-    }
+def _asked(job: Job) -> dict[str, Any]:
+    """What was asked for, the temperature in any case, and the seed that was drawn."""
+    always = {name: job.params[name] for name in ("temperature",) if name in job.params}
+    return always | asked_for(job.params) | {"seed": job.seed}

@@ -1,11 +1,13 @@
 """Figures and facts in words that people read: durations, counts, why a version serves a job, what an event says."""
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
 from penstock.jobs.events import EventType
 from penstock.jobs.models import Event, Job, JobRun
+from penstock.jobs.params import asked_for
 from penstock.jobs.states import JobState, RunOutcome
 
 _OUTCOMES: Final[Mapping[str, str]] = {
@@ -66,11 +68,8 @@ def why_this_version(job: Job) -> str:
 
 def telling_params(job: Job) -> dict[str, str]:
     """The parameters that say something: those which are not at a value that changes nothing."""
-    idle = {"min_tokens": 0, "top_k": 0, "top_p": 1.0}
-    told = {name: value for name, value in job.params.items() if name not in idle or value != idle[name]}
-    return {
-        name: _value(value) for name, value in told.items() if value is not None and value is not False and value != []
-    }
+    told = {name: job.params[name] for name in ("temperature",) if name in job.params} | asked_for(job.params)
+    return {name: _value(value) for name, value in told.items()}
 
 
 def excerpt(job: Job, length: int = 160) -> str:
@@ -82,6 +81,8 @@ def excerpt(job: Job, length: int = 160) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list):
         return ", ".join(repr(member) for member in value)
     return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
