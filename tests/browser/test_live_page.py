@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from penstock.jobs import lease
+from penstock.jobs.journal import Append, JournalEntry
 from penstock.jobs.states import JobState
 from playwright.sync_api import expect
 
@@ -41,6 +42,20 @@ def test_a_job_from_queue_to_end_without_a_reload(site: Site, open_tab: OpenTab)
     expect(page.locator("#job-figures")).to_contain_text("3 tokens")
     assert page.evaluate("window.sameDocument") is True
     tab.check()
+
+
+def test_choices_stand_in_their_order_whoever_speaks_first(site: Site, open_tab: OpenTab) -> None:
+    tab = follow(site, open_tab)
+    choices = tab.page.locator("#output .choice")
+    held = site.worker.claim()
+    said = [(2, "third"), (0, "first"), (1, "second")]
+    site.worker.entries = [JournalEntry(choice, 0, 9, text, None, held.fence) for choice, text in said]
+    site.worker.journal.append([Append(held.job_id, held.fence, 0, site.worker.entries)])
+    expect(choices).to_have_text(["first", "second", "third"])
+    site.worker.finish()
+    expect(tab.page.locator("#job-head [role=status]")).to_have_text("Succeeded")
+    tab.page.reload()
+    expect(choices).to_have_text(["first", "second", "third"])
 
 
 def test_a_broken_connection_resumes_at_the_exact_token(site: Site, open_tab: OpenTab) -> None:

@@ -94,7 +94,8 @@ class LiveOutput {
       container.className = "choice";
       const text = document.createTextNode("");
       container.append(text);
-      this.element.append(container);
+      const later = [...this.choices.keys()].filter((other) => other > choice).sort((one, other) => one - other)[0];
+      this.element.insertBefore(container, later === undefined ? null : this.choices.get(later).parentNode);
       this.choices.set(choice, text);
     }
     return this.choices.get(choice);
