@@ -65,8 +65,8 @@ def test_scaled_positions_extend_the_context(models: Any) -> None:
 
 
 def test_the_table_says_what_the_tests_hold(llama: TinyModel) -> None:
-    line = measure("llama")
-    found, _, _ = run_every_mode(llama)
+    line = measure("llama", "torch")
+    found, _, _ = run_every_mode(llama, "torch")
     assert (line.parity, line.ok) == (found, True)
     assert "llama" in str(line)
 
