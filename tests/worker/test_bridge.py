@@ -47,6 +47,18 @@ def test_no_more_is_reserved_than_fits(opened: OpenBridge) -> None:
     bridge.places = PLACES
 
 
+def test_each_choice_of_a_job_takes_a_place(opened: OpenBridge) -> None:
+    opened.bridge.pause(True)
+    job = opened.job(max_tokens=5, n=2)
+    heard = opened.bridge._report
+    opened.submit(job)
+    assert opened.bridge.free_places == 1
+    eventually(lambda: opened.bridge._report is not heard, "the engine to take it")
+    assert opened.bridge.free_places == 1
+    opened.bridge.pause(False)
+    eventually(lambda: opened.bridge.free_places == PLACES, "the places")
+
+
 def test_a_paused_engine_generates_nothing_and_then_goes_on(opened: OpenBridge) -> None:
     opened.bridge.pause(True)
     job = opened.job(max_tokens=10)
