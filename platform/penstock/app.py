@@ -15,6 +15,8 @@ from penstock.auth.views import routes as account_routes
 from penstock.broker import make_redis
 from penstock.db import Database
 from penstock.errors import NotFound
+from penstock.events.live import FeedBroadcaster
+from penstock.events.views import routes as event_routes
 from penstock.ids import new_id
 from penstock.jobs.journal import Journal
 from penstock.jobs.live import LiveBroadcaster
@@ -32,6 +34,7 @@ from penstock.quotas.views import routes as quota_routes
 from penstock.routing.views import routes as model_routes
 from penstock.services import Services, current_services
 from penstock.settings import Settings
+from penstock.webhooks.views import routes as webhook_routes
 
 _COUNT_SECONDS: Final = 0.5  # how long a request waits for Redis to count it
 _WAITING_SHARE: Final = 0.75  # of the threads; the rest answer short requests
@@ -65,7 +68,7 @@ def create_app(
     app.before_request(_begin)
     app.after_request(_finish)
     app.after_request(add_fields)
-    apis = (job_routes, model_routes, account_routes, quota_routes, operator_routes)
+    apis = (job_routes, model_routes, account_routes, quota_routes, event_routes, webhook_routes, operator_routes)
     for blueprint in (*apis, health.blueprint(), openapi.blueprint()):
         app.register_blueprint(blueprint)
     portal.register(app)
@@ -87,6 +90,7 @@ def make_services(
         redis=redis,
         journal=Journal(redis, publisher=new_id("web")),
         live=LiveBroadcaster(redis),
+        feed=FeedBroadcaster(database),
         keys=KeyRing(database, settings.environment),
         prompts=prompts or _tokenizers(),
         metrics=Metrics(database, lambda: waiting_places.taken),

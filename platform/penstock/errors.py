@@ -17,11 +17,16 @@ PenstockError
 │   ├── LastAdministrator   409   a tenant keeps somebody who administers it
 │   ├── JobAlreadyFinished  409   a terminal state is final
 │   ├── JobNotFinished      409   only a finished job can be retried
+│   ├── JobStopped          409   the job that served the call was cancelled or expired
 │   ├── IdempotencyKeyInUse 409   the first request with the key is being handled
 │   ├── IdempotencyKeyReused 422  the key came with another request before
+│   ├── TooManyWebhookEndpoints 409 the tenant has as many as it may
+│   ├── WebhookEndpointDisabled 409 nothing is replayed to a disabled endpoint
+│   ├── WebhookDeliveryWaiting 409 only what has ended is replayed
 │   ├── BodyTooLarge        413
 │   ├── UnsupportedMediaType 415
 │   └── QuotaExceeded       429   the tenant's limit is reached
+├── JobFailed               500   the job that served the call failed
 ├── IllegalTransition             a job state that the table does not allow
 ├── LeaseLost                     another holder has the job, or it was finished
 └── ModelFolderInvalid            a model folder is missing, incomplete or altered
@@ -184,6 +189,21 @@ class JobNotFinished(RequestError):
     title = "The job has not finished"
 
 
+class JobStopped(RequestError):
+    """The job that served an OpenAI call was cancelled, or expired, before it was through."""
+
+    code = "job_stopped"
+    status = 409
+    title = "The job was stopped"
+
+
+class JobFailed(PenstockError):
+    """The job that served an OpenAI call failed; the message says why."""
+
+    code = "job_failed"
+    title = "The job failed"
+
+
 class IdempotencyKeyInUse(RequestError):
     """The first request with this key is being handled; send it again for its answer."""
 
@@ -198,6 +218,30 @@ class IdempotencyKeyReused(RequestError):
     code = "idempotency_key_reused"
     status = 422
     title = "The idempotency key was used for another request"
+
+
+class TooManyWebhookEndpoints(RequestError):
+    """The tenant has as many webhook endpoints as it may."""
+
+    code = "too_many_webhook_endpoints"
+    status = 409
+    title = "There are too many webhook endpoints"
+
+
+class WebhookEndpointDisabled(RequestError):
+    """The endpoint is disabled; the message says since what."""
+
+    code = "webhook_endpoint_disabled"
+    status = 409
+    title = "The webhook endpoint is disabled"
+
+
+class WebhookDeliveryWaiting(RequestError):
+    """The delivery has not ended; its next attempt comes by itself."""
+
+    code = "webhook_delivery_waiting"
+    status = 409
+    title = "The delivery is still being attempted"
 
 
 class BodyTooLarge(RequestError):

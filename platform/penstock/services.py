@@ -8,6 +8,7 @@ from redis import Redis
 
 from penstock.auth.key_ring import KeyRing
 from penstock.db import Database
+from penstock.events.live import FeedBroadcaster
 from penstock.jobs.journal import Journal
 from penstock.jobs.live import LiveBroadcaster
 from penstock.jobs.services import PromptCounter
@@ -29,6 +30,7 @@ class Services:
     redis: Redis
     journal: Journal
     live: LiveBroadcaster
+    feed: FeedBroadcaster
     keys: KeyRing
     prompts: PromptCounter
     metrics: Metrics
@@ -38,6 +40,7 @@ class Services:
     def stop_streams(self) -> None:
         """End every stream and wait, for shutdown; later ones end at once."""
         self.live.close()
+        self.feed.close()
 
     def close(self) -> None:
         """Let go of everything."""

@@ -171,6 +171,9 @@ class Settings(MlflowSettings):
         default=False, description="Let webhooks go to loopback addresses, for development"
     )
     webhook_timeout_seconds: float = Field(default=15.0, gt=0, description="How long one webhook attempt may take")
+    webhook_disable_days: float = Field(
+        default=5.0, gt=0, description="How long a webhook endpoint may fail without a success before it is disabled"
+    )
 
     # Logs
     log_level: Literal["debug", "info", "warning", "error"] = Field(

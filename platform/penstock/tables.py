@@ -2,12 +2,13 @@
 
 from penstock.auth.models import ApiKey, AuditEntry, Tenant, User
 from penstock.db import Base
+from penstock.events.models import FeedEvent, FeedHead
 from penstock.idempotency.models import IdempotencyKey
 from penstock.jobs.models import Event, Job, JobJournal, JobRun
 from penstock.outbox.models import OutboxMessage
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
 from penstock.usage.models import UsageEntry
-from penstock.webhooks.models import WebhookAttempt, WebhookDelivery
+from penstock.webhooks.models import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 
 __all__ = [
     "ApiKey",
@@ -15,6 +16,8 @@ __all__ = [
     "Base",
     "Deployment",
     "Event",
+    "FeedEvent",
+    "FeedHead",
     "Hosting",
     "IdempotencyKey",
     "Job",
@@ -27,5 +30,6 @@ __all__ = [
     "User",
     "WebhookAttempt",
     "WebhookDelivery",
+    "WebhookEndpoint",
     "Worker",
 ]

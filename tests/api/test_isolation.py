@@ -4,6 +4,7 @@ A route must be sorted in here, or the test fails. What names something of a ten
 were not there; what names nothing must not tell the stranger of it either.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +41,26 @@ OPERATORS = "/v1/admin/"
 PORTAL = "/jobs"
 """Routes of signed-in people; all others need a key."""
 
+THINGS = (
+    "/v1/keys",
+    "/v1/users",
+    "/v1/audit",
+    "/v1/jobs",
+    "/v1/events",
+    "/v1/webhook-endpoints",
+    "/v1/webhook-deliveries",
+)
+"""Where a tenant sees what it has."""
+
 BODIES: Mapping[tuple[str, str], Any] = {
     ("POST", "/v1/jobs"): BODY,
     ("POST", "/v1/keys"): {"name": "theirs"},
     ("POST", "/v1/users"): {"email": "theirs@example.com"},
     ("PATCH", "/v1/users/<user_id>"): {"disabled": True},
+    ("POST", "/v1/webhook-endpoints"): {"url": "http://127.0.0.1:9/theirs"},
+    ("PATCH", "/v1/webhook-endpoints/<endpoint_id>"): {"disabled": True},
+    ("POST", "/v1/webhook-endpoints/<endpoint_id>/rotate-secret"): {},
+    ("POST", "/v1/webhook-endpoints/<endpoint_id>/replay"): {"since": "2020-01-01T00:00:00Z", "delivered": True},
 }
 """What is sent where a body is needed."""
 
@@ -56,10 +72,12 @@ class Belongings:
     job_id: str
     key_id: str
     user_id: str
+    endpoint_id: str
+    delivery_id: str
 
     @property
     def ids(self) -> dict[str, str]:
-        return {"job_id": self.job_id, "key_id": self.key_id, "user_id": self.user_id}
+        return dataclasses.asdict(self)
 
     def hidden_from(self, text: str) -> bool:
         return not any(id_ in text for id_ in (*self.ids.values(), "mine@example.com"))
@@ -100,7 +118,10 @@ def needs_a_key(rule: str) -> bool:
 def belongings(caller: Caller) -> Belongings:
     job_id = caller.submit(tags=["mine"])
     user_id = caller.post("/v1/users", {"email": "mine@example.com"}).json["id"]
-    return Belongings(job_id, caller.post("/v1/keys", {"name": "mine"}).json["id"], user_id)
+    endpoint_id = caller.post("/v1/webhook-endpoints", {"url": "http://127.0.0.1:9/mine"}).json["id"]
+    delivery_id = caller.post(f"/v1/webhook-endpoints/{endpoint_id}/test").json["id"]
+    key_id = caller.post("/v1/keys", {"name": "mine"}).json["id"]
+    return Belongings(job_id, key_id, user_id, endpoint_id, delivery_id)
 
 
 @pytest.fixture
@@ -110,7 +131,7 @@ def stranger(make_caller: Callable[..., Caller]) -> Caller:
 
 def what_there_is(caller: Caller, belongings: Belongings) -> list[Any]:
     """The owner's view of all that a stranger might have changed."""
-    seen = [caller.get(path).json for path in ("/v1/keys", "/v1/users", "/v1/audit", "/v1/jobs")]
+    seen = [caller.get(path).json for path in THINGS]
     for key in seen[0]["data"]:
         key.pop("last_used_at")  # the owner's own looking may note it
     return [*seen, caller.get(f"/v1/jobs/{belongings.job_id}").json]
@@ -166,6 +187,15 @@ def test_filters_and_cursors_reach_into_no_other_tenant(
     entry = caller.get("/v1/audit").json["data"][0]
     for query in (f"?after={entry['id'][:-1]}z", f"?target={entry['target']}", f"?actor={entry['actor']['id']}"):
         assert stranger.get(f"/v1/audit{query}").json["data"] == []
+    for query in (
+        f"?endpoint={belongings.endpoint_id}",
+        f"?job={belongings.job_id}",
+        f"?after={belongings.delivery_id[:-1]}z",
+    ):
+        assert stranger.get(f"/v1/webhook-deliveries{query}").json["data"] == []
+    assert len(caller.get("/v1/events").json["data"]) == 1
+    assert stranger.get("/v1/events").json["data"] == []
+    assert stranger.get("/v1/events?after=1").status_code == 422
     assert stranger.get(f"/v1/audit?tenant={caller.tenant_id}").status_code == 422
 
 

@@ -236,7 +236,7 @@ def test_what_is_due_is_found_the_longest_overdue_first(database: Database, rece
 
 @pytest.mark.parametrize("traceparent", [None, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"])
 def test_the_jobs_trace_goes_with_it(traceparent: str | None) -> None:
-    due = DueDelivery("msg_1", 1, "http://x", {}, "whsec_dGVzdA==", traceparent)
+    due = DueDelivery("msg_1", 1, "http://x", {}, ("whsec_dGVzdA==",), traceparent)
     assert headers_of(due, b"{}", 5).get("traceparent") == traceparent
 
 

@@ -22,6 +22,7 @@ class ActorKind(StrEnum):
     API_KEY = "api_key"
     USER = "user"
     COMMAND = "command"
+    SYSTEM = "system"
 
 
 class Action(StrEnum):
@@ -35,6 +36,12 @@ class Action(StrEnum):
     USER_SIGNED_IN = "user.signed_in"
     KEY_CREATED = "key.created"
     KEY_REVOKED = "key.revoked"
+    WEBHOOK_CREATED = "webhook_endpoint.created"
+    WEBHOOK_CHANGED = "webhook_endpoint.changed"
+    WEBHOOK_DELETED = "webhook_endpoint.deleted"
+    WEBHOOK_SECRET_ROTATED = "webhook_endpoint.secret_rotated"  # noqa: S105 - an action's name
+    WEBHOOK_DISABLED = "webhook_endpoint.disabled"
+    WEBHOOK_ENABLED = "webhook_endpoint.enabled"
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ class TenantDocument(_Document):
 class ActorDocument(_Document):
     """Who acted, and through what."""
 
-    kind: Literal["api_key", "user", "command"]
+    kind: Literal["api_key", "user", "command", "system"]
     id: str
     name: str
 

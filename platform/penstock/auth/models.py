@@ -76,7 +76,7 @@ class AuditEntry(Base):
 
     __tablename__ = "audit_entry"
     __table_args__ = (
-        CheckConstraint("actor_kind IN ('api_key', 'user', 'command')", name="actor_kind"),
+        CheckConstraint("actor_kind IN ('api_key', 'user', 'command', 'system')", name="actor_kind"),
         Index("ix_audit_entry_tenant", "tenant_id", text("id DESC")),
     )
 

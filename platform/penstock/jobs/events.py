@@ -3,6 +3,7 @@
 Everything here runs inside the transaction that changed the job.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -12,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from penstock.jobs.models import Event, Job
 from penstock.jobs.presentation import job_document
-from penstock.webhooks.services import queue_delivery
+from penstock.webhooks.queueing import Owed, listening, queue_delivery, queue_for_endpoints
 
 
 class EventType(StrEnum):
@@ -46,11 +47,11 @@ class Happening:
 
 
 def record(session: Session, happenings: list[Happening]) -> None:
-    """Write the events, and a delivery for each that the job's webhook asked for."""
+    """Write the events, and a delivery of each for those that asked for it. The feed takes them by a trigger."""
     if not happenings:
         return
-    session.execute(
-        insert(Event),
+    written = session.execute(
+        insert(Event).returning(Event.job_id, Event.number, listening("event.tenant_id", "event.type")),
         [
             {
                 "job_id": happening.job.id,
@@ -62,18 +63,22 @@ def record(session: Session, happenings: list[Happening]) -> None:
             for happening in happenings
         ],
     )
+    endpoints = {(job_id, number): endpoint_ids for job_id, number, endpoint_ids in written}
     for happening in happenings:
-        if _wanted(happening):
-            assert happening.job.webhook is not None
-            queue_delivery(
-                session,
-                tenant_id=happening.job.tenant_id,
-                job_id=happening.job.id,
-                event_number=happening.job.last_event,
-                url=happening.job.webhook["url"],
-                event_type=happening.type.value,
-                document=job_document(happening.job),
-            )
+        _tell(session, happening, endpoints[happening.job.id, happening.job.last_event] or [])
+
+
+def _tell(session: Session, happening: Happening, endpoint_ids: Sequence[str]) -> None:
+    """Queue the event for those who want it: the job's own address, and the tenant's endpoints."""
+    job = happening.job
+    if not (endpoint_ids or _wanted(happening)):
+        return
+    owed = Owed(job.tenant_id, happening.type.value, job_document(job), job.id, job.last_event)
+    if _wanted(happening):
+        assert job.webhook is not None
+        queue_delivery(session, owed, job.webhook["url"])
+    if endpoint_ids:
+        queue_for_endpoints(session, owed, endpoint_ids)
 
 
 def events_after(session: Session, job_id: str, number: int) -> list[Event]:

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from penstock.db import Database
 from penstock.errors import LeaseLost
+from penstock.events.services import place_committed
 from penstock.idempotency.services import forget_expired
 from penstock.jobs.journal import Journal, JournalEntry
 from penstock.jobs.lease import Held
@@ -68,6 +69,8 @@ class Housekeeper:
             self._relay.ring(session, _deployments_with_waiting_jobs(session))
             for delivery_id in due_deliveries(session, self._relay.room_for_webhooks(_MOST_DELIVERIES)):
                 self._relay.ring_webhook(delivery_id)
+        with self._database.transaction() as session:
+            place_committed(session)
         with self._database.transaction() as session:
             forget_expired(session, self._settings.idempotency_seconds)
 

@@ -33,6 +33,7 @@ from penstock.jobs.waiting import wait_asked, wait_until_final
 from penstock.logs import get_logger
 from penstock.routing.services import model_name_of
 from penstock.services import Services, current_services
+from penstock.webhooks.guard import check_numeric
 
 log = get_logger(__name__)
 routes: Final = APIBlueprint("api_jobs", __name__, url_prefix="/v1/jobs", tag="Jobs")
@@ -84,17 +85,21 @@ def submit_job(principal: Principal, headers: SubmitHeaders, body: JobRequest) -
     """
     services = current_services()
     seconds = wait_asked(headers.prefer)
+    if body.webhook is not None:
+        check_numeric(
+            body.webhook.url, allow_loopback=services.settings.webhook_allow_loopback, field="webhook.url"
+        )
     asked = keyed_request(principal.tenant_id, headers.idempotency_key, ["submit", _as_sent(body)])
 
     def submit(session: Session) -> Job:
-        _refuse_model(principal, model_name_of(body.model))
+        refuse_model(principal, model_name_of(body.model))
         return jobs.submit(
             session,
             tenant_id=principal.tenant_id,
             request=body,
             prompts=services.prompts,
             limits=services.quotas.job_limits(principal.tenant_id, principal.limits),
-            traceparent=_traceparent(headers),
+            traceparent=traceparent_of(headers.traceparent),
         )
 
     accepted = _accept(services, asked, submit)
@@ -169,7 +174,7 @@ def retry_job(principal: Principal, headers: RetryHeaders, job_id: str) -> tuple
     asked = keyed_request(principal.tenant_id, headers.idempotency_key, ["retry", job_id])
 
     def retry(session: Session) -> Job:
-        _refuse_model(principal, jobs.get(session, principal.tenant_id, job_id).model_name)
+        refuse_model(principal, jobs.get(session, principal.tenant_id, job_id).model_name)
         return jobs.retry(
             session,
             principal.tenant_id,
@@ -222,7 +227,8 @@ def _answer_headers(accepted: Accepted) -> dict[str, str]:
     return location | ({"Idempotent-Replayed": "true"} if accepted.replayed else {})
 
 
-def _refuse_model(principal: Principal, name: str) -> None:
+def refuse_model(principal: Principal, name: str) -> None:
+    """Raise `ModelNotAllowed` when the key is not for the model of that name."""
     if not principal.may_use(name):
         allowed = sorted(principal.models or ())
         raise ModelNotAllowed(
@@ -241,6 +247,6 @@ def _as_sent(body: JobRequest) -> dict[str, Any]:
     return body.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def _traceparent(headers: SubmitHeaders) -> str | None:
-    given = headers.traceparent
+def traceparent_of(given: str | None) -> str | None:
+    """The header, where it holds a trace context."""
     return given if given and _TRACEPARENT.fullmatch(given) else None

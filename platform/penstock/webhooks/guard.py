@@ -72,6 +72,41 @@ def check(url: str, *, allow_loopback: bool, resolver: Resolver = resolve) -> Ta
     return Target(parsed, host, port, allowed)
 
 
+def check_kept(url: str, *, allow_loopback: bool, resolver: Resolver = resolve) -> None:
+    """Check an address that is to be kept, as it will be checked again at each delivery.
+
+    Raises `AddressRefused`, also when the name is unknown now: whoever gives an address is there to mend it.
+    """
+    try:
+        check(url, allow_loopback=allow_loopback, resolver=resolver)
+    except (OSError, UnicodeError):
+        raise AddressRefused(f"no address is known for the name in {url}", field="url") from None
+
+
+def check_numeric(url: str, *, allow_loopback: bool, field: str) -> None:
+    """Refuse an address that names a forbidden place by its number, or as localhost, without asking a name server."""
+    parsed = _parse(url)
+    host = parsed.raw_host.decode("ascii").rstrip(".").lower()
+    found = _numeric(host)
+    reason = refusal(found, allow_loopback=allow_loopback) if found is not None else None
+    if reason is not None:
+        raise AddressRefused(f"webhooks go to public addresses alone: {host} is {reason}", field=field)
+
+
+def _numeric(host: str) -> str | None:
+    """The address that a host is by itself, in any spelling; None for a name that must be looked up."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return None
+
+
 def refusal(address: str, *, allow_loopback: bool) -> str | None:
     """What is wrong with an address, or None when webhooks may go there."""
     if "%" in address:

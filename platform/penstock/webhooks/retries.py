@@ -22,7 +22,7 @@ RETRY_DELAYS: Final = (
 MOST_ATTEMPTS: Final = len(RETRY_DELAYS) + 1
 LONGEST_RETRY_AFTER: Final = timedelta(hours=24)
 _JITTER: Final = 0.1
-_GONE: Final = 410
+GONE: Final = 410
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Answer:
     @property
     def hopeless(self) -> bool:
         """The address is refused, or its owner said that it is gone for good."""
-        return self.refused or self.status == _GONE
+        return self.refused or self.status == GONE
 
 
 def retry_delay(number: int, retry_after: str | None) -> timedelta | None:

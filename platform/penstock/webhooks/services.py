@@ -1,4 +1,4 @@
-"""Deliveries: queued in the transaction that caused them, attempted by the control processes, retried from their rows.
+"""Deliveries: attempted by the control processes, retried from their rows.
 
 An attempt is taken in one transaction (`take_due` pushes `next_attempt_at` past the longest that a try can last, so
 that no second process sends meanwhile, and a process that dies loses nothing), sent outside of any, and recorded in
@@ -7,62 +7,40 @@ another. Its number is its fence: an attempt that comes back after a later one w
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from penstock.auth.models import Tenant
-from penstock.clock import iso, utc_now
-from penstock.ids import new_id
 from penstock.jobs.models import Job
-from penstock.outbox.services import Topic, post
-from penstock.webhooks.models import WebhookAttempt, WebhookDelivery
+from penstock.webhooks.endpoints import EndpointEvent, note_answer
+from penstock.webhooks.models import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from penstock.webhooks.retries import MOST_ATTEMPTS, Answer, retry_delay
+
+DISABLE_AFTER: Final = timedelta(days=5)
 
 
 @dataclass(frozen=True, slots=True)
 class DueDelivery:
-    """An attempt that is ours to make now. `number` counts from 1 and is the attempt's fence."""
+    """An attempt that is ours to make now.
+
+    `number` counts from 1 and is the attempt's fence; `turn` is its place in the schedule, which a replay begins anew.
+    Each of `secrets` signs it.
+    """
 
     id: str
     number: int
     url: str
     payload: dict[str, Any]
-    secret: str
-    traceparent: str | None
+    secrets: tuple[str, ...]
+    traceparent: str | None = None
+    endpoint_id: str | None = None
+    turn: int = 1
 
-
-def queue_delivery(
-    session: Session,
-    *,
-    tenant_id: str,
-    job_id: str,
-    event_number: int,
-    url: str,
-    event_type: str,
-    document: dict[str, Any],
-) -> str:
-    """Note that `event_type` of a job is owed to `url`; returns the delivery's id, its `webhook-id` for good."""
-    delivery_id = new_id("msg")
-    session.execute(
-        insert(WebhookDelivery),
-        {
-            "id": delivery_id,
-            "tenant_id": tenant_id,
-            "job_id": job_id,
-            "event_number": event_number,
-            "url": url,
-            "payload": {
-                "type": event_type,
-                "timestamp": iso(utc_now()),
-                "event_number": event_number,
-                "data": document,
-            },
-        },
-    )
-    post(session, Topic.WEBHOOK, {"delivery_id": delivery_id})
-    return delivery_id
+    @property
+    def is_test(self) -> bool:
+        return bool(self.payload["type"] == EndpointEvent.TEST)
 
 
 def due_deliveries(session: Session, limit: int) -> list[str]:
@@ -80,7 +58,8 @@ def due_deliveries(session: Session, limit: int) -> list[str]:
 def take_due(session: Session, delivery_id: str, *, lease_seconds: float) -> DueDelivery | None:
     """Take the delivery's next attempt, which nobody else gets for `lease_seconds`. None unless it waits and is due.
 
-    A delivery whose attempts are used up without an end (the process died in its last) fails here.
+    A delivery whose attempts are used up without an end (the process died in its last) fails here, and so does one that
+    was queued while its endpoint was being disabled.
     """
     delivery = session.scalars(
         select(WebhookDelivery)
@@ -93,20 +72,32 @@ def take_due(session: Session, delivery_id: str, *, lease_seconds: float) -> Due
     ).one_or_none()
     if delivery is None:
         return None
-    if delivery.attempts >= MOST_ATTEMPTS:
+    endpoint = session.get(WebhookEndpoint, delivery.endpoint_id) if delivery.endpoint_id else None
+    is_test = delivery.payload["type"] == EndpointEvent.TEST
+    if _used_up(delivery, is_test) or (endpoint is not None and endpoint.disabled_at is not None and not is_test):
         delivery.status, delivery.next_attempt_at = "failed", None
         return None
     delivery.attempts += 1
     delivery.next_attempt_at = _from_now(timedelta(seconds=lease_seconds))
+    if endpoint is not None:
+        delivery.url = endpoint.url  # it may have moved since the event was queued
     session.flush()
-    return _as_due(session, delivery)
+    return _as_due(session, delivery, endpoint)
 
 
-def record_attempt(session: Session, due: DueDelivery, answer: Answer) -> str | None:
+def record_attempt(
+    session: Session, due: DueDelivery, answer: Answer, *, disable_after: timedelta = DISABLE_AFTER
+) -> str | None:
     """Note what came of an attempt and what follows from it; returns the delivery's status.
 
-    None when a later attempt was taken meanwhile: then this one is noted and changes nothing.
+    None when a later attempt was taken meanwhile: then this one is noted and changes nothing. None also when the
+    delivery was deleted. An endpoint that has failed for `disable_after` is disabled.
     """
+    if due.endpoint_id is not None and not due.is_test:
+        note_answer(session, due.endpoint_id, answer, disable_after=disable_after)
+    delivery = session.get(WebhookDelivery, due.id, with_for_update=True)
+    if delivery is None:
+        return None
     session.execute(
         insert(WebhookAttempt).values(
             delivery_id=due.id,
@@ -118,32 +109,44 @@ def record_attempt(session: Session, due: DueDelivery, answer: Answer) -> str | 
             error=answer.error,
         )
     )
-    return session.scalar(
-        update(WebhookDelivery)
-        .where(
-            WebhookDelivery.id == due.id,
-            WebhookDelivery.status == "waiting",
-            WebhookDelivery.attempts == due.number,
-        )
-        .values(**_consequence(due.number, answer))
-        .returning(WebhookDelivery.status)
+    if delivery.attempts != due.number or delivery.status == "delivered":
+        return None
+    if answer.delivered or delivery.status == "waiting":  # what has failed (its endpoint was disabled) may yet arrive
+        for name, value in _consequence(due, answer).items():
+            setattr(delivery, name, value)
+    session.flush()
+    return delivery.status
+
+
+def _used_up(delivery: WebhookDelivery, is_test: bool) -> bool:
+    return delivery.attempts - delivery.replayed_after >= (1 if is_test else MOST_ATTEMPTS)
+
+
+def _as_due(session: Session, delivery: WebhookDelivery, endpoint: WebhookEndpoint | None) -> DueDelivery:
+    tenants = select(Tenant.webhook_secret).where(Tenant.id == delivery.tenant_id)
+    return DueDelivery(
+        delivery.id,
+        delivery.attempts,
+        delivery.url,
+        delivery.payload,
+        _secrets(session, endpoint) if endpoint is not None else (session.scalars(tenants).one(),),
+        session.scalar(select(Job.traceparent).where(Job.id == delivery.job_id)),
+        delivery.endpoint_id,
+        delivery.attempts - delivery.replayed_after,
     )
 
 
-def _as_due(session: Session, delivery: WebhookDelivery) -> DueDelivery:
-    secret, traceparent = session.execute(
-        select(Tenant.webhook_secret, Job.traceparent)
-        .select_from(Job)
-        .join(Tenant, Tenant.id == Job.tenant_id)
-        .where(Job.id == delivery.job_id)
-    ).one()
-    return DueDelivery(delivery.id, delivery.attempts, delivery.url, delivery.payload, secret, traceparent)
+def _secrets(session: Session, endpoint: WebhookEndpoint) -> tuple[str, ...]:
+    before, until = endpoint.previous_secret, endpoint.previous_secret_until
+    if before is None or until is None or until <= session.scalars(select(func.clock_timestamp())).one():
+        return (endpoint.secret,)
+    return endpoint.secret, before
 
 
-def _consequence(number: int, answer: Answer) -> dict[str, Any]:
+def _consequence(due: DueDelivery, answer: Answer) -> dict[str, Any]:
     if answer.delivered:
         return {"status": "delivered", "next_attempt_at": None, "delivered_at": func.clock_timestamp()}
-    delay = None if answer.hopeless else retry_delay(number, answer.retry_after)
+    delay = None if answer.hopeless or due.is_test else retry_delay(due.turn, answer.retry_after)
     if delay is None:
         return {"status": "failed", "next_attempt_at": None}
     return {"next_attempt_at": _from_now(delay)}

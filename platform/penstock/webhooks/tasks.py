@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import timedelta
 from typing import Any
 
 from celery import Celery
@@ -13,7 +14,7 @@ from penstock.logs import get_logger
 from penstock.settings import Settings
 from penstock.webhooks.retries import Answer
 from penstock.webhooks.sender import Sender
-from penstock.webhooks.services import DueDelivery, record_attempt, take_due
+from penstock.webhooks.services import DISABLE_AFTER, DueDelivery, record_attempt, take_due
 from penstock.webhooks.signing import sign
 
 _NAME_LOOKUP_SECONDS = 60.0
@@ -26,14 +27,22 @@ def register(app: Celery, database: Database, settings: Settings) -> None:
     """Give `app` the task that delivers webhooks."""
     sender = Sender(timeout_seconds=settings.webhook_timeout_seconds, allow_loopback=settings.webhook_allow_loopback)
     lease_seconds = settings.webhook_timeout_seconds + _NAME_LOOKUP_SECONDS
+    disable_after = timedelta(days=settings.webhook_disable_days)
 
     def task(delivery_id: str) -> None:
-        deliver(database, sender, delivery_id, lease_seconds=lease_seconds)
+        deliver(database, sender, delivery_id, lease_seconds=lease_seconds, disable_after=disable_after)
 
     app.task(task, name=DELIVER_WEBHOOK_TASK)
 
 
-def deliver(database: Database, sender: Sender, delivery_id: str, *, lease_seconds: float) -> str | None:
+def deliver(
+    database: Database,
+    sender: Sender,
+    delivery_id: str,
+    *,
+    lease_seconds: float,
+    disable_after: timedelta = DISABLE_AFTER,
+) -> str | None:
     """Attempt the delivery if it is due and nobody is at it; returns its status then, or None if it was not ours."""
     with database.transaction() as session:
         due = take_due(session, delivery_id, lease_seconds=lease_seconds)
@@ -42,7 +51,7 @@ def deliver(database: Database, sender: Sender, delivery_id: str, *, lease_secon
     body = encode(due.payload)
     answer = sender.post(due.url, headers_of(due, body, int(time.time())), body)
     with database.transaction() as session:
-        status = record_attempt(session, due, answer)
+        status = record_attempt(session, due, answer, disable_after=disable_after)
     _log(due, answer, status)
     return status
 
@@ -59,7 +68,7 @@ def headers_of(due: DueDelivery, body: bytes, timestamp: int) -> dict[str, str]:
         "User-Agent": f"Penstock/{penstock.__version__}",
         "webhook-id": due.id,
         "webhook-timestamp": str(timestamp),
-        "webhook-signature": sign(due.secret, due.id, timestamp, body),
+        "webhook-signature": " ".join(sign(secret, due.id, timestamp, body) for secret in due.secrets),
     }
     return headers | {"traceparent": due.traceparent} if due.traceparent else headers
 
