@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from statistics import median
 from typing import Any
 
 import torch
+from penstock_kernels.cpu.memory import lasting
 from torch import Tensor
 
 from bench.engine_parts.shapes import HEAD_DIM, SHAPES, Shape
@@ -71,13 +71,14 @@ def _products(shape: Shape) -> Callable[[int], None]:
 
 
 def _memory_speed() -> float:
-    """Bytes per second of a sum over memory that no cache holds; the best of several, for it is a limit."""
-    data = torch.ones(READ_BYTES // 4)
-    return READ_BYTES / min(_times(data.sum))
+    """Bytes per second of the greatest over memory that no cache holds, on huge pages as weights are."""
+    data = lasting(torch.ones(READ_BYTES // 4))
+    return READ_BYTES / _seconds(data.amax)
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    return median(_times(call))
+    """The best of several, for it is a limit."""
+    return min(_times(call))
 
 
 def _times(call: Callable[[], object]) -> list[float]:

@@ -106,3 +106,18 @@ def test_a_machine_without_numba_runs_torch(llama: TinyModel) -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.startswith("torch (the package numba is not installed)")
+
+
+@compiled_only
+def test_one_thread_stays_one(llama: TinyModel) -> None:
+    """A pool of threads started on the way would have small torch operations wait for each other, milliseconds each."""
+    code = (
+        "import torch\n"
+        "from penstock_engine import Engine, EngineConfig, Request\n"
+        f"engine = Engine.from_folder({str(llama.folder)!r}, EngineConfig(threads=1))\n"
+        "engine.submit(Request('a', [1, 2, 3]))\n"
+        "engine.step()\n"
+        "print(torch.get_num_threads())\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told == "1\n"

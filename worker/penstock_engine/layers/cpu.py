@@ -239,6 +239,7 @@ def use_cpu_kernels(model: DecoderLM, *, dtype: torch.dtype, threads: int, quant
     The model is for inference only afterwards. A layer of a shape that the kernels do not take stays.
     """
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(threads)  # again: as numba starts its own, it sets OpenMP's to all there are, torch's too
     shop = Workshop(dtype, threads, quantization, Workspace())
     _visit(model, shop)
     model.model.layers = nn.ModuleList([LayerStack(model.model.layers, shop.space)])
