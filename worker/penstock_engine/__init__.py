@@ -24,8 +24,9 @@ Reading order, from the data to the device:
     forward_batch   a step as tensors
     runner          the only part that touches the device
     kv_pool         the memory behind the pages
-    models/         the architectures, from layers/ (attention, feed_forward, linear, norm, rotary; prepack is applied
-                    from outside); models/bridge runs transformers' own code with our attention in it
+    models/         the architectures, from layers/ (attention, feed_forward, linear, norm, rotary); models/bridge runs
+                    transformers' own code with our attention in it
+    kernel_choice   which layers of a loaded model give way to faster ones (layers/cpu, prepack), and what is told of it
     scoring         log probabilities of the prompt's own tokens
     grammar, masks  which tokens an output's grammar lets come next
     sampler         logits to tokens: penalties first, then filters, then a draw with philox's noise
