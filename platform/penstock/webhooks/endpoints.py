@@ -120,11 +120,9 @@ class Endpoints:
     def rotate_secret(self, endpoint_id: str, grace: timedelta) -> WebhookEndpoint:
         """A fresh secret; for `grace`, attempts are signed with the one before as well."""
         endpoint = self._locked(endpoint_id)
-        if grace:
-            endpoint.previous_secret = endpoint.secret
-            endpoint.previous_secret_until = self._session.scalar(select(func.now() + grace))
-        else:
-            endpoint.previous_secret, endpoint.previous_secret_until = None, None
+        until = self._session.scalar(select(func.now() + grace)) if grace else None
+        endpoint.previous_secret = endpoint.secret if until is not None else None
+        endpoint.previous_secret_until = until
         endpoint.secret = new_secret()
         self._session.flush()
         self._note(Action.WEBHOOK_SECRET_ROTATED, endpoint, {"grace_seconds": int(grace.total_seconds())})
