@@ -24,6 +24,8 @@ from penstock.jobs.services import PromptCounter
 from penstock.jobs.views import routes as job_routes
 from penstock.logs import get_logger
 from penstock.metrics import Metrics
+from penstock.openai_api.problems import in_openai_form
+from penstock.openai_api.views import routes as openai_routes
 from penstock.places import Places
 from penstock.portal import views as portal
 from penstock.problems import install_problem_handlers
@@ -68,7 +70,17 @@ def create_app(
     app.before_request(_begin)
     app.after_request(_finish)
     app.after_request(add_fields)
-    apis = (job_routes, model_routes, account_routes, quota_routes, event_routes, webhook_routes, operator_routes)
+    app.after_request(in_openai_form)
+    apis = (
+        job_routes,
+        openai_routes,
+        model_routes,
+        account_routes,
+        quota_routes,
+        event_routes,
+        webhook_routes,
+        operator_routes,
+    )
     for blueprint in (*apis, health.blueprint(), openapi.blueprint()):
         app.register_blueprint(blueprint)
     portal.register(app)

@@ -27,10 +27,19 @@ _notes: Final = APIBlueprint("notes", __name__, enable_openapi=False)  # never r
 
 
 @dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """How errors look on a path, and the status of a body or query that is wrong."""
+
+    model: str = Problem.__name__
+    media_type: str = PROBLEM_TYPE
+    invalid_status: int = 422
+
+
+@dataclass(frozen=True, slots=True)
 class Contract:
     """What a view reads and answers with. `problems` are its error statuses beyond those that every view may answer.
 
-    `responses` holds further answers as OpenAPI response objects, by status.
+    `responses` holds further answers as OpenAPI response objects, by status; `errors` says how errors are told.
     """
 
     scope: Scope
@@ -42,6 +51,7 @@ class Contract:
     body: type[BaseModel] | None = None
     problems: Sequence[int] = ()
     responses: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    errors: ErrorForm = ErrorForm()
 
 
 def endpoint(blueprint: APIBlueprint, method: str, path: str, contract: Contract) -> Callable[[View], View]:
@@ -161,6 +171,8 @@ def _document(view: View, contract: Contract) -> View:
 
 
 def _problem_responses(contract: Contract) -> dict[int, dict[str, Any]]:
-    statuses = {*contract.problems, *_ALWAYS_POSSIBLE} | ({422} if contract.query or contract.body else set())
-    content = {PROBLEM_TYPE: {"schema": schema_of(Problem)}}
+    form = contract.errors
+    invalid = {form.invalid_status} if contract.query or contract.body else set()
+    statuses = {*contract.problems, *_ALWAYS_POSSIBLE} | invalid
+    content = {form.media_type: {"schema": {"$ref": f"#/components/schemas/{form.model}"}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in sorted(statuses)}

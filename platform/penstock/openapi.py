@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from penstock.endpoints import SECURITY_SCHEME
 from penstock.jobs.documents import EventDocument, FinalEvent, OutputDelta
+from penstock.openai_api.problems import OpenAIError
 from penstock.problems import Problem
 from penstock.reference_page import TEMPLATE, operations
 
@@ -36,7 +37,7 @@ _CONFIG: Final[dict[str, Any]] = {
         }
     },
 }
-_UNROUTED_MODELS: Final[tuple[type[BaseModel], ...]] = (Problem, EventDocument, FinalEvent, OutputDelta)
+_UNROUTED_MODELS: Final[tuple[type[BaseModel], ...]] = (Problem, OpenAIError, EventDocument, FinalEvent, OutputDelta)
 
 
 def install(app: APIFlask) -> None:

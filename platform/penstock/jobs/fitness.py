@@ -21,6 +21,12 @@ class Vocabulary(Protocol):
     def problem_with(self, kind: str, source: str | Sequence[str]) -> str:
         """Why no output can be held to this grammar; empty where one can."""
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """What the token writes; of a special token its name."""
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether it stands for no text."""
+
 
 def refuse_unfit(
     request: JobRequest, *, prompt_tokens: int, context_length: int, vocabulary: Callable[[], Vocabulary]
@@ -61,6 +67,7 @@ def _refuse_too_dear(request: JobRequest, prompt_tokens: int) -> None:
 def _tokens_named(request: JobRequest) -> Mapping[str, Sequence[int]]:
     params = request.params
     named = {"params.logit_bias": [int(token) for token in params.logit_bias]}
+    named["input.token_ids"] = request.input.token_ids or []
     named["params.stop_token_ids"] = params.stop_token_ids
     return {field: ids for field, ids in named.items() if ids}
 

@@ -66,6 +66,13 @@ class SubmitHeaders(BaseModel):
     idempotency_key: str | None = Field(default=None, description=_IDEMPOTENCY)
 
 
+class CallHeaders(BaseModel):
+    """Headers of a call that its jobs outlive only with a key."""
+
+    traceparent: str | None = Field(default=None, description="W3C trace context, kept with the job")
+    idempotency_key: str | None = Field(default=None, description=_IDEMPOTENCY)
+
+
 class RetryHeaders(BaseModel):
     """Headers that change how a job is submitted again."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, HttpUrl, StringConstraints, field_validator, model_validator
 
 from penstock.clock import aware
-from penstock.jobs.params import JobParams, Strict
+from penstock.jobs.params import JobParams, Strict, TokenId
 from penstock.jobs.states import JobClass
 
 MAX_BUDGET = 2**53
@@ -23,15 +23,16 @@ class Message(Strict):
 
 
 class JobInput(Strict):
-    """Either a finished `prompt`, or `messages` that the model's own chat template turns into one."""
+    """A finished `prompt`, or its `token_ids`, or `messages` that the model's own chat template turns into one."""
 
     prompt: str | None = Field(default=None, min_length=1)
+    token_ids: list[TokenId] | None = Field(default=None, min_length=1, description="The prompt, tokenized already")
     messages: list[Message] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give exactly one of prompt and messages")
+        if sum(given is not None for given in (self.prompt, self.token_ids, self.messages)) != 1:
+            raise ValueError("give exactly one of prompt, token_ids and messages")
         return self
 
 

@@ -59,10 +59,12 @@ class ModelTokenizer:
         return self._chat_template is not None
 
     def encode_input(self, job_input: Mapping[str, Any]) -> list[int]:
-        """The token ids of `{"prompt": ...}` or `{"messages": [...]}`.
+        """The token ids of `{"prompt": ...}`, `{"messages": [...]}` or `{"token_ids": [...]}`, which stay as they are.
 
         Raises `ValidationFailed` on `input.messages` when the model has no chat template, or its template refuses them.
         """
+        if "token_ids" in job_input:
+            return list(job_input["token_ids"])
         if "messages" in job_input:
             return self._encode_chat(job_input["messages"])
         return list(self._tokenizer.encode(job_input["prompt"]).ids)

@@ -58,9 +58,29 @@ class Vocabulary:
             return f"this model's tokenizer cannot tell the bytes of its tokens ({error})"
         return _problem(bytes_of_tokens, kind, source)
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """What the token writes; of a special token its name. Raises `ModelFolderInvalid` when that cannot be told."""
+        written: bytes = self._known_tokens.decode_bytes([token_id])
+        return written
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether it stands for no text. Errors as above."""
+        return self._known_tokens.is_special_token(token_id)
+
+    @property
+    def _known_tokens(self) -> LLTokenizer:
+        try:
+            with self._lock:
+                return self._bytes_of_tokens
+        except ValueError as error:
+            raise ModelFolderInvalid(
+                f"{self._tokenizer_file} cannot tell the bytes of its tokens: {error}", file=self._tokenizer_file.name
+            ) from error
+
     @cached_property
     def _bytes_of_tokens(self) -> LLTokenizer:
-        return LLTokenizer(str(self._tokenizer_file), n_vocab=self.size, eos_token=self._eos_ids)
+        # It insists on an end of text, which only grammars need; those are refused before where there is none.
+        return LLTokenizer(str(self._tokenizer_file), n_vocab=self.size, eos_token=self._eos_ids or [0])
 
 
 def _problem(tokenizer: LLTokenizer, kind: str, source: str | Sequence[str]) -> str:

@@ -1,0 +1,165 @@
+"""One call and the jobs that serve it: submitted together, waited for or followed, and given up with the connection.
+
+A call ends with its client's connection: its jobs are cancelled, unless the call carries an `Idempotency-Key`, which
+says that the client will come again for the answer.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from penstock.auth.services import Principal
+from penstock.errors import JobAlreadyFinished, JobFailed, JobStopped, PenstockError, ServiceUnavailable
+from penstock.idempotency.services import KeyedRequest, accept_once
+from penstock.jobs import services as jobs
+from penstock.jobs.fitness import Vocabulary
+from penstock.jobs.models import Job
+from penstock.jobs.presentation import job_document
+from penstock.jobs.schemas import JobRequest
+from penstock.jobs.states import JobState
+from penstock.jobs.stream import POLL_SECONDS, Cursor, JobStream, Sources, StreamItem
+from penstock.jobs.views import announce, refuse_model
+from penstock.problems import explain_validation
+from penstock.registry.models import Deployment
+from penstock.routing.services import model_name_of
+from penstock.services import Services
+
+Batch = tuple[int, Sequence[StreamItem]]
+"""What came of the call's job of that number."""
+STOPPING: Final = "the server is stopping; send the call again"
+
+
+class ClientGone(Exception):
+    """Nobody is there any more to be answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A call as it was asked for: a job for each body, and the key under which they are submitted, if any."""
+
+    bodies: Sequence[Mapping[str, Any]]
+    asked: KeyedRequest | None
+    traceparent: str | None
+
+
+class Call:
+    """The jobs of one call. `client_gone` tells whether its client is still there."""
+
+    def __init__(self, services: Services, principal: Principal, client_gone: Callable[[], bool]) -> None:
+        self._services, self._principal, self._client_gone = services, principal, client_gone
+        self._outlives_connection = False
+        self._over: set[str] = set()
+        self.jobs: list[Job] = []
+
+    def submit(self, submission: Submission) -> None:
+        """Submit all jobs, or none. Raises what the native submit raises, in the names of the job's fields."""
+        requests = [_job_request(body) for body in submission.bodies]
+        with self._services.database.transaction() as session:
+            self.jobs = [
+                self._accept(session, request, _numbered(submission.asked, number), submission.traceparent)
+                for number, request in enumerate(requests)
+            ]
+        self._outlives_connection = submission.asked is not None
+
+    def vocabularies(self) -> list[Vocabulary]:
+        """The tokens of each job's model."""
+        with self._services.database.transaction() as session:
+            deployments = [session.get_one(Deployment, job.deployment_id) for job in self.jobs]
+            return [self._services.prompts.vocabulary(deployment) for deployment in deployments]
+
+    def wait(self) -> list[dict[str, Any]]:
+        """The documents of the jobs once all have succeeded.
+
+        Raises `JobFailed` or `JobStopped` for the first that has not, `ServiceUnavailable` when the process stops, and
+        `ClientGone`.
+        """
+        return [self._finished(job) for job in self.jobs]
+
+    def follow(self) -> Generator[Batch, None, None]:
+        """What the jobs' streams tell, one job after the other; an empty batch when nothing came for long."""
+        sources = Sources(self._services.database, self._services.journal, self._services.live)
+        for number, job in enumerate(self.jobs):
+            for items in JobStream(sources, job.id, Cursor()).follow():
+                if self._client_gone():
+                    return
+                if items and "job" in items[-1].data:
+                    self._over.add(job.id)
+                yield number, items
+
+    def abandon(self) -> None:
+        """Cancel what was not seen to its end, unless the client will come again for it."""
+        if self._outlives_connection:
+            return
+        for job in self.jobs:
+            if job.id not in self._over:
+                self._cancel(job)
+
+    def _accept(
+        self, session: Session, request: JobRequest, asked: KeyedRequest | None, traceparent: str | None
+    ) -> Job:
+        principal, services = self._principal, self._services
+
+        def make() -> Job:
+            refuse_model(principal, model_name_of(request.model))
+            return jobs.submit(
+                session,
+                tenant_id=principal.tenant_id,
+                request=request,
+                prompts=services.prompts,
+                limits=services.quotas.job_limits(principal.tenant_id, principal.limits),
+                traceparent=traceparent,
+            )
+
+        accepted = accept_once(session, asked, make, keep_seconds=services.settings.idempotency_seconds)
+        return jobs.get(session, principal.tenant_id, accepted.job_id)
+
+    def _finished(self, job: Job) -> dict[str, Any]:
+        with self._services.live.subscribed(job.id, tokens=False) as subscription:
+            while not JobState((job := self._look(job)).state).final:
+                if self._client_gone():
+                    raise ClientGone
+                if self._services.live.closed:
+                    raise ServiceUnavailable(STOPPING, retry_after=1)
+                subscription.take(POLL_SECONDS)
+        self._over.add(job.id)
+        document = job_document(job)
+        if (problem := problem_of(document)) is not None:
+            raise problem
+        return document
+
+    def _look(self, job: Job) -> Job:
+        with self._services.database.transaction() as session:
+            return jobs.get(session, job.tenant_id, job.id)
+
+    def _cancel(self, job: Job) -> None:
+        with suppress(JobAlreadyFinished):
+            with self._services.database.transaction() as session:
+                cancelled = jobs.cancel(session, job.tenant_id, job.id)
+            announce(self._services, cancelled)
+
+
+def problem_of(document: Mapping[str, Any]) -> PenstockError | None:
+    """Why a finished job is no answer; None where it is one."""
+    if document["status"] == JobState.SUCCEEDED:
+        return None
+    error = document["error"] or {}
+    why = f"{document['id']} {'has ' if document['status'] == 'expired' else ''}{document['status']}"
+    if document["status"] == JobState.FAILED:
+        return JobFailed(f"{why}: {error.get('message', 'see the job')} ({error.get('code', 'unknown')})")
+    return JobStopped(f"{why} before it was through; GET /v1/jobs/{document['id']} has the output so far")
+
+
+def _job_request(body: Mapping[str, Any]) -> JobRequest:
+    try:
+        return JobRequest.model_validate(body)
+    except ValidationError as error:
+        raise explain_validation(error) from None
+
+
+def _numbered(asked: KeyedRequest | None, number: int) -> KeyedRequest | None:
+    """The key of each job of a call with several; no header can hold a line feed, so it is nobody else's."""
+    return asked and (replace(asked, key=f"{asked.key}\n{number}") if number else asked)
