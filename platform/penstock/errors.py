@@ -20,6 +20,7 @@ PenstockError
 │   ├── JobStopped          409   the job that served the call was cancelled or expired
 │   ├── IdempotencyKeyInUse 409   the first request with the key is being handled
 │   ├── IdempotencyKeyReused 422  the key came with another request before
+│   ├── AddressRefused      422   webhooks may not go to that address
 │   ├── TooManyWebhookEndpoints 409 the tenant has as many as it may
 │   ├── WebhookEndpointDisabled 409 nothing is replayed to a disabled endpoint
 │   ├── WebhookDeliveryWaiting 409 only what has ended is replayed
@@ -218,6 +219,14 @@ class IdempotencyKeyReused(RequestError):
     code = "idempotency_key_reused"
     status = 422
     title = "The idempotency key was used for another request"
+
+
+class AddressRefused(RequestError):
+    """The webhook's address is one that webhooks may not go to; asking again would not change that."""
+
+    code = "webhook_address_refused"
+    status = 422
+    title = "The webhook's address is refused"
 
 
 class TooManyWebhookEndpoints(RequestError):

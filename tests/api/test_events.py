@@ -224,7 +224,7 @@ def test_a_reader_that_falls_behind_misses_nothing(
         behind, heard = False, 0
         while not behind and heard < 10:
             news = other.take(10)
-            behind, heard = behind or news.behind, heard + len(news.items)
+            behind, heard = news.behind, heard + len(news.items)
             threading.Event().wait(0.3)
         seen: list[int] = []
         while len(seen) < 10:

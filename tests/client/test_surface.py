@@ -11,6 +11,7 @@ import pytest
 from penstock import client
 from penstock.cli import COMMANDS, main
 from penstock.client import Client
+from penstock.client.endpoints import Webhooks
 from penstock.client.jobs import Jobs
 
 from tests.conftest import ROOT
@@ -46,6 +47,7 @@ def test_every_name_is_documented() -> None:
 
 def test_every_call_is_documented_with_its_arguments() -> None:
     calls = {f"jobs.{name}": getattr(Jobs, name) for name in public(Jobs)}
+    calls |= {f"webhooks.{name}": getattr(Webhooks, name) for name in public(Webhooks)}
     calls |= {name: getattr(Client, name) for name in public(Client)}
     arguments = {name: set(inspect.signature(call).parameters) - {"self"} for name, call in calls.items()}
     assert documented_calls() == arguments

@@ -5,7 +5,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
-from penstock.client import WebhookInvalid, verify_webhook
+from penstock.client import Job, WebhookEndpoint, WebhookInvalid, verify_webhook
 from standardwebhooks import Webhook
 
 from tests.client.server import FINISHED
@@ -27,6 +27,7 @@ def headers_for(body: str, moment: float) -> dict[str, str]:
 @pytest.mark.parametrize("body", [BODY, BODY.encode()])
 def test_a_genuine_webhook_is_the_event(body: str | bytes) -> None:
     event = verify_webhook(headers_for(BODY, time.time()), body, SECRET)
+    assert isinstance(event.data, Job)
     assert (event.type, event.event_number, event.data.id) == ("job.succeeded", 3, "job_01")
     assert event.data.text == "Hé\u2028llo"
 
@@ -64,3 +65,15 @@ def test_a_timestamp_that_is_none_is_refused(timestamp: str) -> None:
 def test_signed_nonsense_is_refused() -> None:
     with pytest.raises(WebhookInvalid, match="no event"):
         verify_webhook(headers_for("{}", time.time()), "{}", SECRET)
+
+
+def test_an_endpoints_own_event_has_the_endpoint() -> None:
+    endpoint = {
+        "id": "whe_1", "object": "webhook_endpoint", "url": "https://x/", "description": "", "events": ["job.failed"],
+        "previous_secret_until": None, "failures": 3, "failing_since": "2026-11-21T10:00:01.000Z",
+        "disabled_at": None, "disabled_reason": None, "created_at": "2026-11-21T10:00:01.000Z",
+    }  # fmt: skip
+    body = json.dumps({"type": "webhook_endpoint.test", "timestamp": "2026-11-21T10:00:01.000Z", "data": endpoint})
+    event = verify_webhook(headers_for(body, time.time()), body, SECRET)
+    assert isinstance(event.data, WebhookEndpoint)
+    assert (event.type, event.event_number, event.data.failures) == ("webhook_endpoint.test", None, 3)

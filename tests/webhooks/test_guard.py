@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from penstock.webhooks.guard import AddressRefused, check, refusal, resolve
+from penstock.errors import AddressRefused
+from penstock.webhooks.guard import check, refusal, resolve
 
 REFUSED = {
     "0.0.0.0": "unspecified",

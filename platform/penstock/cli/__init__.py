@@ -13,6 +13,8 @@ COMMANDS = {
         "watch": Lazy("penstock.cli.watch:watch", "Follow a job live."),
         "cancel": Lazy("penstock.cli.jobs:cancel", "Cancel jobs; what they wrote is kept."),
         "retry": Lazy("penstock.cli.jobs:retry", "Submit a finished job's request again."),
+        "events": Lazy("penstock.cli.events:events", "Show all that happened, or follow it."),
+        "webhooks": Lazy("penstock.cli.webhooks:webhooks", "Keep webhook endpoints; see and replay deliveries."),
     },
     "Platform": {
         "up": Lazy("penstock.cli.up:up", "Run everything on this machine.", "platform,embedded,worker"),

@@ -143,7 +143,8 @@ def _submit_all(console: Console, client: Client, samples: list[Sample]) -> tupl
         event = receiver.wait_for(hooked_job.id, _JOB_SECONDS)
         signed = event is not None and receiver.refused == 0
         console.print(f"webhook {event.type}: signature right" if event and signed else "[red]no signed webhook came")
-        outcomes.append(Outcome(hooked, event.data if event else client.jobs.get(hooked_job.id), "webhook"))
+        told = event.data if event is not None and isinstance(event.data, Job) else client.jobs.get(hooked_job.id)
+        outcomes.append(Outcome(hooked, told, "webhook"))
     for sample, job in zip(polled, polled_jobs, strict=True):
         outcomes.append(Outcome(sample, client.jobs.wait(job.id, timeout=_JOB_SECONDS), "poll"))
     return outcomes, signed

@@ -32,10 +32,19 @@ def with_client(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def moment(text: str) -> datetime:
     """A point in time, in UTC: RFC 3339 with its zone, or a duration from now such as `45s`, `30m`, `12h` or `90d`."""
+    return _moment(text, 1)
+
+
+def past_moment(text: str) -> datetime:
+    """The same, durations counting backwards from now."""
+    return _moment(text, -1)
+
+
+def _moment(text: str, direction: int) -> datetime:
     duration = _DURATION.fullmatch(text)
     try:
         if duration is not None:
-            return utc_now() + timedelta(**{_UNITS[duration[2]]: int(duration[1])})
+            return utc_now() + direction * timedelta(**{_UNITS[duration[2]]: int(duration[1])})
         given = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         raise click.BadParameter(

@@ -13,6 +13,7 @@ from penstock.client.models import (
     Alternative,
     Budget,
     Choice,
+    FeedEvent,
     Job,
     JobError,
     Message,
@@ -26,6 +27,9 @@ from penstock.client.models import (
     TokenLogprob,
     Usage,
     Webhook,
+    WebhookAttempt,
+    WebhookDelivery,
+    WebhookEndpoint,
 )
 from penstock.client.webhooks import WebhookEvent, verify_webhook
 from penstock.errors import PenstockError
@@ -38,6 +42,7 @@ __all__ = [
     "Client",
     "ConnectionFailed",
     "Event",
+    "FeedEvent",
     "Job",
     "JobError",
     "JobState",
@@ -58,6 +63,9 @@ __all__ = [
     "Usage",
     "WaitTimedOut",
     "Webhook",
+    "WebhookAttempt",
+    "WebhookDelivery",
+    "WebhookEndpoint",
     "WebhookEvent",
     "WebhookInvalid",
     "verify_webhook",

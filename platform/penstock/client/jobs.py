@@ -52,17 +52,17 @@ class Jobs:
         """
         body = {
             "model": model,
-            "input": _given(prompt=prompt, messages=list(messages) if messages is not None else None),
+            "input": given(prompt=prompt, messages=list(messages) if messages is not None else None),
             "params": dict(params) if params is not None else None,
             "class": job_class,
             "priority": priority,
-            "deadline": _in_utc(deadline),
+            "deadline": in_utc(deadline),
             "budget": {"tokens": token_budget} if token_budget is not None else None,
             "webhook": {"url": webhook} if isinstance(webhook, str) else webhook,
             "tags": list(tags) if tags is not None else None,
             "metadata": dict(metadata) if metadata is not None else None,
         }
-        return self._job("POST", _PATH, body=_given(**body), headers=_idempotency(idempotency_key))
+        return self._job("POST", _PATH, body=given(**body), headers=_idempotency(idempotency_key))
 
     def get(self, job_id: str) -> Job:
         """The job as it stands. Raises `NotFound`."""
@@ -83,8 +83,8 @@ class Jobs:
             "status": status if status is None or isinstance(status, str) else ",".join(status),
             "model": model,
             "tag": tag,
-            "created_after": _in_utc(created_after),
-            "created_before": _in_utc(created_before),
+            "created_after": in_utc(created_after),
+            "created_before": in_utc(created_before),
             "limit": page_size,
         }
         more = True
@@ -161,7 +161,8 @@ def _path(job_id: str) -> str:
     return f"{_PATH}/{quote(job_id, safe='')}"
 
 
-def _given(**members: Any) -> dict[str, Any]:
+def given(**members: Any) -> dict[str, Any]:
+    """The members that are not None."""
     return {name: value for name, value in members.items() if value is not None}
 
 
@@ -169,7 +170,8 @@ def _idempotency(key: str | None) -> dict[str, str]:
     return {IDEMPOTENCY_HEADER: key or str(uuid4())}
 
 
-def _in_utc(moment: datetime | None) -> str | None:
+def in_utc(moment: datetime | None) -> str | None:
+    """RFC 3339 in UTC. Raises `ValidationFailed` for a moment without a time zone."""
     if moment is None:
         return None
     if moment.tzinfo is None:

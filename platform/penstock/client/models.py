@@ -254,3 +254,87 @@ class JobPage(Document):
     data: list[Job]
     has_more: bool
     next: str | None
+
+
+class WebhookEndpoint(Document):
+    """An address that gets events of all jobs. `secret` is there when it was just made, and None ever after."""
+
+    id: str
+    url: str
+    description: str
+    events: list[str]
+    previous_secret_until: datetime | None
+    failures: int
+    failing_since: datetime | None
+    disabled_at: datetime | None
+    disabled_reason: str | None
+    created_at: datetime
+    secret: str | None = None
+
+
+class WebhookEndpointList(Document):
+    """All of them."""
+
+    data: list[WebhookEndpoint]
+
+
+class WebhookAttempt(Document):
+    """One HTTP try of a delivery: a `status_code`, or an `error`."""
+
+    number: int
+    started_at: datetime
+    milliseconds: int
+    status_code: int | None
+    response_body: str | None
+    error: str | None
+
+
+class WebhookDelivery(Document):
+    """One event on its way to one address; `payload` and `attempt_history` come with `webhooks.delivery`."""
+
+    id: str
+    endpoint_id: str | None
+    job_id: str | None
+    event_number: int | None
+    type: str
+    url: str
+    status: Literal["waiting", "delivered", "failed"]
+    attempts: int
+    next_attempt_at: datetime | None
+    created_at: datetime
+    delivered_at: datetime | None
+    payload: dict[str, Any] | None = None
+    attempt_history: list[WebhookAttempt] = []
+
+
+class WebhookDeliveryPage(Document):
+    """One page of the log."""
+
+    data: list[WebhookDelivery]
+    has_more: bool
+    next: str | None
+
+
+class WebhookReplay(Document):
+    """How many deliveries a replay has set going."""
+
+    replayed: int
+
+
+class FeedEvent(Document):
+    """Something that happened in the tenant; `event_number` counts within the job `job_id`."""
+
+    id: str
+    type: str
+    job_id: str | None
+    event_number: int | None
+    data: dict[str, Any]
+    created_at: datetime
+
+
+class FeedPage(Document):
+    """One page of the feed."""
+
+    data: list[FeedEvent]
+    has_more: bool
+    next: str

@@ -46,7 +46,7 @@ class Follower:
         headers = {"Last-Event-ID": str(self._cursor)} if self._cursor != Cursor() else {}
         with self._transport.stream(self._path, headers) as response:
             self._ended = response.status_code == httpx.codes.NO_CONTENT
-            for message in messages(self._heard(response.iter_bytes())):
+            for message in messages(heard(response.iter_bytes(), self._patience)):
                 event = decode(message)
                 cursor = Cursor.parse(event.id)
                 if cursor <= self._cursor:
@@ -59,14 +59,6 @@ class Follower:
                 if self._ended:
                     return
 
-    def _heard(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """The same chunks. A server's comments show that it is well; what every new connection begins with does not."""
-        connected_at = time.monotonic()
-        for chunk in chunks:
-            if time.monotonic() - connected_at > _SETTLED_SECONDS:
-                self._patience.note_progress()
-            yield chunk
-
     def _refuse_gap(self, event: Event, cursor: Cursor) -> None:
         """The ids count, so an event that was left out shows."""
         if isinstance(event, TokenEvent):
@@ -78,3 +70,12 @@ class Follower:
             raise UnexpectedAnswer(
                 f"the stream {self._path} went from {self._cursor} to {cursor}: something is missing"
             )
+
+
+def heard(chunks: Iterator[bytes], patience: Patience) -> Iterator[bytes]:
+    """The same chunks. A server's comments show that it is well; what every new connection begins with does not."""
+    connected_at = time.monotonic()
+    for chunk in chunks:
+        if time.monotonic() - connected_at > _SETTLED_SECONDS:
+            patience.note_progress()
+        yield chunk

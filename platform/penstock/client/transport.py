@@ -56,7 +56,10 @@ class Transport:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """The JSON object that the server answers with. Raises its error, or one of `penstock.client.errors`."""
+        """The JSON object that the server answers with, empty where it answers with nothing.
+
+        Raises its error, or one of `penstock.client.errors`.
+        """
         request = self._http.build_request(method, path, params=_query(query), json=body, headers=headers)
         failures = 0
         while True:
@@ -69,7 +72,7 @@ class Transport:
                 time.sleep(pause(failures))
                 continue
             if response.is_success:
-                return _object(response)
+                return _object(response) if response.status_code != httpx.codes.NO_CONTENT else {}
             delay = self._repeat_in(request, response, failures)
             if delay is None:
                 raise error_from(response)

@@ -3,24 +3,31 @@
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Final
+from typing import Annotated, Final
 
-from pydantic import ValidationError
+from pydantic import Discriminator, Tag, ValidationError
 
 from penstock.client.errors import WebhookInvalid
-from penstock.client.models import Document, Job
+from penstock.client.models import Document, Job, WebhookEndpoint
 from penstock.webhooks.signing import is_signed
 
 TOLERANCE_SECONDS: Final = 300
 
 
+def _kind(data: object) -> str:
+    return "endpoint" if isinstance(data, dict) and data.get("object") == "webhook_endpoint" else "job"
+
+
 class WebhookEvent(Document):
-    """What a webhook tells: an event of a job, and the job as it was then. `event_number` is the event's in its job."""
+    """What a webhook tells: an event, and the job as it was then. `event_number` is the event's in its job.
+
+    `webhook_endpoint.test` and `webhook_endpoint.disabled` have the endpoint as `data`, and no number.
+    """
 
     type: str
     timestamp: datetime
-    event_number: int
-    data: Job
+    event_number: int | None = None
+    data: Annotated[Annotated[Job, Tag("job")] | Annotated[WebhookEndpoint, Tag("endpoint")], Discriminator(_kind)]
 
 
 def verify_webhook(
@@ -28,8 +35,9 @@ def verify_webhook(
 ) -> WebhookEvent:
     """The event in a webhook's request, once its signature and age were checked (Standard Webhooks 1.0).
 
-    `body` is the request's body as it came in, `secret` the tenant's `whsec_...`. Deliveries can repeat: the header
-    `webhook-id` is the same each time. Raises `WebhookInvalid`, saying what is wrong.
+    `body` is the request's body as it came in, `secret` the endpoint's `whsec_...`, or the tenant's for a job's own
+    address. Deliveries can repeat: the header `webhook-id` is the same each time. Raises `WebhookInvalid`, saying what
+    is wrong.
     """
     given = {name.lower(): value for name, value in headers.items()}
     missing = [name for name in ("webhook-id", "webhook-timestamp", "webhook-signature") if not given.get(name)]

@@ -13,7 +13,7 @@ from typing import Final
 
 import httpx
 
-from penstock.errors import PenstockError
+from penstock.errors import AddressRefused
 
 Resolver = Callable[[str, int], Sequence[str]]
 """Host and port to addresses, best first. Raises `OSError` when the name is not known."""
@@ -29,14 +29,6 @@ _REFUSED: Final = {
     "a carrier's shared address (CGNAT)": ipaddress.ip_network("100.64.0.0/10"),
     "a unique local address": ipaddress.ip_network("fc00::/7"),
 }
-
-
-class AddressRefused(PenstockError):
-    """The webhook's address is one that webhooks may not go to; asking again would not change that."""
-
-    code = "webhook_address_refused"
-    status = 422
-    title = "The webhook's address is refused"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from typing import Any, Final
 import httpcore
 import httpx
 
-from penstock.webhooks.guard import AddressRefused, Resolver, Target, check, resolve
+from penstock.errors import AddressRefused
+from penstock.webhooks.guard import Resolver, Target, check, resolve
 from penstock.webhooks.retries import Answer
 
 KEPT_BODY_BYTES: Final = 2048

@@ -1,0 +1,118 @@
+"""`client.webhooks`: the endpoints that get events of all the tenant's jobs, and the log of what was sent."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final, Literal
+from urllib.parse import quote
+
+from penstock.client.jobs import given, in_utc
+from penstock.client.models import (
+    WebhookDelivery,
+    WebhookDeliveryPage,
+    WebhookEndpoint,
+    WebhookEndpointList,
+    WebhookReplay,
+    parse,
+)
+from penstock.client.transport import Transport
+
+_ENDPOINTS: Final = "/v1/webhook-endpoints"
+_DELIVERIES: Final = "/v1/webhook-deliveries"
+
+
+class Webhooks:
+    """The webhook endpoints of the key's tenant. To make, change and delete them takes the scope `admin`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(
+        self, url: str, *, description: str | None = None, events: Sequence[str] | None = None
+    ) -> WebhookEndpoint:
+        """A new endpoint, with its `secret`, which is shown this once. Without `events` it gets those of final states.
+
+        Raises `ValidationFailed`, `AddressRefused` for an address that webhooks may not go to, and
+        `TooManyWebhookEndpoints`.
+        """
+        body = given(url=url, description=description, events=_listed(events))
+        return self._endpoint("POST", _ENDPOINTS, body)
+
+    def list(self) -> Sequence[WebhookEndpoint]:
+        """All endpoints, newest first."""
+        return parse(WebhookEndpointList, self._transport.request("GET", _ENDPOINTS)).data
+
+    def get(self, endpoint_id: str) -> WebhookEndpoint:
+        """The endpoint and how it stands. Raises `NotFound`."""
+        return self._endpoint("GET", _path(_ENDPOINTS, endpoint_id))
+
+    def change(
+        self,
+        endpoint_id: str,
+        *,
+        url: str | None = None,
+        description: str | None = None,
+        events: Sequence[str] | None = None,
+        disabled: bool | None = None,
+    ) -> WebhookEndpoint:
+        """Change what is given. `disabled=False` enables it again."""
+        body = given(url=url, description=description, events=_listed(events), disabled=disabled)
+        return self._endpoint("PATCH", _path(_ENDPOINTS, endpoint_id), body)
+
+    def delete(self, endpoint_id: str) -> None:
+        """Delete it with the log of its deliveries."""
+        self._transport.request("DELETE", _path(_ENDPOINTS, endpoint_id))
+
+    def rotate_secret(self, endpoint_id: str, *, grace_seconds: int | None = None) -> WebhookEndpoint:
+        """Give it a fresh `secret`; for the grace (a day) the old one signs as well."""
+        body = given(grace_seconds=grace_seconds)
+        return self._endpoint("POST", f"{_path(_ENDPOINTS, endpoint_id)}/rotate-secret", body)
+
+    def test(self, endpoint_id: str) -> WebhookDelivery:
+        """Send it a test event, once; `delivery` tells what came of it."""
+        return self._delivery("POST", f"{_path(_ENDPOINTS, endpoint_id)}/test")
+
+    def deliveries(
+        self,
+        *,
+        endpoint_id: str | None = None,
+        job_id: str | None = None,
+        status: Literal["waiting", "delivered", "failed"] | None = None,
+        page_size: int | None = None,
+    ) -> Iterator[WebhookDelivery]:
+        """All deliveries that match, newest first; each page is fetched when the iterator gets there."""
+        query: dict[str, Any] = {"endpoint": endpoint_id, "job": job_id, "status": status, "limit": page_size}
+        more = True
+        while more:
+            found = parse(WebhookDeliveryPage, self._transport.request("GET", _DELIVERIES, query=query))
+            yield from found.data
+            more, query["after"] = found.has_more, found.next
+
+    def delivery(self, delivery_id: str) -> WebhookDelivery:
+        """The delivery with its payload and every attempt. Raises `NotFound`."""
+        return self._delivery("GET", _path(_DELIVERIES, delivery_id))
+
+    def replay(self, delivery_id: str) -> WebhookDelivery:
+        """Send a delivery that has ended again. Raises `WebhookDeliveryWaiting` and `WebhookEndpointDisabled`."""
+        return self._delivery("POST", f"{_path(_DELIVERIES, delivery_id)}/replay")
+
+    def replay_since(
+        self, endpoint_id: str, since: datetime, *, until: datetime | None = None, delivered: bool = False
+    ) -> int:
+        """Send all again that failed in the time, with `delivered` also what arrived; returns how many."""
+        body = given(since=in_utc(since), until=in_utc(until), delivered=delivered)
+        answer = self._transport.request("POST", f"{_path(_ENDPOINTS, endpoint_id)}/replay", body=body)
+        return parse(WebhookReplay, answer).replayed
+
+    def _endpoint(self, method: str, path: str, body: dict[str, Any] | None = None) -> WebhookEndpoint:
+        return parse(WebhookEndpoint, self._transport.request(method, path, body=body))
+
+    def _delivery(self, method: str, path: str) -> WebhookDelivery:
+        return parse(WebhookDelivery, self._transport.request(method, path))
+
+
+def _path(collection: str, name: str) -> str:
+    return f"{collection}/{quote(name, safe='')}"
+
+
+def _listed(events: Sequence[str] | None) -> Sequence[str] | None:
+    return None if events is None else [*events]
