@@ -36,6 +36,16 @@ class TokenPlaces(NamedTuple):
     context: int  # slots that hold what the furthest token sees; from a short list of sizes
 
 
+class Runs(NamedTuple):
+    """Each generation's queries and context on the device, as `penstock_kernels.attention` defines them."""
+
+    page_table: Tensor  # [runs, pages] int32, as many as the longest context has
+    query_starts: Tensor  # [runs + 1] int32
+    context_lens: Tensor  # [runs] int32
+    max_query_len: int
+    max_context_len: int
+
+
 @dataclass
 class ForwardBatch:
     """Written by `build_forward_batch`, read by the model."""
@@ -52,6 +62,11 @@ class ForwardBatch:
     def attention(self) -> AttentionPlan:
         """How attention in torch goes about this batch; made by the first layer that asks."""
         return self.plan()
+
+    @cached_property
+    def runs(self) -> Runs:
+        """What attention's kernels are told of this batch; made by the first layer that asks."""
+        return _runs_of(self.tokens, self.pool.page_size, self.input_ids.device)
 
 
 def build_forward_batch(
@@ -81,6 +96,22 @@ def build_forward_batch(
         tokens=TokenPlaces(tables.pages, token_rows, positions, slots, _context(positions)),
         plan=lambda: plan_attention(rows, starts, lens, tables, device, dtype, ordered=deterministic),
         pool=pool,
+    )
+
+
+def _runs_of(tokens: TokenPlaces, page_size: int, device: torch.device) -> Runs:
+    """A run begins where the row changes, and sees up to the position of its last token."""
+    begins = np.flatnonzero(np.diff(tokens.rows, prepend=-1))
+    query_starts = np.append(begins, len(tokens.rows)).astype(np.int32)
+    context_lens = (tokens.positions[query_starts[1:] - 1] + 1).astype(np.int32)
+    longest = int(context_lens.max())
+    page_table = tokens.pages[tokens.rows[begins], : -(-longest // page_size)]
+    return Runs(
+        page_table=torch.from_numpy(page_table).to(device),
+        query_starts=torch.from_numpy(query_starts).to(device),
+        context_lens=torch.from_numpy(context_lens).to(device),
+        max_query_len=int(np.diff(query_starts).max()),
+        max_context_len=longest,
     )
 
 

@@ -4,6 +4,7 @@ What was chosen, and why not another, is told by `Engine.kernels`: nothing is re
 """
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 import torch
 from penstock_kernels.cpu import support
@@ -13,8 +14,10 @@ from penstock_engine.errors import InvalidConfig
 from penstock_engine.layers.prepack import prepack_linears
 from penstock_engine.models import CausalLM, DecoderLM
 
-BLOCK = 16  # slots that compiled attention takes at a time: they must lie in one page
-COMPILED_DTYPES = (torch.bfloat16, torch.float32)
+BLOCK = 16  # slots that compiled attention takes at a time on a CPU: they must lie in one page
+COMPILED_DTYPES = (torch.bfloat16, torch.float32)  # on a CPU
+WIDEST_HEAD = 256  # that Triton's attention has tiles for
+LEAST_CAPABILITY = (8, 0)  # of a GPU: the first with bfloat16
 
 
 def choose_kernels(model: CausalLM, config: EngineConfig, *, dtype: torch.dtype, threads: int) -> None:
@@ -34,16 +37,30 @@ def choose_kernels(model: CausalLM, config: EngineConfig, *, dtype: torch.dtype,
 
 
 def _compile(model: DecoderLM, config: EngineConfig, dtype: torch.dtype, threads: int) -> Mapping[str, str]:
+    if _on_gpu(config):
+        return _use_gpu(model, config)
     from penstock_engine.layers.cpu import use_cpu_kernels  # where compiled kernels run, and not before
 
     counts = use_cpu_kernels(model, dtype=dtype, threads=threads, quantization=config.quantization)
     return {"layers": "compiled for AVX-512", **{kind: str(count) for kind, count in sorted(counts.items())}}
 
 
+def _use_gpu(model: DecoderLM, config: EngineConfig) -> Mapping[str, str]:
+    if config.quantization is not None:
+        remedy = f"must be None on {config.device}: weights are rounded for the kernels of a CPU alone"
+        raise InvalidConfig("quantization", remedy)
+    from penstock_engine.layers.gpu import use_gpu_kernels  # imports Triton
+
+    counts = use_gpu_kernels(model, deterministic=config.deterministic)
+    return {"layers": "compiled by Triton", **{kind: str(count) for kind, count in sorted(counts.items())}}
+
+
 def _obstacle(model: CausalLM, config: EngineConfig, dtype: torch.dtype) -> str:
     """What keeps compiled kernels from running, in words; empty if nothing does."""
     if not isinstance(model, DecoderLM):
         return f"{model.config.model_type} runs transformers' own code"
+    if _on_gpu(config):
+        return _obstacle_on_gpu(model, config)
     if torch.device(config.device).type != "cpu":
         return f"the device is {config.device}"
     if dtype not in COMPILED_DTYPES:
@@ -51,3 +68,18 @@ def _obstacle(model: CausalLM, config: EngineConfig, dtype: torch.dtype) -> str:
     if config.page_size % BLOCK:
         return f"page_size is {config.page_size}, no multiple of {BLOCK}"
     return support.lacking()
+
+
+def _on_gpu(config: EngineConfig) -> bool:
+    return torch.device(config.device).type == "cuda"
+
+
+def _obstacle_on_gpu(model: DecoderLM, config: EngineConfig) -> str:
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    capability = torch.cuda.get_device_capability(config.device)
+    if capability < LEAST_CAPABILITY:
+        return f"{config.device} has compute capability {capability[0]}.{capability[1]}, below 8.0"
+    if model.config.head_dim > WIDEST_HEAD:
+        return f"head_dim is {model.config.head_dim}, more than {WIDEST_HEAD}"
+    return ""
