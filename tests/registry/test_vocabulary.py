@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from penstock.errors import ModelFolderInvalid
+from penstock.errors import ModelFolderInvalid, ValidationFailed
 from penstock.registry.tokenizer import ModelTokenizer
 from penstock.registry.vocabulary import Vocabulary
 
@@ -55,3 +55,21 @@ def test_a_tokenizer_that_hides_the_bytes_of_its_tokens_says_so(tmp_path: Path) 
 def test_a_long_problem_is_cut(tmp_path: Path) -> None:
     problem = vocabulary_of(make_folder(tmp_path / "model")).problem_with("regex", "(" * 5000)
     assert 10 < len(problem) < 300
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level, byte_fallback])
+def test_tokens_are_told_by_the_bytes_that_they_write(tmp_path: Path, tokenizer: Any) -> None:
+    folder = make_folder(tmp_path / "model", tokenizer=tokenizer())
+    known = vocabulary_of(folder)
+    ids = ModelTokenizer.from_folder(folder).encode_input({"prompt": "Größe 5 €"})
+
+    spoken = [known.bytes_of(token_id) for token_id in ids if not known.is_special(token_id)]
+    assert b"".join(spoken).decode().strip() == "Größe 5 €"
+
+
+def test_a_tokenizer_that_cannot_tell_its_tokens_bytes_is_refused(tmp_path: Path) -> None:
+    known = vocabulary_of(make_folder(tmp_path / "model", tokenizer=metaspace()))
+
+    with pytest.raises(ValidationFailed) as refused:
+        known.bytes_of(5)
+    assert refused.value.field == "params.logprobs"

@@ -39,37 +39,41 @@ class ClientGone(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A call as it was asked for: a job for each body, and the key under which they are submitted, if any."""
+    """A call as it was asked for: a job for each body, and the key under which they are submitted, if any.
+
+    `names_tokens` says that the answer will tell tokens by their text.
+    """
 
     bodies: Sequence[Mapping[str, Any]]
     asked: KeyedRequest | None
     traceparent: str | None
+    names_tokens: bool
 
 
 class Call:
-    """The jobs of one call. `client_gone` tells whether its client is still there."""
+    """The jobs of one call, with their models' tokens where those are to be named.
+
+    `client_gone` tells whether the call's client is still there.
+    """
 
     def __init__(self, services: Services, principal: Principal, client_gone: Callable[[], bool]) -> None:
         self._services, self._principal, self._client_gone = services, principal, client_gone
         self._outlives_connection = False
         self._over: set[str] = set()
         self.jobs: list[Job] = []
+        self.vocabularies: list[Vocabulary] = []
 
     def submit(self, submission: Submission) -> None:
         """Submit all jobs, or none. Raises what the native submit raises, in the names of the job's fields."""
         requests = [_job_request(body) for body in submission.bodies]
         with self._services.database.transaction() as session:
-            self.jobs = [
+            submitted = [
                 self._accept(session, request, _numbered(submission.asked, number), submission.traceparent)
                 for number, request in enumerate(requests)
             ]
+            known = [self._vocabulary(session, job) for job in submitted] if submission.names_tokens else []
+        self.jobs, self.vocabularies = submitted, known
         self._outlives_connection = submission.asked is not None
-
-    def vocabularies(self) -> list[Vocabulary]:
-        """The tokens of each job's model."""
-        with self._services.database.transaction() as session:
-            deployments = [session.get_one(Deployment, job.deployment_id) for job in self.jobs]
-            return [self._services.prompts.vocabulary(deployment) for deployment in deployments]
 
     def wait(self) -> list[dict[str, Any]]:
         """The documents of the jobs once all have succeeded.
@@ -116,6 +120,11 @@ class Call:
 
         accepted = accept_once(session, asked, make, keep_seconds=services.settings.idempotency_seconds)
         return jobs.get(session, principal.tenant_id, accepted.job_id)
+
+    def _vocabulary(self, session: Session, job: Job) -> Vocabulary:
+        vocabulary = self._services.prompts.vocabulary(session.get_one(Deployment, job.deployment_id))
+        vocabulary.bytes_of(0)  # a tokenizer that cannot tell refuses here, where nothing is submitted yet
+        return vocabulary
 
     def _finished(self, job: Job) -> dict[str, Any]:
         with self._services.live.subscribed(job.id, tokens=False) as subscription:

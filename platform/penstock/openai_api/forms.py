@@ -133,11 +133,12 @@ class CompletionForm(Form):
         return CompletionLogprobs(self._vocabularies[number]) if self._with_logprobs else None
 
 
-def needs_vocabulary(request: ChatRequest | CompletionRequest) -> bool:
+def names_tokens(request: ChatRequest | CompletionRequest) -> bool:
     """Whether the answer names tokens by their text."""
     if isinstance(request, ChatRequest):
         return bool(request.logprobs)
-    return request.logprobs is not None or bool(request.echo)
+    echoes_ids = request.echo and any(isinstance(prompt, list) for prompt in request.prompt)
+    return request.logprobs is not None or bool(echoes_ids)
 
 
 def usage_of(documents: Sequence[Mapping[str, Any]]) -> Document:

@@ -15,6 +15,7 @@ from penstock.openai_api.calls import STOPPING, Batch, problem_of
 from penstock.openai_api.forms import Form
 from penstock.openai_api.problems import error_document
 
+_COMMENT: Final = ": still here\n\n"
 _DONE: Final = "data: [DONE]\n\n"
 
 
@@ -29,12 +30,13 @@ class Telling:
     _broken: bool = False
 
     def lines(self, batches: Iterable[Batch]) -> Iterator[str]:
-        """The text of the stream, a piece a batch; a comment where nothing came for long."""
+        """The text of the stream, a piece a batch; a comment at once, and where nothing came for long."""
+        yield _COMMENT  # so that the client has the answer's head, however long the job waits
         last_sent = time.monotonic()
         for number, items in batches:
             text = self._told(number, items)
             if not text and time.monotonic() - last_sent >= HEARTBEAT_SECONDS:
-                text = ": still here\n\n"
+                text = _COMMENT
             if text:
                 yield text
                 last_sent = time.monotonic()

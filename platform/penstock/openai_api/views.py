@@ -20,7 +20,7 @@ from penstock.openai_api.chat_request import ChatRequest
 from penstock.openai_api.completion_request import CompletionRequest
 from penstock.openai_api.connection import watch
 from penstock.openai_api.documents import ChatCompletion, TextCompletion
-from penstock.openai_api.forms import ChatForm, CompletionForm, Form, needs_vocabulary
+from penstock.openai_api.forms import ChatForm, CompletionForm, Form, names_tokens
 from penstock.openai_api.problems import OpenAIError, fields_named
 from penstock.openai_api.stream import Telling
 from penstock.routing.catalogue import list_models
@@ -100,12 +100,12 @@ class _Asking:
 
     def submit(self, call: Call) -> Form:
         """Submit the call's jobs; the form in which they are told."""
+        traceparent = traceparent_of(self.headers.traceparent)
         with fields_named(self.body.field_names()):
-            call.submit(Submission(self.body.jobs(), self._key(), traceparent_of(self.headers.traceparent)))
-        vocabularies = call.vocabularies() if needs_vocabulary(self.body) else []
+            call.submit(Submission(self.body.jobs(), self._key(), traceparent, names_tokens(self.body)))
         if isinstance(self.body, ChatRequest):
-            return ChatForm(self.body, call.jobs, vocabularies)
-        return CompletionForm(self.body, call.jobs, vocabularies)
+            return ChatForm(self.body, call.jobs, call.vocabularies)
+        return CompletionForm(self.body, call.jobs, call.vocabularies)
 
     def _key(self) -> KeyedRequest | None:
         # Whether it is streamed is no part of what is asked for: either way it is the same answer.

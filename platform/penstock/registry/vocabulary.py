@@ -12,7 +12,7 @@ from typing import Final, Self
 
 from llguidance import LLMatcher, LLTokenizer
 
-from penstock.errors import ModelFolderInvalid
+from penstock.errors import ModelFolderInvalid, ValidationFailed
 from penstock.registry.files import read_json, read_json_if_there
 
 VOCABULARY_FILES: Final = ("config.json", "generation_config.json")
@@ -59,7 +59,7 @@ class Vocabulary:
         return _problem(bytes_of_tokens, kind, source)
 
     def bytes_of(self, token_id: int) -> bytes:
-        """What the token writes; of a special token its name. Raises `ModelFolderInvalid` when that cannot be told."""
+        """What the token writes; of a special token its name. Raises `ValidationFailed` when that cannot be told."""
         written: bytes = self._known_tokens.decode_bytes([token_id])
         return written
 
@@ -73,8 +73,8 @@ class Vocabulary:
             with self._lock:
                 return self._bytes_of_tokens
         except ValueError as error:
-            raise ModelFolderInvalid(
-                f"{self._tokenizer_file} cannot tell the bytes of its tokens: {error}", file=self._tokenizer_file.name
+            raise ValidationFailed(
+                "this model's tokenizer cannot tell the text of single tokens; ask for none", field="params.logprobs"
             ) from error
 
     @cached_property
