@@ -18,11 +18,15 @@ from penstock_engine.kernel_choice import choose_kernels
 from penstock_engine.layers import gpu
 from penstock_engine.models import CausalLM
 from penstock_engine.models.gemma import GemmaNorm
+from penstock_kernels.gpu.activations import silu_mul
+from penstock_kernels.gpu.fused_qkv import norm_rotary_store
+from penstock_kernels.gpu.rms_norm import rms_norm
+from penstock_kernels.gpu.rows import take_rows
 from torch import Tensor
 
 from tests.engine.driving import greedy, parity, run_all
 from tests.engine.parity_table import LOGPROB_TOLERANCE
-from tests.engine.tiny import TinyModel, random_prompt
+from tests.engine.tiny import VOCABULARY, TinyModel, random_prompt
 
 LAYERS = 2
 WINDOW = 11
@@ -114,7 +118,7 @@ class TestParity:
     def test_the_lane_of_fixed_bits_has_one_kernel(
         self, make: Callable[[str], TinyModel], launched: Counter[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The engine's own trial passes, once no product's sums have an order: those of torch and numpy depend on it."""
+        """The engine's own trial passes, once no product's sums have an order: torch and numpy each have several."""
         linear, matmul = F.linear, np.matmul
 
         def exact_linear(x: Tensor, weight: Tensor, _: None) -> Tensor:
@@ -153,7 +157,7 @@ def runs(wrong: Callable[[forward_batch.Runs], forward_batch.Runs]) -> Callable[
 
 def stored(wrong: Callable[..., tuple[Any, ...]]) -> Callable[[pytest.MonkeyPatch], None]:
     """`wrong` changes (positions, cos, sin, pool, slots)."""
-    right = gpu.norm_rotary_store
+    right = norm_rotary_store
     return lambda monkeypatch: monkeypatch.setattr(
         gpu, "norm_rotary_store", lambda qkv, *given, **named: right(qkv, *wrong(*given), **named)
     )
@@ -167,6 +171,20 @@ def one_rotary_table(monkeypatch: pytest.MonkeyPatch) -> None:
         attention.rope = 0
 
     monkeypatch.setattr(gpu.PoolAttention, "__init__", init)
+
+
+def hidden_rows_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def turned(table: Tensor, indices: Tensor, *scale: float) -> Tensor:
+        return take_rows(table, indices if len(table) == VOCABULARY else indices.roll(1), *scale)
+
+    monkeypatch.setattr(gpu, "take_rows", turned)
+
+
+def no_residual(monkeypatch: pytest.MonkeyPatch) -> None:
+    def alone(x: Tensor, residual: Tensor, *given: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        return rms_norm(x, *given, **named), residual
+
+    monkeypatch.setattr(gpu, "rms_norm_residual", alone)
 
 
 MUTANTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
@@ -183,11 +201,13 @@ MUTANTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
         "gemma3",
         lambda monkeypatch: monkeypatch.setattr(gpu, "take_rows", lambda table, at, *_: table.index_select(0, at)),
     ),
-    "the other gate": ("gemma3", lambda monkeypatch: monkeypatch.setitem(gpu.GATES, "gelu_pytorch_tanh", gpu.silu_mul)),
+    "the other gate": ("gemma3", lambda monkeypatch: monkeypatch.setitem(gpu.GATES, "gelu_pytorch_tanh", silu_mul)),
     "a window one too wide": ("gemma3", instead("extend_attention", window=lambda window: window and window + 1)),
     "no soft cap": ("gemma2", instead("extend_attention", softcap=None)),
     "another scale": ("gemma2", instead("extend_attention", scale=0.25)),
     "pages in another order": ("llama", runs(lambda right: right._replace(page_table=right.page_table.flip(1)))),
+    "logits of another row": ("llama", hidden_rows_turned),
+    "no residual": ("llama", no_residual),
     "a context one short": ("llama", runs(lambda right: right._replace(context_lens=right.context_lens - 1))),
 }
 

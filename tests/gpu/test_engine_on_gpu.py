@@ -61,15 +61,16 @@ def test_bfloat16_stays_among_the_references_best(
             assert tokens[first_wrong] in rows[first_wrong].topk(5).indices.tolist()
 
 
-def test_the_lane_of_fixed_bits_holds_or_is_refused(model: Callable[[str], TinyModel]) -> None:
+def test_the_lane_of_fixed_bits_holds_where_it_is_not_refused(model: Callable[[str], TinyModel]) -> None:
     """cuBLAS may choose another order of sums for another number of rows: the trial at start then says so."""
     made = model("llama")
     config = EngineConfig(device="cuda", dtype="bfloat16", kv_pages=64, deterministic=True)
     try:
         engines = [Engine.from_folder(made.folder, config) for _ in range(2)]
     except InvalidConfig as refused:
-        assert refused.field == "deterministic"
-        return
+        if refused.field != "deterministic":
+            raise
+        pytest.skip(str(refused))
     last = mixed_requests()[-1]
     assert _told(run_all(engines[0], [last])) == _told(run_all(engines[1], mixed_requests()))
 

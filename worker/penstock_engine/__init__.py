@@ -26,7 +26,7 @@ Reading order, from the data to the device:
     kv_pool         the memory behind the pages
     models/         the architectures, from layers/ (attention, feed_forward, linear, norm, rotary); models/bridge runs
                     transformers' own code with our attention in it
-    kernel_choice   which layers of a loaded model give way to faster ones (layers/cpu, prepack), and what is told of it
+    kernel_choice   which layers give way to faster ones (layers/cpu, layers/gpu, prepack), and what is told of it
     scoring         log probabilities of the prompt's own tokens
     grammar, masks  which tokens an output's grammar lets come next
     sampler         logits to tokens: penalties first, then filters, then a draw with philox's noise

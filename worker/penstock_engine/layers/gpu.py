@@ -128,6 +128,11 @@ class RowDecoder(nn.Module):
         self.embed_tokens, self.layers, self.norm = decoder.embed_tokens, decoder.layers, decoder.norm
 
     def forward(self, angles: tuple[Angles, ...], batch: ForwardBatch) -> Tensor:
+        # Triton launches on the current device, wherever its tensors lie.
+        with torch.cuda.device_of(batch.input_ids):  # type: ignore[no-untyped-call]  # torch gives it no types
+            return self._run(angles, batch)
+
+    def _run(self, angles: tuple[Angles, ...], batch: ForwardBatch) -> Tensor:
         x = self.embed_tokens(batch.input_ids)
         residual = torch.zeros_like(x)
         for layer in self.layers:
