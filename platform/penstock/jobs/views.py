@@ -86,9 +86,7 @@ def submit_job(principal: Principal, headers: SubmitHeaders, body: JobRequest) -
     services = current_services()
     seconds = wait_asked(headers.prefer)
     if body.webhook is not None:
-        check_numeric(
-            body.webhook.url, allow_loopback=services.settings.webhook_allow_loopback, field="webhook.url"
-        )
+        check_numeric(body.webhook.url, allow_loopback=services.settings.webhook_allow_loopback, field="webhook.url")
     asked = keyed_request(principal.tenant_id, headers.idempotency_key, ["submit", _as_sent(body)])
 
     def submit(session: Session) -> Job:
