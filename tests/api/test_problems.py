@@ -49,7 +49,7 @@ def test_a_body_that_is_not_json_is_refused(caller: Caller, data: bytes | str) -
         ({"model": None}, "model", "a valid string"),
         ({"model": ""}, "model", "at least 1 character"),
         ({"input": []}, "input", "an object"),
-        ({"input": {}}, "input", "exactly one of prompt and messages"),
+        ({"input": {}}, "input", "exactly one of prompt, token_ids and messages"),
         ({"input": {"messages": [{"role": "robot", "content": ""}]}}, "input.messages.0.role", "'user'"),
         ({"params": {"temperature": "hot"}}, "params.temperature", "a valid number"),
         ({"params": {"temperature": 101}}, "params.temperature", "100.0 or less"),
