@@ -276,6 +276,25 @@ def test_many_readers_of_many_tenants_cost_one_query(database: Database, monkeyp
         assert statements_of_a_look(database, broadcaster) == one == 3
         for reader in readers:
             assert [item.position for item in reader.take(0).items] == [1]
+        broadcaster._poll()
+        assert all(reader.take(0).items == [] for reader in readers)
+
+
+def test_what_a_reader_found_in_the_table_is_not_told_again(
+    caller: Caller, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FeedBroadcaster, "_start", lambda _self: None)
+    broadcaster = FeedBroadcaster(database)
+    with broadcaster.subscribed(caller.tenant_id):
+        caller.submit()
+        assert ids(feed(caller)) == ["1"]
+        stream = FeedStream(database, broadcaster, caller.tenant_id, 0).follow()
+        assert [item.position for item in next(stream)] == [1]
+        broadcaster._poll()  # hands it to both, of whom the later has had it
+        caller.submit()
+        broadcaster._poll()
+        assert [item.position for item in next(stream)] == [2]
+        stream.close()
 
 
 def test_the_thread_goes_with_its_last_reader_and_comes_with_the_next(caller: Caller, database: Database) -> None:
