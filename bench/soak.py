@@ -46,6 +46,7 @@ class Mix:
     scored: float = 0.02
     aborted: float = 0.05
     late: float = 0.05
+    patience: float = 2.0  # seconds to the furthest of the deadlines that some have
     poison: float = 0.005
 
 
@@ -71,7 +72,7 @@ class Source:
             tenant=f"tenant-{self._random.randrange(4)}",
             priority=self._random.randrange(3),
             request_class="interactive" if chance() < 0.2 else "batch",
-            deadline=time.time() + self._random.uniform(0.01, 2.0) if chance() < mix.late else None,
+            deadline=time.time() + mix.patience * self._random.random() if chance() < mix.late else None,
         )
 
     def is_to_be_aborted(self) -> bool:

@@ -9,7 +9,18 @@ from penstock_engine.request import Generation
 from bench.soak import NOISE_MIB, Mix, Overload, Sample, Source, balance, judge_memory
 from tests.engine.tiny import VOCABULARY, TinyModel
 
-MIX = Mix(stems=6, stem_tokens=60, own_median=10, output_median=40, several=0.2, scored=0.1, late=0.1, poison=0.02)
+MIX = Mix(
+    stems=6,
+    stem_tokens=60,
+    own_median=10,
+    output_median=40,
+    several=0.2,
+    scored=0.1,
+    late=0.2,
+    patience=0.1,
+    poison=0.02,
+)
+EVERY_END = {"finished", "aborted", "deadline_exceeded", "forward_failed"}
 
 
 def of_type(kind: type) -> int:
@@ -26,14 +37,16 @@ def overload(llama: TinyModel) -> Overload:
 
 def test_overload_loses_nothing_and_keeps_nothing(overload: Overload) -> None:
     requests, generations = of_type(Request), of_type(Generation)
-    for _ in range(500):
+    for _ in range(5000):
         overload.step()
+        if set(overload.ledger.ended) == EVERY_END and overload.ledger.ended["finished"] > 100:
+            break
     overload.drain()
     books = balance(overload)
     assert books.problems == []
     assert books.arrived == books.refused + sum(books.ended.values())
-    assert set(books.ended) == {"finished", "aborted", "deadline_exceeded", "forward_failed"}
-    assert books.ended["finished"] > 0.6 * books.submitted
+    assert set(books.ended) == EVERY_END
+    assert books.ended["finished"] > 0.4 * books.submitted
     assert of_type(Request) <= requests + 1  # a variable may still name the last one
     assert of_type(Generation) <= generations + 1
 
