@@ -170,9 +170,9 @@ def test_worker_and_redis_lost_at_once_cost_at_most_the_last_second_and_readers_
 def test_a_stopping_worker_lets_jobs_finish_for_a_while_and_hands_the_rest_back(
     database: Database, jobs: Jobs, journal: Callable[[str], list[JournalEntry]], start_worker: StartWorker
 ) -> None:
-    worker = start_worker(worker_drain_seconds=0.5)
+    worker = start_worker(worker_drain_seconds=0.1)  # the long one takes twice that at least
     (engine,) = worker.children
-    long, short = jobs.submit(params=LONG), jobs.submit(params=LONG | {"max_tokens": 60})
+    long, short = jobs.submit(params=LONG), jobs.submit(params=LONG | {"max_tokens": 35})
     in_flight(jobs, journal, long)
     assert worker.stop() == 0
     assert not is_alive(engine)
