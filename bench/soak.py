@@ -10,6 +10,7 @@ model fail. Exits with an error if a request is lost, a page is missing, or memo
 
 import argparse
 import json
+import os
 import platform
 import random
 import statistics
@@ -306,7 +307,7 @@ def show(books: Books, memory: Verdict, samples: list[Sample]) -> None:
 def where(folder: Path) -> dict[str, object]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     machine = platform.processor() or platform.machine()
-    return {"model": str(folder), "machine": machine, "torch": torch.__version__, "commit": commit}
+    return {"model": os.path.relpath(folder), "machine": machine, "torch": torch.__version__, "commit": commit}
 
 
 if __name__ == "__main__":
