@@ -109,15 +109,15 @@ def test_a_machine_without_numba_runs_torch(llama: TinyModel) -> None:
 
 
 @compiled_only
-def test_one_thread_stays_one(llama: TinyModel) -> None:
+def test_a_warm_engine_keeps_to_one_thread_and_compiles_no_more(llama: TinyModel) -> None:
     """A pool of threads started on the way would have small torch operations wait for each other, milliseconds each."""
     code = (
         "import torch\n"
-        "from penstock_engine import Engine, EngineConfig, Request\n"
+        "from penstock_engine import Engine, EngineConfig\n"
         f"engine = Engine.from_folder({str(llama.folder)!r}, EngineConfig(threads=1))\n"
-        "engine.submit(Request('a', [1, 2, 3]))\n"
-        "engine.step()\n"
-        "print(torch.get_num_threads())\n"
+        "engine.warm_up()\n"
+        "from penstock_kernels.cpu.workspace import run_program\n"
+        "print(torch.get_num_threads(), len(run_program.signatures))\n"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told == "1\n"
+    assert told == "1 1\n"  # and warming up compiled what runs programs

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from penstock_engine.grammar import Grammars, Matcher
 
 SCORED_ID, WARM_UP_ID = "score", "warm-up"  # alone in flight, so they meet no other
+WARM_UP_TOKENS = 6
 
 
 class Engine:
@@ -106,13 +107,16 @@ class Engine:
         return cls(model, config, dtype=dtype, max_model_len=length)
 
     def warm_up(self) -> None:
-        """Run a small prefill and a step of decoding, so that what is compiled on first use is compiled now.
+        """Run a small prefill and some steps of decoding, so that what is compiled on first use is compiled now.
 
+        The first step of a shape runs layer by layer, a later one as a program: both are tried.
         No trace shows it. Raises EngineBusy while requests are in flight, StepFailed.
         """
         if self._live:
             raise EngineBusy(len(self._live))
-        self.submit(Request(WARM_UP_ID, [0, 0], SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)))
+        self.submit(
+            Request(WARM_UP_ID, [0, 0], SamplingParams(temperature=0, max_tokens=WARM_UP_TOKENS, ignore_eos=True))
+        )
         while self.has_work:
             self.step()
         self.trace.clear()
