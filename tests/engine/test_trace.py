@@ -152,7 +152,7 @@ def test_without_the_setting_nothing_is_kept(llama: TinyModel) -> None:
 def test_a_warm_up_runs_prefill_and_decoding_and_leaves_nothing_behind(llama: TinyModel) -> None:
     engine = crowded(llama)
     engine.warm_up()
-    assert (engine.progress, engine.has_work, list(engine.trace)) == (2, False, [])
+    assert (engine.progress, engine.has_work, list(engine.trace)) == (6, False, [])
     engine.submit(requests()[0])
     with pytest.raises(EngineBusy):
         engine.warm_up()
