@@ -57,6 +57,7 @@ class Pulse:
     @contextmanager
     def beating(self, *, stall_seconds: float) -> Iterator[None]:
         bridge = Bridge(EngineSpec("/nowhere", 4), self.writer, places=4, stall_seconds=stall_seconds)
+        bridge._jobs[self.job.request_id] = self.job  # an engine stands still only where it has work
         stop = threading.Event()
         thread = threading.Thread(target=self.heartbeat.run, args=(self.host, stop))
         with self.held.holding(self.job, bridge):
