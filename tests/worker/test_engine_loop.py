@@ -71,6 +71,19 @@ def submit(
     )
 
 
+def one_step_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """From now on each step waits for a release."""
+    released = threading.Semaphore(0)
+    run = engine._runner.run
+
+    def wait_and_run(batch: ScheduleBatch) -> StepSamples:
+        assert released.acquire(timeout=PATIENCE_SECONDS)
+        return run(batch)
+
+    monkeypatch.setattr(engine._runner, "run", wait_and_run)
+    return released
+
+
 def test_one_message_a_step_carries_every_requests_token(far: Far) -> None:
     far.tell(submits=[submit("a"), submit("b")])
     far.thread.start()
@@ -152,18 +165,21 @@ def test_tenants_take_turns(model_folder: Path) -> None:
     other.close()
 
 
-def test_one_choice_can_be_dropped_and_places_are_counted_by_choice(far: Far) -> None:
+def test_one_choice_can_be_dropped_and_places_are_counted_by_choice(
+    far: Far, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = one_step_at_a_time(engine, monkeypatch)
     far.tell(submits=[submit("x", n=3, max_tokens=4, closed=[2])])
     far.thread.start()
+    steps.release()
     first = far.report()
     assert first.received == 2
     assert [delta.choice for delta in first.deltas] == [0, 1]
     far.tell(aborts=[("x", 0)])
-    left = [first]
-    while not any(delta.finish_reason for delta in left[-1].deltas):
-        left.append(far.report())
+    steps.release(3)  # the step that may have begun, and two that know of the drop
+    left = [far.report() for _ in range(3)]
     assert [delta.choice for delta in left[-1].deltas] == [1]
-    assert len(left) <= 4
+    assert [delta.finish_reason for delta in left[-1].deltas] == ["length"]
 
 
 def test_a_choice_that_was_complete_is_told_at_once(far: Far) -> None:
