@@ -1,31 +1,38 @@
 """Every table in one place: importing this fills `Base.metadata` for migrations and for tests that compare the two."""
 
 from penstock.auth.models import ApiKey, AuditEntry, Tenant, User
+from penstock.batches.models import Batch, BatchLine
 from penstock.db import Base
 from penstock.events.models import FeedEvent, FeedHead
+from penstock.files.models import File
 from penstock.idempotency.models import IdempotencyKey
 from penstock.jobs.models import Event, Job, JobJournal, JobRun
 from penstock.outbox.models import OutboxMessage
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
-from penstock.usage.models import UsageEntry
+from penstock.usage.models import Price, TenantBudget, UsageEntry
 from penstock.webhooks.models import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 
 __all__ = [
     "ApiKey",
     "AuditEntry",
     "Base",
+    "Batch",
+    "BatchLine",
     "Deployment",
     "Event",
     "FeedEvent",
     "FeedHead",
+    "File",
     "Hosting",
     "IdempotencyKey",
     "Job",
     "JobJournal",
     "JobRun",
     "OutboxMessage",
+    "Price",
     "RoutingPolicy",
     "Tenant",
+    "TenantBudget",
     "UsageEntry",
     "User",
     "WebhookAttempt",

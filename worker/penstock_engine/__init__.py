@@ -54,7 +54,7 @@ from penstock_engine.errors import (
     ScoringFailed,
     StepFailed,
 )
-from penstock_engine.measures import RequestMeasures
+from penstock_engine.measures import RequestMeasures, StepShare
 from penstock_engine.request import (
     FinishReason,
     Grammar,
@@ -96,5 +96,6 @@ __all__ = [
     "StepCounts",
     "StepFailed",
     "StepOutput",
+    "StepShare",
     "TokenDelta",
 ]

@@ -6,6 +6,10 @@
 The definitions are vLLM's (v1/metrics/stats.py): a token is there when the step that chose it ends, a request is
 scheduled when the step that first runs it begins, and time lost to a preemption stays in the interval in which it fell.
 There each choice is a request of its own; here they are one: scheduled with its first choice, done with its last token.
+
+The device's time is shared out as it passes: a step's duration is split over its requests by the tokens that each ran in
+it. What the shares of all requests sum up to is the time that the engine was busy, no more and no less; of steps that
+overlap, the later one begins where the earlier one ends.
 """
 
 from collections.abc import Sequence
@@ -55,6 +59,15 @@ class RequestMeasures(NamedTuple):
         return self.gap_seconds / self.gaps if self.gaps else 0.0
 
 
+class StepShare(NamedTuple):
+    """What one request had of one step. `recomputed` are those of its tokens that had run before."""
+
+    request_id: str
+    tokens: int
+    recomputed: int
+    seconds: float
+
+
 @dataclass(slots=True)
 class _Live:
     """A request in flight. Times are the engine's steady clock's."""
@@ -68,6 +81,13 @@ class _Live:
     gaps: int = 0
     gap_seconds: float = 0.0
     longest_gap: float = 0.0
+    recomputed_told: int = 0
+
+    def recomputed_of(self, tokens: int) -> int:
+        """How many of the `tokens` that a step ran had run before; each recomputed token is told once."""
+        found = min(tokens, sum(each.recomputed for each in self.generations) - self.recomputed_told)
+        self.recomputed_told += found
+        return found
 
     def take(self, choice: int, now: float) -> None:
         """A token of `choice` came `now`."""
@@ -87,6 +107,9 @@ class Meter:
     def __init__(self) -> None:
         self._live: dict[str, _Live] = {}
         self._ended: list[RequestMeasures] = []
+        self._shares: list[StepShare] = []
+        self._shared_until = float("-inf")
+        self.busy_seconds = 0.0
 
     def queue(self, generations: Sequence[Generation], now: float) -> None:
         """A request was submitted; these are its choices."""
@@ -100,6 +123,7 @@ class Meter:
             live = self._live.get(generation.request.id)
             if live is not None and live.scheduled_at is None:
                 live.scheduled_at = started
+        self._share(batch, started, now)
         for delta in batch.deltas:
             self._take(delta, started, now)
         for failure in batch.failures:
@@ -119,6 +143,26 @@ class Meter:
         """Those that ended since this was last asked."""
         ended, self._ended = self._ended, []
         return ended
+
+    def take_shares(self) -> list[StepShare]:
+        """What the requests had of the steps that were committed since this was last asked."""
+        shares, self._shares = self._shares, []
+        return shares
+
+    def _share(self, batch: ScheduleBatch, started: float, now: float) -> None:
+        ran: dict[str, int] = {}
+        for generation, extend_len in zip(batch.generations, batch.extend_lens, strict=True):
+            ran[generation.request.id] = ran.get(generation.request.id, 0) + extend_len
+        if not ran:
+            return
+        seconds = now - max(started, self._shared_until)
+        self._shared_until = now
+        self.busy_seconds += seconds
+        each = seconds / sum(ran.values())
+        for request_id, tokens in ran.items():
+            live = self._live.get(request_id)
+            again = 0 if live is None else live.recomputed_of(tokens)
+            self._shares.append(StepShare(request_id, tokens, again, tokens * each))
 
     def _take(self, delta: TokenDelta, started: float, now: float) -> None:
         live = self._live.get(delta.request_id)

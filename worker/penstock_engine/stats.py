@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from penstock_engine.measures import RequestMeasures
+from penstock_engine.measures import RequestMeasures, StepShare
 from penstock_engine.request import PromptLogprobs, RequestFailure, TokenDelta
 
 
@@ -23,7 +23,8 @@ class StepOutput(NamedTuple):
     """What one step brought. `step` is its number, and stands still when there was nothing to run.
 
     `admitted` names the requests that began to run, each with how many tokens of its prompt were found in the cache.
-    `measures` are those of the requests that ended in this step, or were aborted since the one before.
+    `measures` are those of the requests that ended in this step, or were aborted since the one before. `shares` are
+    what each request had of the device's time; `started` and `ended` are the step's, by the system's steady clock.
     """
 
     step: int
@@ -33,6 +34,9 @@ class StepOutput(NamedTuple):
     admitted: list[tuple[str, int]]
     prompt_logprobs: Sequence[PromptLogprobs] = ()
     measures: Sequence[RequestMeasures] = ()
+    shares: Sequence[StepShare] = ()
+    started: float = 0.0
+    ended: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class EngineStats:
     rather than computed, `tokens_computed` ran through the model (prompt, output and recomputed ones).
     `tokens_recomputed` had run before, and were lost to a preemption. As in vLLM, `prefix_queries` are the tokens of
     requests that were let in for the first time and `prefix_hits` those of them that were cached: what a preempted
-    one finds of its own is no hit. `runs` sums over the steps how many ran in each.
+    one finds of its own is no hit. `runs` sums over the steps how many ran in each; `busy_seconds` is what they took.
     """
 
     steps: int
@@ -62,6 +66,7 @@ class EngineStats:
     prefix_hits: int = 0
     runs: int = 0
     max_running: int = 0
+    busy_seconds: float = 0.0
 
     @property
     def kv_usage(self) -> float:

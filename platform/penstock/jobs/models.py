@@ -9,6 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from penstock.db import Base
 from penstock.jobs.states import JobClass, JobState, RunOutcome
+from penstock.usage.spent import Spent
 
 
 def _one_of(column: str, values: type[JobState] | type[RunOutcome]) -> str:
@@ -23,6 +24,7 @@ class Job(Base):
         CheckConstraint(_one_of("state", JobState), name="state"),
         CheckConstraint("job_class BETWEEN 0 AND 2", name="job_class"),
         CheckConstraint("token_budget > 0", name="token_budget"),
+        CheckConstraint("(batch_id IS NULL) = (batch_line IS NULL)", name="line_of_batch"),
         CheckConstraint("(state = 'running') = (lease_holder IS NOT NULL)", name="lease_only_while_running"),
         CheckConstraint("(state IN ('queued', 'running')) = (finished_at IS NULL)", name="finished_at_when_final"),
         # The order in which waiting jobs are claimed.
@@ -40,6 +42,7 @@ class Job(Base):
         Index("ix_job_tenant", "tenant_id", text("id DESC")),
         Index("ix_job_tenant_waiting", "tenant_id", postgresql_where=text("state = 'queued'")),
         Index("ix_job_tags", "tags", postgresql_using="gin"),
+        Index("ix_job_batch", "batch_id", text("id DESC"), postgresql_where=text("batch_id IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -56,13 +59,21 @@ class Job(Base):
     user_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", server_default="{}")
     webhook: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     retry_of: Mapped[str | None] = mapped_column(ForeignKey("job.id", ondelete="SET NULL"))
+    batch_id: Mapped[str | None]
+    batch_line: Mapped[int | None]
 
     # When and before whom
     job_class: Mapped[int] = mapped_column(SmallInteger, server_default=str(JobClass.INTERACTIVE.value))
     priority: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     deadline: Mapped[datetime | None]
+    held: Mapped[bool] = mapped_column(server_default="false")
+    """Not to be claimed while it waits: its batch is paused."""
     token_budget: Mapped[int | None] = mapped_column(BigInteger)
     """What it may cost: prompt and output of all choices together."""
+    terms: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    """The price at submission, and what the job may cost by it (`usage.terms`)."""
+    api_key_id: Mapped[str | None]
+    """With which key it was submitted; none from the portal."""
 
     # Which version serves it, and why
     deployment_id: Mapped[str] = mapped_column(ForeignKey("deployment.id"))
@@ -92,6 +103,8 @@ class Job(Base):
     output_tokens: Mapped[int] = mapped_column(server_default="0")
     output: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     error: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    account: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    """What it consumed beside these tokens, and its cost (`usage.accounting`)."""
     traceparent: Mapped[str | None]
 
 
@@ -112,6 +125,23 @@ class JobRun(Base):
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
     reason: Mapped[str | None]
+
+    # What it took, as its worker last told; the meanings are those of `Spent`
+    cached_tokens: Mapped[int | None]
+    computed_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    recomputed_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    device_seconds: Mapped[float] = mapped_column(server_default="0")
+    recomputed_seconds: Mapped[float] = mapped_column(server_default="0")
+    joules: Mapped[float | None]
+    energy_note: Mapped[str | None]
+    queue_seconds: Mapped[float | None]
+    prefill_seconds: Mapped[float | None]
+    decode_seconds: Mapped[float | None]
+
+    @property
+    def spent(self) -> Spent:
+        """What it took."""
+        return Spent(**{name: getattr(self, name) for name in Spent.__slots__})
 
 
 class JobJournal(Base):
