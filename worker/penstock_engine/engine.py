@@ -251,6 +251,7 @@ class Engine:
             prefix_hits=scheduler.found_tokens,
             runs=self._runs,
             max_running=self.config.max_running,
+            busy_seconds=self._meter.busy_seconds,
         )
 
     def _run(self, batch: ScheduleBatch) -> None:
@@ -307,6 +308,9 @@ class Engine:
             admitted=admitted,
             prompt_logprobs=batch.prompt_logprobs,
             measures=self._meter.take_ended(),
+            shares=self._meter.take_shares(),
+            started=started,
+            ended=now,
         )
 
 
