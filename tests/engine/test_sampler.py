@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penstock_engine import Engine, EngineConfig, Request, SamplingParams
+from penstock_engine import Engine, EngineConfig, Request, SamplingParams, drawing
+from penstock_engine.drawing import draw, drawing_on
 from penstock_engine.philox import philox4x32, uniforms
-from penstock_engine.sampler import draw
+from penstock_kernels import sampling as definition
+from penstock_kernels.gpu import sampling as gpu_sampling
 from scipy.stats import chisquare, kstest  # type: ignore[import-untyped]  # scipy ships no types
 from transformers import (
     LogitsProcessorList,
@@ -21,6 +23,7 @@ from transformers import (
 
 from tests.engine.driving import Run, greedy, run_all, step_once
 from tests.engine.tiny import EOS, TinyModel, random_prompt
+from tests.kernels.sampling_cases import rows_of
 
 DRAWS = 20_000
 
@@ -75,14 +78,15 @@ def expected(logits: torch.Tensor, temperature: float, top_k: int, top_p: float,
 
 def drawn_counts(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float = 0) -> np.ndarray:
     """How often each token comes out over DRAWS positions of one seed."""
-    noise = uniforms(np.full(DRAWS, 7, np.uint64), np.arange(DRAWS), np.zeros(DRAWS, np.uint32))
     ids = draw(
         logits.expand(DRAWS, -1),
-        temperature=torch.full((DRAWS, 1), temperature),
-        top_k=torch.full((DRAWS, 1), top_k),
-        top_p=torch.full((DRAWS, 1), top_p),
-        min_p=torch.full((DRAWS, 1), min_p),
-        noise=torch.from_numpy(noise).unsqueeze(1),
+        temperature=torch.full((DRAWS,), temperature),
+        top_k=torch.full((DRAWS,), top_k),
+        top_p=torch.full((DRAWS,), top_p),
+        min_p=torch.full((DRAWS,), min_p),
+        seed=torch.full((DRAWS,), 7),
+        output_index=torch.arange(DRAWS),
+        choice=torch.zeros(DRAWS, dtype=torch.int64),
     )
     return np.bincount(ids.numpy(), minlength=len(logits))
 
@@ -114,40 +118,52 @@ def test_the_check_notices_a_slightly_wrong_temperature() -> None:
 @given(
     seed=st.integers(0, 2**16),
     vocabulary=st.sampled_from([3, 63, 64, 65, 2000]),
-    spread=st.sampled_from([0.1, 1.0, 5.0]),
+    spread=st.sampled_from([0.0, 0.1, 1.0, 5.0]),
+    step=st.sampled_from([0.0, 0.5]),
     filters=st.lists(st.tuples(st.sampled_from([0, 1, 7, 70]), st.sampled_from([0.05, 0.5, 0.95, 1.0])), min_size=4),
 )
-def test_rows_of_a_batch_do_not_change_what_another_may_draw(
-    seed: int, vocabulary: int, spread: float, filters: list[tuple[int, float]]
+def test_rows_of_a_batch_do_not_change_what_another_draws(
+    seed: int, vocabulary: int, spread: float, step: float, filters: list[tuple[int, float]]
 ) -> None:
-    """Every row draws from the set that `transformers` leaves it, whatever partial sort its neighbours forced."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(len(filters), vocabulary, generator=generator) * spread
-    ids = draw(
-        logits,
-        temperature=torch.ones(len(filters), 1),
-        top_k=torch.tensor([[top_k] for top_k, _ in filters]),
-        top_p=torch.tensor([[top_p] for _, top_p in filters]),
-        min_p=torch.zeros(len(filters), 1),
-        noise=torch.rand(len(filters), 1, generator=generator),
-    )
+    """Every row draws what the definition draws, whatever partial sort its neighbours forced, ties among logits too."""
+    generator, count = torch.Generator().manual_seed(seed), len(filters)
+    logits = torch.randn(count, vocabulary, generator=generator) * spread
+    logits = (logits / step).round() * step if step else logits
+    rows = {
+        "logits": logits,
+        "temperature": torch.ones(count),
+        "top_k": torch.tensor([top_k for top_k, _ in filters]),
+        "top_p": torch.tensor([top_p for _, top_p in filters]),
+        "min_p": torch.zeros(count),
+        "seed": torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator),
+        "output_index": torch.arange(count),
+        "choice": torch.zeros(count, dtype=torch.int64),
+    }
+    ids = draw(**rows)
+    assert torch.equal(ids, definition.sample(**rows))
     for row, token, (top_k, top_p) in zip(logits, ids.tolist(), filters, strict=True):
-        # The set's last member may differ where a cumulative sum rounds to top_p itself.
-        assert expected(row, 1.0, min(top_k, vocabulary), min(1.0, top_p + 1e-5))[token] > 0
+        if not step and spread:  # `transformers` cuts through ties
+            # The set's last member may differ where a cumulative sum rounds to top_p itself.
+            assert expected(row, 1.0, min(top_k, vocabulary), min(1.0, top_p + 1e-5))[token] > 0
 
 
-def test_noise_at_the_ends_stays_in_the_possible_tokens() -> None:
-    logits = torch.tensor([[-torch.inf, 1.0, 1.0, -torch.inf]] * 2)
-    ones = torch.ones(2, 1)
-    ids = draw(
-        logits,
-        temperature=ones,
-        top_k=torch.zeros(2, 1, dtype=torch.long),
-        top_p=ones,
-        min_p=torch.zeros(2, 1),
-        noise=torch.tensor([[0.0], [1.0]]),  # 1.0 is what rounding can make of the largest number below it
-    )
-    assert ids.tolist() == [1, 2]
+@pytest.mark.parametrize("filters", ["", "k", "p", "kpm"])
+def test_blocks_of_rows_draw_alike(monkeypatch: pytest.MonkeyPatch, filters: str) -> None:
+    """Two rows at a time; one nucleus wider than every probe, masked tokens, a row that is not finite."""
+    monkeypatch.setattr(drawing, "BLOCK", 6000)
+    rows = rows_of(5, 3000, filters, spread=2.0)
+    rows.logits[0] *= 0.001
+    rows.logits[1, 10:] = -torch.inf
+    rows.logits[2, 5] = torch.nan
+    assert torch.equal(draw(**rows._asdict()), definition.sample(**rows._asdict()))
+
+
+def test_a_device_draws_by_kernels_where_triton_compiles_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert drawing_on(torch.device("cpu")) is draw
+    assert drawing_on(torch.device("cuda")) is gpu_sampling.sample
+    assert drawing_on(torch.device("meta")) is definition.sample
+    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
+    assert drawing_on(torch.device("cuda")) is definition.sample
 
 
 def sampled(seed: int, **others: Any) -> SamplingParams:

@@ -30,14 +30,21 @@ def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Wor
     return c0, c1, c2, c3
 
 
-def uniforms(
+def uniform_bits(
     seed: NDArray[np.uint64],
     output_index: NDArray[np.int64],
-    choice: NDArray[np.uint32],
+    choice: NDArray[np.integer],
     purpose: Purpose = "token",
-) -> NDArray[np.float32]:
-    """One number in [0, 1) per entry: key = the 64-bit seed, counter = (output index, choice, purpose, 0)."""
+) -> NDArray[np.int64]:
+    """24 random bits per entry: key = the 64-bit seed, counter = (output index, choice, purpose, 0)."""
     zero = np.zeros(len(seed), np.uint64)
     counter = (output_index.astype(np.uint64), choice.astype(np.uint64), zero + np.uint64(PURPOSES[purpose]), zero)
     first = philox4x32(counter, (seed & _LOW, seed >> _SHIFT))[0]
-    return ((first >> np.uint64(8)).astype(np.float32)) * np.float32(2.0**-24)
+    return (first >> np.uint64(8)).astype(np.int64)
+
+
+def uniforms(
+    seed: NDArray[np.uint64], output_index: NDArray[np.int64], choice: NDArray[np.integer]
+) -> NDArray[np.float32]:
+    """The numbers in [0, 1) that the bits of a token's draw stand for."""
+    return uniform_bits(seed, output_index, choice).astype(np.float32) * np.float32(2.0**-24)

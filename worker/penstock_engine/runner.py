@@ -11,9 +11,8 @@ from penstock_engine.kv_pool import KVPool
 from penstock_engine.masks import MaskBuilder
 from penstock_engine.models import CausalLM
 from penstock_engine.page_allocator import NULL_PAGE
-from penstock_engine.penalties import Adjustments
 from penstock_engine.request import Generation, Request
-from penstock_engine.sampler import sample
+from penstock_engine.sampler import Sampler
 from penstock_engine.scoring import score
 from penstock_engine.tables import RowTables
 
@@ -40,7 +39,7 @@ class ModelRunner:
         self._device = device
         self._dtype = dtype
         self._deterministic = deterministic
-        self._adjustments = Adjustments(tables)
+        self._sampler = Sampler(tables, device)
         self._masks = MaskBuilder(model.config.vocab_size)
         self.forwards = 0  # that came to their end
 
@@ -57,7 +56,8 @@ class ModelRunner:
         if sampled:
             allowed = masks.result() if masks else None
             own = logits[batch.logit_rows] if batch.twins else logits[:ends]
-            samples = sample(own, sampled, self._tables, self._adjustments, allowed)
+            chosen = self._sampler.choose(own, sampled, allowed)
+            samples = chosen.told(chosen.packed.cpu())
         return replace(samples, scores=score(logits[ends:], batch.scored)) if batch.scored else samples
 
     @torch.inference_mode()
