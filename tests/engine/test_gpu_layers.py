@@ -251,11 +251,6 @@ class TestWhatIsChosen:
             self.chosen(make("llama"), kernels="compiled")
         assert caught.value.field == "kernels"
 
-    def test_quantization_is_refused(self, on_a_gpu: None, make: Callable[[str], TinyModel]) -> None:
-        with pytest.raises(InvalidConfig, match="must be None on cuda") as caught:
-            self.chosen(make("llama"), quantization="int8")
-        assert caught.value.field == "quantization"
-
     def test_a_machine_without_triton_runs_the_others(self, make: Callable[[str], TinyModel]) -> None:
         code = (
             "import sys; sys.modules['triton'] = None\n"

@@ -7,7 +7,8 @@ from typing import Literal
 from penstock_engine.errors import InvalidConfig
 
 DType = Literal["bfloat16", "float16", "float32", "auto"]
-Quantization = Literal["int8", "int4"]
+Quantization = Literal["int8", "int4", "fp8"]
+KVDType = Literal["auto", "int8", "fp8"]
 Kernels = Literal["auto", "compiled", "torch"]
 Policy = Literal["continuous", "static", "request"]
 
@@ -18,11 +19,11 @@ class EngineConfig:
 
     `token_budget` is the most tokens that one step runs through the model: decoding requests take one each, prefill
     chunks share the rest. `kv_pages` sets the KV pool in pages of `page_size` tokens; without it `kv_bytes` does;
-    without both a share of free memory, at most what `max_running` full contexts need. `max_model_len` None is the
-    model's own. `threads` None is one for a small
-    model and torch's setting for a larger one. `seed` seeds the seeds drawn for requests that bring none.
-    `tokenizer` is the path of the model's tokenizer.json, from which grammars learn the bytes of each token; nothing
-    else needs it.
+    without both a share of free memory, at most what `max_running` full contexts need. On a GPU that is `memory_share`
+    of what its largest steps leave, which are tried out first. `max_model_len` None is the model's own. `threads` None
+    is one for a small model and torch's setting for a larger one. `seed` seeds the seeds drawn for requests that bring
+    none. `tokenizer` is the path of the model's tokenizer.json, from which grammars learn the bytes of each token;
+    nothing else needs it.
 
     `policy` is when waiting requests are let in: `continuous` at every step, `static` only when a whole batch has
     ended, `request` one at a time. The last two are there to be measured against. `fair_quantum` is by how much
@@ -31,9 +32,11 @@ class EngineConfig:
     cached, preempted or resumed; tried out at start, and slower. `trace_steps` is how many of the last steps are
     kept on record.
 
-    `quantization` rounds the weights while they load, to 8 bits for each output or to 4 bits for each group of inputs
-    (with the head at 8), and the activations to 8 bits at every product; it needs compiled kernels. `kernels` chooses
-    those: `auto` takes compiled ones where this machine runs them, and `Engine.kernels` tells.
+    `quantization` rounds the weights while they load, to 8 bits for each output or to 4 bits for each group of inputs;
+    it needs compiled kernels. On a CPU the head has 8 bits either way, and activations are rounded to 8 bits at every
+    product; on a GPU the head stays as it is, int4 rounds no activations, and fp8 (e4m3) is the third choice.
+    `kv_dtype` keeps K and V in 8 bits, with a scale for each token and head; it needs a GPU's compiled kernels.
+    `kernels` chooses those: `auto` takes compiled ones where this machine runs them, and `Engine.kernels` tells.
     """
 
     max_running: int = 64
@@ -42,6 +45,8 @@ class EngineConfig:
     page_size: int = 16
     kv_pages: int | None = None
     kv_bytes: int | None = None
+    kv_dtype: KVDType = "auto"
+    memory_share: float = 0.9
     max_model_len: int | None = None
     device: str = "cpu"
     dtype: DType = "auto"
@@ -73,7 +78,9 @@ class EngineConfig:
             "dtype",
             "must be bfloat16, float16, float32 or auto",
         )
-        _require(self.quantization in ("int8", "int4", None), "quantization", "must be int8, int4 or None")
+        _require(self.quantization in ("int8", "int4", "fp8", None), "quantization", "must be int8, int4, fp8 or None")
+        _require(self.kv_dtype in ("auto", "int8", "fp8"), "kv_dtype", "must be auto, int8 or fp8")
+        _require(0 < self.memory_share <= 1, "memory_share", "must be above 0, and at most 1")
         _require(self.kernels in ("auto", "compiled", "torch"), "kernels", "must be auto, compiled or torch")
         _require(self.policy in ("continuous", "static", "request"), "policy", "must be continuous, static or request")
         there = self.tokenizer is None or Path(self.tokenizer).is_file()

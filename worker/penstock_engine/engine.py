@@ -6,6 +6,7 @@ One thread owns an engine. Between steps it may submit and abort; `step` schedul
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -18,12 +19,13 @@ from penstock_engine.choices import LiveRequests
 from penstock_engine.config import EngineConfig
 from penstock_engine.determinism import check_determinism
 from penstock_engine.errors import EngineBusy, InvalidRequest, InvalidSampling, QueueFull, ScoringFailed, StepFailed
-from penstock_engine.kernel_choice import choose_kernels
+from penstock_engine.kernel_choice import choose_kernels, loading_device
 from penstock_engine.loading import Progress, load_model, resolve_dtype
 from penstock_engine.measures import Meter
 from penstock_engine.model_config import read_model_config
 from penstock_engine.models import CausalLM
 from penstock_engine.page_allocator import PageAllocator
+from penstock_engine.profiling import kv_memory
 from penstock_engine.radix_cache import NoCache, PrefixCache, RadixCache
 from penstock_engine.request import FinishReason, Generation, Grammar, Request, SamplingParams, Scoring
 from penstock_engine.runner import ModelRunner
@@ -45,8 +47,9 @@ class Engine:
 
     def __init__(self, model: CausalLM, config: EngineConfig, *, dtype: torch.dtype, max_model_len: int) -> None:
         device = device_of(config)
-        shape = KVShape.of(model.config, config.page_size, dtype)
-        pages = pool_pages(config, shape, max_model_len, device)
+        shape = KVShape.of(model.config, config, dtype)
+        free = partial(kv_memory, model, config, shape, max_model_len=max_model_len, dtype=dtype)
+        pages = pool_pages(config, shape, max_model_len, free)
         self.config = config
         self.model_config = model.config
         self.max_model_len = max_model_len
@@ -57,7 +60,7 @@ class Engine:
             eos_ids=model.config.eos_ids,
         )
         tables = RowTables(config.max_running, -(-max_model_len // config.page_size), config.page_size)
-        cache: PrefixCache = RadixCache(config.page_size) if config.prefix_cache else NoCache()
+        cache: PrefixCache = RadixCache(config.page_size, config.kv_dtype) if config.prefix_cache else NoCache()
         self._allocator = PageAllocator(pages)
         self._cache = cache
         self._scheduler = Scheduler(
@@ -102,8 +105,9 @@ class Engine:
         length = context_length(config, model_config)
         torch.set_num_threads(thread_count(config, model_config))
         device = device_of(config)
-        model = load_model(folder, model_config, positions=length, dtype=dtype, device=device, progress=progress)
-        choose_kernels(model, config, dtype=dtype, threads=torch.get_num_threads())
+        place = loading_device(config, device)
+        model = load_model(folder, model_config, positions=length, dtype=dtype, device=place, progress=progress)
+        choose_kernels(model, config, dtype=dtype, threads=torch.get_num_threads(), device=device)
         return cls(model, config, dtype=dtype, max_model_len=length)
 
     def warm_up(self) -> None:

@@ -3,6 +3,7 @@
 What was chosen, and why not another, is told by `Engine.kernels`: nothing is replaced in silence.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from importlib.util import find_spec
 
@@ -18,41 +19,80 @@ BLOCK = 16  # slots that compiled attention takes at a time on a CPU: they must 
 COMPILED_DTYPES = (torch.bfloat16, torch.float32)  # on a CPU
 WIDEST_HEAD = 256  # that Triton's attention has tiles for
 LEAST_CAPABILITY = (8, 0)  # of a GPU: the first with bfloat16
+FP8_CAPABILITY = (8, 9)  # the first with e4m3
 
 
-def choose_kernels(model: CausalLM, config: EngineConfig, *, dtype: torch.dtype, threads: int) -> None:
-    """Give a loaded `model` its kernels. Raises InvalidConfig where what was asked for cannot run here."""
+def choose_kernels(
+    model: CausalLM, config: EngineConfig, *, dtype: torch.dtype, threads: int, device: torch.device | None = None
+) -> None:
+    """Give a loaded `model` its kernels, and move it to `device` (None: it stays where it lies).
+
+    Raises InvalidConfig where what was asked for cannot run here.
+    """
     obstacle = _obstacle(model, config, dtype)
     if isinstance(model, DecoderLM) and not obstacle and config.kernels != "torch":
-        model.kernels = _compile(model, config, dtype, threads)
+        model.kernels = _compile(model, config, dtype, threads, device)
         model.pads = False
         return
     if config.kernels == "compiled":
         raise InvalidConfig("kernels", f"cannot be 'compiled' here: {obstacle}; use 'auto' or 'torch'")
+    reason = obstacle or "kernels is 'torch'"
     if config.quantization is not None:
-        reason = obstacle or "kernels is 'torch'"
         raise InvalidConfig("quantization", f"must be None: it needs compiled kernels, and {reason}")
+    if config.kv_dtype != "auto":
+        raise InvalidConfig("kv_dtype", f"must be 'auto': K and V in 8 bits need compiled kernels, and {reason}")
     prepacked = prepack_linears(model)
     model.kernels = {"layers": f"torch ({obstacle or 'as asked for'})", "prepacked": str(prepacked)}
 
 
-def _compile(model: DecoderLM, config: EngineConfig, dtype: torch.dtype, threads: int) -> Mapping[str, str]:
+def loading_device(config: EngineConfig, device: torch.device) -> torch.device:
+    """Where weights are read to. Those that are to be rounded for a GPU wait in the host's memory for their turn."""
+    return torch.device("cpu") if config.quantization is not None else device
+
+
+def _compile(
+    model: DecoderLM, config: EngineConfig, dtype: torch.dtype, threads: int, device: torch.device | None
+) -> Mapping[str, str]:
     if _on_gpu(config):
-        return _use_gpu(model, config)
+        return _use_gpu(model, config, device or next(model.parameters()).device)
+    _refuse_formats_on_cpu(config)
     from penstock_engine.layers.cpu import use_cpu_kernels  # where compiled kernels run, and not before
 
     counts = use_cpu_kernels(model, dtype=dtype, threads=threads, quantization=config.quantization)
-    return {"layers": "compiled for AVX-512", **{kind: str(count) for kind, count in sorted(counts.items())}}
+    return {"layers": "compiled for AVX-512", **_told(counts)}
 
 
-def _use_gpu(model: DecoderLM, config: EngineConfig) -> Mapping[str, str]:
-    if config.quantization is not None:
-        remedy = f"must be None on {config.device}: weights are rounded for the kernels of a CPU alone"
-        raise InvalidConfig("quantization", remedy)
+def _use_gpu(model: DecoderLM, config: EngineConfig, device: torch.device) -> Mapping[str, str]:
+    _refuse_formats_on_gpu(config)
     from penstock_engine.layers.gpu import use_gpu_kernels  # imports Triton
+    from penstock_engine.layers.gpu_linear import round_linears
 
+    rounded: Counter[str] = Counter()
+    if config.quantization is not None:
+        rounded = round_linears(model, config.quantization, device, deterministic=config.deterministic)
+        model.to(device)
     counts = use_gpu_kernels(model, deterministic=config.deterministic)
-    return {"layers": "compiled by Triton", **{kind: str(count) for kind, count in sorted(counts.items())}}
+    kept = {} if config.kv_dtype == "auto" else {"kv": config.kv_dtype}
+    return {"layers": "compiled by Triton", **_told(counts + rounded), **kept}
+
+
+def _told(counts: Counter[str]) -> dict[str, str]:
+    return {kind: str(count) for kind, count in sorted(counts.items())}
+
+
+def _refuse_formats_on_cpu(config: EngineConfig) -> None:
+    if config.quantization == "fp8":
+        raise InvalidConfig("quantization", "cannot be 'fp8' on a CPU, which multiplies no such numbers; use 'int8'")
+    if config.kv_dtype != "auto":
+        raise InvalidConfig("kv_dtype", "must be 'auto' on a CPU: K and V in 8 bits need the kernels of a GPU")
+
+
+def _refuse_formats_on_gpu(config: EngineConfig) -> None:
+    capability = torch.cuda.get_device_capability(config.device)
+    for field, value in (("quantization", config.quantization), ("kv_dtype", config.kv_dtype)):
+        if value == "fp8" and capability < FP8_CAPABILITY:
+            has = f"{config.device} has compute capability {capability[0]}.{capability[1]}"
+            raise InvalidConfig(field, f"cannot be 'fp8' here: {has}, below 8.9; use 'int8'")
 
 
 def _obstacle(model: CausalLM, config: EngineConfig, dtype: torch.dtype) -> str:

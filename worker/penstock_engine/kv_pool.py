@@ -4,7 +4,10 @@ import mmap
 from math import prod
 
 import torch
+from penstock_kernels.kv import LARGEST
 from torch import Tensor
+
+SCALE_DTYPE = torch.float16  # in float32 they would take twice the room, and their rounding costs nothing: see `kv`
 
 
 class KVPool:
@@ -12,6 +15,7 @@ class KVPool:
 
     Page 0 is the null page. K and V of a slot lie side by side, so that a layer stores both in one write and gathers
     both in one read. Memory is reserved at once, but on Linux becomes resident only as pages are first used.
+    A pool of int8 or float8_e4m3fn has a scale for each slot and head, as `penstock_kernels.kv` defines them.
     """
 
     def __init__(
@@ -26,9 +30,15 @@ class KVPool:
         device: torch.device,
     ) -> None:
         self.page_size = page_size
-        self._data = _zeros((layers, pages, page_size, 2 * kv_heads, head_dim), dtype, device)
-        self._pages = list(self._data.unbind(0))
+        heads = (layers, pages, page_size, 2 * kv_heads)
+        data = _zeros((*heads, head_dim), dtype, device)
+        scales = _zeros(heads, SCALE_DTYPE, device) if dtype in LARGEST else None
+        self._pages = list(data.unbind(0))
         self._slots = [layer.flatten(0, 1) for layer in self._pages]
+        self._page_scales = None if scales is None else list(scales.unbind(0))
+        self._slot_scales = None if scales is None else [layer.flatten(0, 1) for layer in scales]
+        # What is moved as whole pages; torch indexes no 8-bit floats.
+        self._moved = [data] if scales is None else [data.view(torch.int8), scales]
 
     def pages(self, layer: int) -> Tensor:
         """One layer, [pages, page_size, 2 * kv_heads, head_dim]."""
@@ -38,16 +48,26 @@ class KVPool:
         """The same memory as [slots, 2 * kv_heads, head_dim]; slot = page * page_size + offset."""
         return self._slots[layer]
 
+    def page_scales(self, layer: int) -> Tensor | None:
+        """One layer's scales, [pages, page_size, 2 * kv_heads]; None where K and V are kept as they are."""
+        return None if self._page_scales is None else self._page_scales[layer]
+
+    def slot_scales(self, layer: int) -> Tensor | None:
+        """The same memory as [slots, 2 * kv_heads]."""
+        return None if self._slot_scales is None else self._slot_scales[layer]
+
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """Copy whole pages, source to destination; all are read before any is written."""
         if pairs:
-            source, destination = torch.tensor(pairs, device=self._data.device).unbind(1)
-            self._data.index_copy_(1, destination, self._data.index_select(1, source))
+            source, destination = torch.tensor(pairs, device=self._moved[0].device).unbind(1)
+            for part in self._moved:
+                part.index_copy_(1, destination, part.index_select(1, source))
 
     def zero(self, pages: list[int]) -> None:
         """Wipe pages whose numbers must not reach their next owner: 0 * NaN is NaN even behind a mask."""
         if pages:
-            self._data.index_fill_(1, torch.tensor(pages, device=self._data.device), 0)
+            for part in self._moved:
+                part.index_fill_(1, torch.tensor(pages, device=part.device), 0)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -113,12 +113,16 @@ class NoCache:
 
 
 class RadixCache:
-    """The radix tree, with eviction of the least recently used unlocked leaves."""
+    """The radix tree, with eviction of the least recently used unlocked leaves.
+
+    `kept_as` is how its pages hold K and V, and part of every namespace: they mean nothing to a pool of another kind.
+    """
 
     remembers = True
 
-    def __init__(self, page_size: int) -> None:
+    def __init__(self, page_size: int, kept_as: str = "auto") -> None:
         self.page_size = page_size
+        self.kept_as = kept_as
         self.page_count = 0
         self.evictable_count = 0  # pages of nodes that nothing locks; leaves of them go first
         self._roots: dict[str, TreeNode] = {}
@@ -128,7 +132,7 @@ class RadixCache:
 
     def match(self, namespace: str, tokens: Sequence[int]) -> Match:
         """The longest cached prefix of `tokens`, to the token. Lock what you use before the next `evict`."""
-        root = self._roots.get(namespace)
+        root = self._roots.get(self._rooted(namespace))
         if root is None:
             return Match(None, [])
         node, pages = self._walk(root, self._keys(tokens))
@@ -139,6 +143,7 @@ class RadixCache:
     def insert(self, namespace: str, tokens: Sequence[int], pages: Sequence[int]) -> Insertion:
         """Own `pages`, which hold the whole pages of `tokens` in order; what hangs over a page is left out."""
         keys = self._keys(tokens)
+        namespace = self._rooted(namespace)
         root = self._roots.setdefault(namespace, TreeNode(None, [], [], namespace))
         node, known = self._walk(root, keys)
         fresh = list(pages[len(known) : len(keys)])
@@ -193,6 +198,9 @@ class RadixCache:
             node = stack.pop()
             yield node
             stack.extend(node.children.values())
+
+    def _rooted(self, namespace: str) -> str:
+        return f"{self.kept_as}/{namespace}"
 
     def _keys(self, tokens: Sequence[int]) -> list[PageKey]:
         size = self.page_size

@@ -1,18 +1,20 @@
 """How much of the machine an engine takes: pages of KV, length of context, threads."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
 import torch
+from penstock_kernels.kv import LARGEST
 
 from penstock_engine.config import EngineConfig
 from penstock_engine.errors import InvalidConfig
-from penstock_engine.kv_pool import KVPool
+from penstock_engine.kv_pool import SCALE_DTYPE, KVPool
 from penstock_engine.model_config import ModelConfig
 
 HOST_SHARE = 0.25  # of free memory: a worker's machine runs more than its engine
-DEVICE_SHARE = 0.9  # of what is free once the weights are loaded
+KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 # Up to this width one thread does it: at width 128 and 64 rows a second one saves a fifth on 2 idle AMD EPYC cores,
 # and on busy ones its barriers cost several times the step.
 SINGLE_THREAD_HIDDEN_SIZE = 256
@@ -20,7 +22,7 @@ SINGLE_THREAD_HIDDEN_SIZE = 256
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What one page holds."""
+    """What one page holds. `dtype` is that of K and V in the pool."""
 
     layers: int
     page_size: int
@@ -29,12 +31,15 @@ class KVShape:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, model: ModelConfig, page_size: int, dtype: torch.dtype) -> Self:
-        return cls(model.layers, page_size, model.kv_heads, model.head_dim, dtype)
+    def of(cls, model: ModelConfig, config: EngineConfig, dtype: torch.dtype) -> Self:
+        """`dtype` is that of the model."""
+        kept = KV_DTYPES.get(config.kv_dtype, dtype)
+        return cls(model.layers, config.page_size, model.kv_heads, model.head_dim, kept)
 
     @property
     def page_bytes(self) -> int:
-        return self.layers * self.page_size * 2 * self.kv_heads * self.head_dim * self.dtype.itemsize
+        scale = SCALE_DTYPE.itemsize if self.dtype in LARGEST else 0
+        return self.layers * self.page_size * 2 * self.kv_heads * (self.head_dim * self.dtype.itemsize + scale)
 
 
 def device_of(config: EngineConfig) -> torch.device:
@@ -47,17 +52,25 @@ def device_of(config: EngineConfig) -> torch.device:
     return device
 
 
-def pool_pages(config: EngineConfig, shape: KVShape, max_model_len: int, device: torch.device) -> int:
-    """Pages that requests can have. Raises InvalidConfig when the memory given holds none."""
+def pool_pages(config: EngineConfig, shape: KVShape, max_model_len: int, free: Callable[[], int]) -> int:
+    """Pages that requests can have; `free` finds the bytes for them, where `config` gives neither pages nor bytes.
+
+    Raises InvalidConfig when the memory given holds none.
+    """
     if config.kv_pages is not None:
         return config.kv_pages
     pages_per_request = -(-max_model_len // config.page_size)
     most_useful = 2 * config.max_running * pages_per_request  # all running at full length, and as much cache again
-    memory = config.kv_bytes if config.kv_bytes is not None else _free_memory(device)
+    memory = config.kv_bytes if config.kv_bytes is not None else free()
     pages = min(memory // shape.page_bytes - 1, most_useful)
     if pages < 1:
         raise InvalidConfig("kv_bytes", f"{memory} bytes hold no two pages of {shape.page_bytes} bytes; give more")
     return pages
+
+
+def host_memory() -> int:
+    """What an engine on a CPU takes for its pool: a share of what is free."""
+    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * HOST_SHARE)
 
 
 def context_length(config: EngineConfig, model: ModelConfig) -> int:
@@ -86,9 +99,3 @@ def make_pool(shape: KVShape, pages: int, device: torch.device) -> KVPool:
         dtype=shape.dtype,
         device=device,
     )
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * DEVICE_SHARE)
-    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * HOST_SHARE)

@@ -68,22 +68,35 @@ def store_kv_kernel(
     target = pool + slot * pool_stride + head * HEAD_DIM
     x = tl.load(source[:, None] + dims[None, :], mask=mask, other=0.0)
     if QUANTIZED:
-        exact = x.to(tl.float32)
-        finite = tl.abs(exact) < float("inf")
-        exact = tl.where(finite, exact, 0.0)
-        scale = tl.math.div_rn(tl.max(tl.abs(exact), axis=1), LARGEST).to(scales.dtype.element_ty)
-        divisor = scale.to(tl.float32)
-        whole = (tl.min(finite.to(tl.int32), axis=1) == 1) & (divisor < float("inf"))
-        divisor = tl.where(whole, divisor, float("nan"))
-        usable = divisor > 0
-        kept = tl.math.div_rn(exact, tl.where(usable, divisor, 1.0)[:, None])
-        kept = tl.where(usable[:, None], kept, 0.0)
-        kept = tl.minimum(tl.maximum(kept, -LARGEST), LARGEST)
-        if pool.dtype.element_ty == tl.int8:
-            kept = round_half_even(kept)
-        x = kept
-        tl.store(scales + slot * HEADS + head, divisor.to(scales.dtype.element_ty), mask=real)
+        x = x.to(tl.float32)
+        divisor = head_divisor(peak_of(x), LARGEST, scales.dtype.element_ty)
+        x = in_8_bits(x, divisor, LARGEST, pool.dtype.element_ty)
+        tl.store((scales + slot * HEADS + head)[:, None], divisor.to(scales.dtype.element_ty), mask=real[:, None])
     tl.store(target[:, None] + dims[None, :], x.to(pool.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def peak_of(x):
+    """The largest number of each row in size, [rows, 1]; infinite where one is not finite."""
+    size = tl.abs(x)
+    return tl.max(tl.where(size < float("inf"), size, float("inf")), axis=1, keep_dims=True)
+
+
+@triton.jit
+def head_divisor(peak, LARGEST: tl.constexpr, dtype: tl.constexpr):
+    """The scale of heads with this `peak` as `dtype` keeps it, in float32; NaN where it is not finite."""
+    scale = tl.math.div_rn(peak, tl.full(peak.shape, LARGEST, tl.float32)).to(dtype).to(tl.float32)
+    return tl.where(scale < float("inf"), scale, float("nan"))
+
+
+@triton.jit
+def in_8_bits(x, divisor, LARGEST: tl.constexpr, dtype: tl.constexpr):
+    """`x` [rows, width] over `divisor` [rows, 1], as `dtype` keeps it; zeros where that is zero or NaN."""
+    usable = divisor > 0
+    kept = tl.math.div_rn(x, tl.broadcast_to(tl.where(usable, divisor, 1.0), x.shape))
+    kept = tl.where(usable, kept, 0.0)
+    kept = tl.minimum(tl.maximum(kept, -LARGEST), LARGEST)
+    return (round_half_even(kept) if dtype == tl.int8 else kept).to(dtype)
 
 
 @triton.jit

@@ -18,6 +18,7 @@ from penstock_kernels.gpu.rows import take_rows
 from torch import Tensor, nn
 
 from penstock_engine.forward_batch import ForwardBatch, Runs
+from penstock_engine.kv_pool import KVPool
 from penstock_engine.layers.feed_forward import FeedForward
 from penstock_engine.layers.linear import Embedding, Linear
 from penstock_engine.layers.norm import RMSNorm
@@ -96,17 +97,19 @@ class PoolAttention(nn.Module):
     def forward(self, x: Tensor, angles: tuple[Angles, ...], batch: ForwardBatch) -> Tensor:
         qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
         cos, sin = angles[self.rope]
-        pool, slots = batch.pool.slots(self.layer), batch.slots
-        norm_rotary_store(qkv, batch.positions, cos, sin, pool, slots, heads=self.heads, norms=self.norms)
-        out: Tensor = self.o_proj(self._attend(qkv[:, : self.heads], batch.pool.pages(self.layer), batch.runs))
+        pool, slots, scales = batch.pool.slots(self.layer), batch.slots, batch.pool.slot_scales(self.layer)
+        norm_rotary_store(
+            qkv, batch.positions, cos, sin, pool, slots, heads=self.heads, norms=self.norms, scales=scales
+        )
+        out: Tensor = self.o_proj(self._attend(qkv[:, : self.heads], batch.pool, batch.runs))
         return out
 
-    def _attend(self, q: Tensor, pool: Tensor, runs: Runs) -> Tensor:
+    def _attend(self, q: Tensor, pool: KVPool, runs: Runs) -> Tensor:
         out = torch.empty(len(q), self.heads * self.head_dim, dtype=q.dtype, device=q.device)
         attend = decode_attention if runs.max_query_len <= self.most_decoded else extend_attention
         attend(
             q,
-            pool,
+            pool.pages(self.layer),
             runs.page_table,
             runs.query_starts,
             runs.context_lens,
@@ -116,6 +119,7 @@ class PoolAttention(nn.Module):
             softcap=self.reach.softcap,
             max_query_len=runs.max_query_len,
             max_context_len=runs.max_context_len,
+            scales=pool.page_scales(self.layer),
         )
         return out
 
