@@ -25,6 +25,7 @@ from penstock.jobs.views import routes as job_routes
 from penstock.logs import get_logger
 from penstock.metrics import Metrics
 from penstock.openai_api.problems import in_openai_form
+from penstock.openai_api.response_views import routes as response_routes
 from penstock.openai_api.views import routes as openai_routes
 from penstock.places import Places
 from penstock.portal import views as portal
@@ -74,6 +75,7 @@ def create_app(
     apis = (
         job_routes,
         openai_routes,
+        response_routes,
         model_routes,
         account_routes,
         quota_routes,

@@ -91,14 +91,19 @@ def read_body(model: type[Model]) -> Model:
 
 
 def read_query(model: type[Model]) -> Model:
-    """The request's query as `model`. Unknown and repeated parameters are refused."""
+    """The request's query as `model`. Unknown parameters are refused, and repeated ones.
+
+    But where the name ends with `[]`: the values of such a one come joined by commas.
+    """
+    given: dict[str, str] = {}
     for name, values in request.args.lists():
-        if len(values) > 1:
+        if len(values) > 1 and not name.endswith("[]"):
             raise refuse_field(name, "is given more than once", "give it once; several values go between commas")
-        if "\0" in values[0]:
+        given[name] = ",".join(values)
+        if "\0" in given[name]:
             raise refuse_field(name, "contains the character NUL", "it may hold any other character")
     try:
-        return model.model_validate_strings(request.args.to_dict())
+        return model.model_validate_strings(given)
     except ValidationError as error:
         raise explain_validation(error) from None
 

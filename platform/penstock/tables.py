@@ -7,6 +7,7 @@ from penstock.events.models import FeedEvent, FeedHead
 from penstock.files.models import File
 from penstock.idempotency.models import IdempotencyKey
 from penstock.jobs.models import Event, Job, JobJournal, JobRun
+from penstock.openai_api.response_models import StoredResponse
 from penstock.outbox.models import OutboxMessage
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
 from penstock.usage.models import Price, TenantBudget, UsageEntry
@@ -31,6 +32,7 @@ __all__ = [
     "OutboxMessage",
     "Price",
     "RoutingPolicy",
+    "StoredResponse",
     "Tenant",
     "TenantBudget",
     "UsageEntry",

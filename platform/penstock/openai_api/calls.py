@@ -41,13 +41,16 @@ class ClientGone(Exception):
 class Submission:
     """A call as it was asked for: a job for each body, and the key under which they are submitted, if any.
 
-    `names_tokens` says that the answer will tell tokens by their text.
+    `names_tokens` says that the answer will tell tokens by their text, `outlives_connection` that somebody will come
+    for it later. `keep` is called with each job that was made, in the transaction that made it.
     """
 
     bodies: Sequence[Mapping[str, Any]]
     asked: KeyedRequest | None
     traceparent: str | None
     names_tokens: bool
+    outlives_connection: bool = False
+    keep: Callable[[Session, Job], None] | None = None
 
 
 class Call:
@@ -68,12 +71,12 @@ class Call:
         requests = [_job_request(body) for body in submission.bodies]
         with self._services.database.transaction() as session:
             submitted = [
-                self._accept(session, request, _numbered(submission.asked, number), submission.traceparent)
+                self._accept(session, request, _numbered(submission.asked, number), submission)
                 for number, request in enumerate(requests)
             ]
             known = [self._vocabulary(session, job) for job in submitted] if submission.names_tokens else []
         self.jobs, self.vocabularies = submitted, known
-        self._outlives_connection = submission.asked is not None
+        self._outlives_connection = submission.asked is not None or submission.outlives_connection
 
     def wait(self) -> list[dict[str, Any]]:
         """The documents of the jobs once all have succeeded.
@@ -81,7 +84,11 @@ class Call:
         Raises `JobFailed` or `JobStopped` for the first that has not, `ServiceUnavailable` when the process stops, and
         `ClientGone`.
         """
-        return [self._finished(job) for job in self.jobs]
+        return [_succeeded(self._ended(job)) for job in self.jobs]
+
+    def wait_for_ends(self) -> list[dict[str, Any]]:
+        """The documents of the jobs once all are over, however they ended. Raises the last two of these."""
+        return [self._ended(job) for job in self.jobs]
 
     def follow(self) -> Generator[Batch, None, None]:
         """What the jobs' streams tell, one job after the other; an empty batch when nothing came for long."""
@@ -102,21 +109,22 @@ class Call:
             if job.id not in self._over:
                 self._cancel(job)
 
-    def _accept(
-        self, session: Session, request: JobRequest, asked: KeyedRequest | None, traceparent: str | None
-    ) -> Job:
+    def _accept(self, session: Session, request: JobRequest, asked: KeyedRequest | None, submission: Submission) -> Job:
         principal, services = self._principal, self._services
 
         def make() -> Job:
             refuse_model(principal, model_name_of(request.model))
-            return jobs.submit(
+            job = jobs.submit(
                 session,
                 tenant_id=principal.tenant_id,
                 request=request,
                 prompts=services.prompts,
                 limits=services.quotas.job_limits(principal.tenant_id, principal.limits),
-                traceparent=traceparent,
+                traceparent=submission.traceparent,
             )
+            if submission.keep is not None:
+                submission.keep(session, job)
+            return job
 
         accepted = accept_once(session, asked, make, keep_seconds=services.settings.idempotency_seconds)
         return jobs.get(session, principal.tenant_id, accepted.job_id)
@@ -126,7 +134,7 @@ class Call:
         vocabulary.bytes_of(0)  # a tokenizer that cannot tell refuses here, where nothing is submitted yet
         return vocabulary
 
-    def _finished(self, job: Job) -> dict[str, Any]:
+    def _ended(self, job: Job) -> dict[str, Any]:
         with self._services.live.subscribed(job.id, tokens=False) as subscription:
             while not JobState((job := self._look(job)).state).final:
                 if self._client_gone():
@@ -135,10 +143,7 @@ class Call:
                     raise ServiceUnavailable(STOPPING, retry_after=1)
                 subscription.take(POLL_SECONDS)
         self._over.add(job.id)
-        document = job_document(job)
-        if (problem := problem_of(document)) is not None:
-            raise problem
-        return document
+        return job_document(job)
 
     def _look(self, job: Job) -> Job:
         with self._services.database.transaction() as session:
@@ -149,6 +154,12 @@ class Call:
             with self._services.database.transaction() as session:
                 cancelled = jobs.cancel(session, job.tenant_id, job.id)
             announce(self._services, cancelled)
+
+
+def _succeeded(document: dict[str, Any]) -> dict[str, Any]:
+    if (problem := problem_of(document)) is not None:
+        raise problem
+    return document
 
 
 def problem_of(document: Mapping[str, Any]) -> PenstockError | None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from penstock.errors import JobFailed, JobStopped, PenstockError
 from penstock.problems import PROBLEM_TYPE
 
-PREFIXES: Final = ("/v1/chat/", "/v1/completions")
+PREFIXES: Final = ("/v1/chat/", "/v1/completions", "/v1/responses")
 _CODES: Final = {
     "unauthenticated": "invalid_api_key",
     "quota_exceeded": "rate_limit_exceeded",

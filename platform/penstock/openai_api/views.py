@@ -29,7 +29,7 @@ from penstock.services import Services, current_services
 
 routes: Final = APIBlueprint("api_openai", __name__, url_prefix="/v1", tag="OpenAI")
 CLIENT_GONE_STATUS: Final = 499  # nginx's, for its logs and ours: nobody reads it
-_STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _HOW_IT_IS_CALLED: Final = ErrorForm(OpenAIError.__name__, "application/json", invalid_status=400)
 
 
@@ -81,7 +81,7 @@ def _answer(principal: Principal, headers: CallHeaders, body: ChatRequest | Comp
     asking = _Asking(current_services(), principal, headers, body)
     call = Call(asking.services, principal, watch(request.environ))
     with ExitStack() as held:
-        held.callback(_take_place(asking.services))
+        held.callback(take_place(asking.services))
         held.callback(call.abandon)
         response = _streamed(asking, call, held) if body.stream else _whole(asking, call)
     if call.jobs:
@@ -127,12 +127,13 @@ def _streamed(asking: _Asking, call: Call, held: ExitStack) -> Response:
     held.callback(end)
     form = asking.submit(call)
     lines = Telling(form, len(call.jobs), asking.body.counts_usage).lines(batches)
-    response = Response(lines, mimetype="text/event-stream", headers=_STREAM_HEADERS)
+    response = Response(lines, mimetype="text/event-stream", headers=STREAM_HEADERS)
     response.call_on_close(held.pop_all().close)
     return response
 
 
-def _take_place(services: Services) -> Callable[[], None]:
+def take_place(services: Services) -> Callable[[], None]:
+    """A place to wait in, and what leaves it. Raises `ServiceUnavailable` when none is free."""
     leave = services.waiting_places.take()
     if leave is None:
         raise ServiceUnavailable(
