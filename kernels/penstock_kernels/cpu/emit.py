@@ -188,6 +188,13 @@ class Emitter:
         store = self._declare(f"llvm.masked.store.{suffix}.p0", ir.VoidType(), [kind, pointer.type, INT32, MASK])
         self._b.call(store, [value, pointer, ir.Constant(INT32, align), self.below(lanes)])
 
+    def prefetch(self, address: Value) -> None:
+        """Ask for the 64 bytes there ahead of their time; an address that is nobody's is no fault."""
+        pointer = self._b.inttoptr(address, ir.IntType(8).as_pointer())
+        fetch = self._declare("llvm.prefetch.p0", ir.VoidType(), [pointer.type, INT32, INT32, INT32])
+        read, to_every_cache, data = 0, 3, 1
+        self._b.call(fetch, [pointer, *(ir.Constant(INT32, each) for each in (read, to_every_cache, data))])
+
     # Vectors
 
     def splat(self, number: float) -> Value:

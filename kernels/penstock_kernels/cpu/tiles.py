@@ -20,6 +20,7 @@ BLOCKS = 4
 PANEL = BLOCKS * LANES  # columns
 MOST_ROWS = 6  # 24 sums, 4 vectors of weights and one of activations: what 32 registers hold
 MOST_ROWS_INT4 = 4  # with as many sums of whole groups, which are touched once a group
+AHEAD = 1024  # bytes; one row waits for memory alone, and 774 MB of bfloat16 then took 3% less (2-core AMD EPYC)
 WORD = 4  # bytes of a row of activations that one step takes
 
 # What becomes of a panel's sums: written as they are, or the first half, through a gate, times the second.
@@ -146,11 +147,18 @@ def _sums(e: Emitter, rows: int, zero: Value, panel: Panel | Int8Panel, multiply
     def step(index: Value, totals: list[Value]) -> list[Value]:
         first = e.add(panel.weights, e.mul(index, BLOCKS * BYTES))
         weights = [e.load_integers(e.add(first, BYTES * block), align=BYTES) for block in range(BLOCKS)]
+        if rows == 1:
+            _prefetch(e, e.add(first, AHEAD))
         words = [_word(e, panel, row, index) for row in range(rows)]
         products = [(block, word) for word in words for block in weights]
         return [multiply(e, total, *product) for total, product in zip(totals, products, strict=True)]
 
     return _grid(e.loop(panel.steps, [zero] * (rows * BLOCKS), step), rows)
+
+
+def _prefetch(e: Emitter, first: Value) -> None:
+    for block in range(BLOCKS):
+        e.prefetch(e.add(first, BYTES * block))
 
 
 def _word(e: Emitter, panel: Panel | Int8Panel | Int4Panel, row: int, index: Value) -> Value:
