@@ -34,7 +34,7 @@ def head_factor(q_weight, k_weight, dim, mask, is_q, PLUS_ONE: tl.constexpr):
 def put(qkv, pool, dim, values, divisor, mask, is_q, stored, LARGEST: tl.constexpr):
     """Q's heads back to where they were, K's and V's into the token's slot."""
     tl.store(qkv + dim, values, mask & is_q)
-    if LARGEST:
+    if LARGEST > 0:
         values = in_8_bits(values.to(tl.float32), divisor, LARGEST, pool.dtype.element_ty)
     tl.store(pool + dim, values, mask & stored)
 
@@ -106,8 +106,8 @@ def norm_rotary_store_kernel(
     dtype: tl.constexpr = qkv.dtype.element_ty
     first = tl.where(is_v, first, turned_first).to(dtype)
     second = tl.where(is_v, second, turned_second).to(dtype)
-    divisor = 0.0
-    if LARGEST:
+    divisor = None
+    if LARGEST > 0:
         peak = tl.maximum(peak_of(first.to(tl.float32)), peak_of(second.to(tl.float32)))
         if REST_BLOCK:
             peak = tl.maximum(peak, peak_of(last.to(dtype).to(tl.float32)))
