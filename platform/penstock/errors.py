@@ -13,6 +13,7 @@ PenstockError
 │   ├── NotFound            404   no such thing for this tenant
 │   │   └── ModelNotFound   404   no such model, version or alias
 │   ├── MethodNotAllowed    405
+│   ├── BudgetExceeded      402   the tenant's budget does not hold what the job may cost
 │   ├── AlreadyExists       409   something has that name or address
 │   ├── LastAdministrator   409   a tenant keeps somebody who administers it
 │   ├── JobAlreadyFinished  409   a terminal state is final
@@ -24,6 +25,9 @@ PenstockError
 │   ├── TooManyWebhookEndpoints 409 the tenant has as many as it may
 │   ├── WebhookEndpointDisabled 409 nothing is replayed to a disabled endpoint
 │   ├── WebhookDeliveryWaiting 409 only what has ended is replayed
+│   ├── FileInUse           409   a batch reads the file
+│   ├── BatchFinished       409   nothing is changed of a batch that ends or has ended
+│   ├── NothingToRetry      409   no line of the batch can be tried again
 │   ├── BodyTooLarge        413
 │   ├── UnsupportedMediaType 415
 │   └── QuotaExceeded       429   the tenant's limit is reached
@@ -158,6 +162,14 @@ class MethodNotAllowed(RequestError):
     title = "Method not allowed"
 
 
+class BudgetExceeded(RequestError):
+    """The tenant's budget does not hold what the job may cost."""
+
+    code = "budget_exceeded"
+    status = 402
+    title = "The budget is used up"
+
+
 class AlreadyExists(RequestError):
     """Something has the name or address already."""
 
@@ -251,6 +263,30 @@ class WebhookDeliveryWaiting(RequestError):
     code = "webhook_delivery_waiting"
     status = 409
     title = "The delivery is still being attempted"
+
+
+class FileInUse(RequestError):
+    """A batch that has not ended reads the file; `extra["batch"]` names it."""
+
+    code = "file_in_use"
+    status = 409
+    title = "The file is in use"
+
+
+class BatchFinished(RequestError):
+    """The batch ends, or has ended."""
+
+    code = "batch_finished"
+    status = 409
+    title = "The batch has finished"
+
+
+class NothingToRetry(RequestError):
+    """No line of the batch has failed, expired or been cancelled, or none of those that were named."""
+
+    code = "nothing_to_retry"
+    status = 409
+    title = "There is nothing to try again"
 
 
 class BodyTooLarge(RequestError):

@@ -138,6 +138,16 @@ class Settings(MlflowSettings):
         default=3, ge=1, description="Engine crashes while running alone after which a job is given up"
     )
 
+    # Files and batches
+    files_url: str | None = Field(
+        default=None,
+        description="Where files are kept: a folder, or an address that fsspec knows, such as s3://bucket/folder; "
+        "`files` in the state folder without it",
+    )
+    max_file_bytes: int = Field(default=209_715_200, ge=1024, description="Largest file that is accepted")
+    batch_max_lines: int = Field(default=50_000, ge=1, description="Lines that a batch may have")
+    batch_waiting_jobs: int = Field(default=1000, ge=1, description="Jobs that one batch has waiting at any time")
+
     # Worker
     worker_slots: int = Field(default=256, ge=1, le=4096, description="Jobs that one worker runs at once")
     worker_device: str = Field(default="auto", description="auto, cpu or cuda[:N]: where the engine computes")
@@ -164,6 +174,11 @@ class Settings(MlflowSettings):
         default=None,
         description="Folder where engines record their last steps, for `penstock engine trace`; none without it",
     )
+    consumption_stall_seconds: float = Field(
+        default=120.0,
+        gt=0,
+        description="How long jobs may wait beside a worker's free slots before it takes itself for stalled and restarts",
+    )
     model_poll_seconds: float = Field(default=2.0, gt=0, description="How often MLflow's aliases are read")
 
     # Webhooks
@@ -173,6 +188,27 @@ class Settings(MlflowSettings):
     webhook_timeout_seconds: float = Field(default=15.0, gt=0, description="How long one webhook attempt may take")
     webhook_disable_days: float = Field(
         default=5.0, gt=0, description="How long a webhook endpoint may fail without a success before it is disabled"
+    )
+
+    # Metrics
+    metrics_host: str = Field(
+        default="127.0.0.1", description="Address that control and worker processes serve Prometheus's metrics on"
+    )
+    control_metrics_port: int | None = Field(
+        default=None, ge=1, le=65535, description="Port of the control process's metrics; none without it"
+    )
+    worker_metrics_port: int | None = Field(
+        default=None, ge=1, le=65535, description="Port of the worker's metrics; none without it"
+    )
+
+    # Traces
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="Where spans are sent by OTLP over HTTP, such as http://collector:4318; no spans without it",
+    )
+    trace_share: float = Field(
+        default=1.0, ge=0, le=1, description="Share of the requests without a traceparent that are traced"
     )
 
     # Logs

@@ -4,6 +4,7 @@ from penstock.auth.models import ApiKey, AuditEntry, Tenant, User
 from penstock.batches.models import Batch, BatchLine
 from penstock.db import Base
 from penstock.events.models import FeedEvent, FeedHead
+from penstock.fairness.models import FairShare
 from penstock.files.models import File
 from penstock.idempotency.models import IdempotencyKey
 from penstock.jobs.models import Event, Job, JobJournal, JobRun
@@ -21,6 +22,7 @@ __all__ = [
     "BatchLine",
     "Deployment",
     "Event",
+    "FairShare",
     "FeedEvent",
     "FeedHead",
     "File",
