@@ -39,8 +39,9 @@ class Stopwatches:
         self._wrapped: list[tuple[Any, str, Callable[..., Any]]] = []
         self._wrap(engine._scheduler, "schedule", "schedule")
         self._wrap(engine._scheduler, "commit", "commit")
+        self._wrap(runner, "lay_out", "lay out")
         self._wrap(runner, "build_forward_batch", "lay out")
-        self._wrap(runner, "sample", "sample")
+        self._wrap(engine._runner._sampler, "choose", "sample")
         self._wrap(engine._runner._model, "forward", "model")
         self._wrap(engine, "step", "step")
 

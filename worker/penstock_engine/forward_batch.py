@@ -17,13 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from penstock_engine.batch import ScheduleBatch
+from penstock_engine.batch import ScheduleBatch, ScoredRun
 from penstock_engine.kv_pool import KVPool
 from penstock_engine.layers.attention import AttentionPlan, plan_attention
 from penstock_engine.layers.ordered_attention import ROWS
+from penstock_engine.staging import send
 from penstock_engine.tables import RowTables
 
 Indices = NDArray[np.int64]
+IN_FLIGHT = -1  # the id of a token that an earlier step chooses, and the host does not know yet
 
 
 class TokenPlaces(NamedTuple):
@@ -69,34 +71,72 @@ class ForwardBatch:
         return _runs_of(self.tokens, self.pool.page_size, self.input_ids.device)
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A scheduled batch as arrays, before anything of it is on the device."""
+
+    rows: Indices  # [runs], of the tables
+    starts: Indices  # [runs], tokens computed before
+    lens: Indices  # [runs]
+    ends: NDArray[np.bool_]  # [runs], whether a run reaches the end of what is known
+    ids: Indices  # [tokens]; IN_FLIGHT where only the device knows
+    places: TokenPlaces
+    scored: list[ScoredRun]
+
+    @property
+    def decodes(self) -> bool:
+        """Each run is one token, and the next is wanted of all."""
+        return len(self.ids) == len(self.rows) and bool(self.ends.all()) and not self.scored
+
+
+def lay_out(batch: ScheduleBatch, tables: RowTables) -> Layout:
+    """Numpy throughout: at these sizes a torch call costs more than the work."""
+    count = len(batch.generations)
+    rows = np.fromiter((each.row for each in batch.generations), np.int64, count)
+    starts = np.fromiter((each.computed_len for each in batch.generations), np.int64, count)
+    known = np.fromiter((len(each.tokens) for each in batch.generations), np.int64, count)
+    lens = np.array(batch.extend_lens, np.int64)
+    token_rows, positions = _runs(rows, starts, lens)
+    pages = tables.pages[token_rows, positions // tables.page_size].astype(np.int64)
+    slots = pages * tables.page_size + positions % tables.page_size
+    places = TokenPlaces(tables.pages, token_rows, positions, slots, _context(positions))
+    return Layout(rows, starts, lens, starts + lens == known, _input_ids(batch), places, batch.scored)
+
+
 def build_forward_batch(
-    batch: ScheduleBatch,
+    layout: Layout,
     tables: RowTables,
     pool: KVPool,
     device: torch.device,
     dtype: torch.dtype,
     *,
+    latest: Tensor,
     deterministic: bool = False,
     padded: bool = True,
 ) -> ForwardBatch:
-    """Lay `batch` out. Numpy throughout: at these sizes a torch call costs more than the work."""
+    """Put `layout` on the device. `latest` [rows of the tables] holds each row's last token, for ids IN_FLIGHT."""
     size = partial(padded_size, least=ROWS if deterministic else 1) if padded else int
-    count = len(batch.generations)
-    rows = np.fromiter((each.row for each in batch.generations), np.int64, count)
-    starts = np.fromiter((each.computed_len for each in batch.generations), np.int64, count)
-    lens = np.array(batch.extend_lens, np.int64)
-    token_rows, positions = _runs(rows, starts, lens)
-    pages = tables.pages[token_rows, positions // tables.page_size].astype(np.int64)
-    slots = pages * tables.page_size + positions % tables.page_size
+    wanted = _sample_at(layout)
+    arrays = [_pad(layout.ids, size), _pad(layout.places.positions, size), layout.places.slots]
+    arrays += [] if wanted is None else [_pad(wanted, size)]
+    in_flight = bool((layout.ids == IN_FLIGHT).any())
+    ids, positions, slots, *rest = send(arrays + [_pad(layout.places.rows, size)] * in_flight, device)
     return ForwardBatch(
-        input_ids=torch.from_numpy(_pad(_input_ids(batch), size)).to(device),
-        positions=torch.from_numpy(_pad(positions, size)).to(device),
-        slots=torch.from_numpy(slots).to(device),
-        sample_at=_sample_at(batch, starts, lens, device, size),
-        tokens=TokenPlaces(tables.pages, token_rows, positions, slots, _context(positions)),
-        plan=lambda: plan_attention(rows, starts, lens, tables, device, dtype, ordered=deterministic),
+        input_ids=resolved(ids, rest.pop(), latest) if in_flight else ids,
+        positions=positions,
+        slots=slots,
+        sample_at=rest.pop() if rest else None,
+        tokens=layout.places,
+        plan=lambda: plan_attention(
+            layout.rows, layout.starts, layout.lens, tables, device, dtype, ordered=deterministic
+        ),
         pool=pool,
     )
+
+
+def resolved(ids: Tensor, rows: Tensor, latest: Tensor) -> Tensor:
+    """`ids` [tokens], where those IN_FLIGHT are the latest of their rows."""
+    return torch.where(ids == IN_FLIGHT, latest.index_select(0, rows), ids)
 
 
 def _runs_of(tokens: TokenPlaces, page_size: int, device: torch.device) -> Runs:
@@ -106,13 +146,8 @@ def _runs_of(tokens: TokenPlaces, page_size: int, device: torch.device) -> Runs:
     context_lens = (tokens.positions[query_starts[1:] - 1] + 1).astype(np.int32)
     longest = int(context_lens.max())
     page_table = tokens.pages[tokens.rows[begins], : -(-longest // page_size)]
-    return Runs(
-        page_table=torch.from_numpy(page_table).to(device),
-        query_starts=torch.from_numpy(query_starts).to(device),
-        context_lens=torch.from_numpy(context_lens).to(device),
-        max_query_len=int(np.diff(query_starts).max()),
-        max_context_len=longest,
-    )
+    table, starts, lens = send([page_table, query_starts, context_lens], device)
+    return Runs(table, starts, lens, int(np.diff(query_starts).max()), longest)
 
 
 def padded_size(rows: int, least: int = 1) -> int:
@@ -157,22 +192,15 @@ def _input_ids(batch: ScheduleBatch) -> NDArray[np.int64]:
     return np.array(ids, np.int64)
 
 
-def _sample_at(
-    batch: ScheduleBatch,
-    starts: NDArray[np.int64],
-    lens: NDArray[np.int64],
-    device: torch.device,
-    size: Callable[[int], int],
-) -> Tensor | None:
+def _sample_at(layout: Layout) -> Indices | None:
     """The last token of every run that reaches the end of what is known; then those whose logits score prompts."""
-    known = np.fromiter((len(each.tokens) for each in batch.generations), np.int64, len(lens))
-    ends = (starts + lens) == known
-    if ends.all() and len(lens) == int(lens.sum()) and not batch.scored:
+    if layout.decodes:
         return None
-    last_tokens = np.cumsum(lens) - 1
+    last_tokens = np.cumsum(layout.lens) - 1
     scoring = (
-        last_tokens[run.at] + 1 - lens[run.at] + run.offset + np.arange(len(run.targets)) for run in batch.scored
+        last_tokens[run.at] + 1 - layout.lens[run.at] + run.offset + np.arange(len(run.targets))
+        for run in layout.scored
     )
-    wanted = np.concatenate((last_tokens[ends], *scoring))
+    wanted = np.concatenate((last_tokens[layout.ends], *scoring))
     # Where none is wanted, one row is computed for nothing: a product of no rows is an edge no kernel should meet.
-    return torch.from_numpy(_pad(wanted if len(wanted) else last_tokens[:1], size)).to(device)
+    return wanted if len(wanted) else last_tokens[:1]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from penstock_engine.batch import ScheduleBatch, StepSamples
-from penstock_engine.forward_batch import build_forward_batch
+from penstock_engine.forward_batch import build_forward_batch, lay_out
 from penstock_engine.kv_pool import KVPool
 from penstock_engine.masks import MaskBuilder
 from penstock_engine.models import CausalLM
@@ -64,7 +64,14 @@ class ModelRunner:
     def forward(self, batch: ScheduleBatch, tables: RowTables) -> Tensor:
         """The model's answer to `batch`, whose rows are those of `tables`: logits [padded rows, vocabulary]."""
         forward = build_forward_batch(
-            batch, tables, self._pool, self._device, self._dtype, deterministic=self._deterministic, padded=self._pads
+            lay_out(batch, tables),
+            tables,
+            self._pool,
+            self._device,
+            self._dtype,
+            latest=self._sampler.latest,
+            deterministic=self._deterministic,
+            padded=self._pads,
         )
         logits: Tensor = self._model(forward)
         return logits
