@@ -1,0 +1,47 @@
+"""SQL that the statements about turns share.
+
+A lane is what one tenant has waiting in one class of a deployment. Each is found by one probe of `ix_job_waiting`
+(a loose index scan), so that finding them all costs as many probes as there are lanes, however many jobs wait in them.
+"""
+
+from typing import Final
+
+WAITING: Final = "job.deployment_id = :deployment_id AND job.state = 'queued' AND NOT job.held"
+"""What may be claimed. As `ix_job_waiting` has it."""
+
+LANES: Final = f"""
+lane AS (
+    (SELECT job_class, tenant_id FROM job WHERE {WAITING} ORDER BY job_class, tenant_id LIMIT 1)
+    UNION ALL
+    SELECT following.job_class, following.tenant_id
+    FROM lane CROSS JOIN LATERAL (
+        SELECT job_class, tenant_id FROM job
+        WHERE {WAITING} AND (job_class, tenant_id) > (lane.job_class, lane.tenant_id)
+        ORDER BY job_class, tenant_id LIMIT 1
+    ) AS following
+)"""
+"""The lanes of a deployment; needs `WITH RECURSIVE`."""
+
+TURNS: Final = f"""
+{LANES}, pledge AS (
+    SELECT tenant_id, sum(prompt_tokens) AS tokens FROM job
+    WHERE deployment_id = :deployment_id AND state = 'running' AND charged = 0
+    GROUP BY tenant_id
+), turn AS MATERIALIZED (
+    SELECT lane.job_class, lane.tenant_id, tenant.weight,
+           coalesce(fair_share.charged, 0) + coalesce(pledge.tokens, 0) / tenant.weight AS level
+    FROM lane
+    JOIN tenant ON tenant.id = lane.tenant_id
+    LEFT JOIN pledge ON pledge.tenant_id = lane.tenant_id
+    LEFT JOIN fair_share
+        ON fair_share.tenant_id = lane.tenant_id AND fair_share.deployment_id = :deployment_id
+    ORDER BY lane.job_class, level, lane.tenant_id
+)"""
+"""The lanes in the order of their turns.
+
+A job that runs and has not been charged yet counts with its prompt, as pledged: otherwise one tenant would take every
+slot that is free at once, before its first charge.
+"""
+
+IN_LANE: Final = "priority DESC, deadline, queued_at, id"
+"""The order within a lane. As `ix_job_waiting` has it."""
