@@ -57,6 +57,11 @@ class ScheduleBatch:
         self.prompt_logprobs += part.prompt_logprobs
         self.dirty_pages += part.dirty_pages
 
+    @property
+    def awaits(self) -> bool:
+        """Whether a token that it runs is still being chosen by the step before."""
+        return any(each.awaited for each in self.generations)
+
     def add(self, generation: Generation, extend_len: int) -> None:
         if generation.scoring is not None:
             self._score(generation, generation.scoring, extend_len)

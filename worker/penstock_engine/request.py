@@ -194,6 +194,7 @@ class Generation:
     stop_ids: frozenset[int]
     seed: int
     row: int = -1  # index into the batch's per-row tables while running
+    awaited: int = 0  # tokens after `tokens` that were launched, and that the host does not know yet
     computed_len: int = 0  # tokens whose K and V are in the pool
     cached_len: int = 0  # of these, found in the prefix cache at the last admission
     pages: list[int] = field(default_factory=list)

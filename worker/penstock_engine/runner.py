@@ -1,19 +1,24 @@
 """The only part that touches the device: a scheduled batch in, chosen tokens out."""
 
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.forward_batch import build_forward_batch, lay_out
 from penstock_engine.kv_pool import KVPool
-from penstock_engine.masks import MaskBuilder
+from penstock_engine.masks import MaskBuilder, Masks
 from penstock_engine.models import CausalLM
 from penstock_engine.page_allocator import NULL_PAGE
+from penstock_engine.pending import Answer, Delivery, Pending
 from penstock_engine.request import Generation, Request
-from penstock_engine.sampler import Sampler
-from penstock_engine.scoring import score
+from penstock_engine.sampler import Chosen, Sampler
+from penstock_engine.scoring import read_scores, score
+from penstock_engine.staging import send
 from penstock_engine.tables import RowTables
 
 NOTHING_SAMPLED = StepSamples([], [], [], {})
@@ -41,24 +46,42 @@ class ModelRunner:
         self._deterministic = deterministic
         self._sampler = Sampler(tables, device)
         self._masks = MaskBuilder(model.config.vocab_size)
+        self._stream = _stream_on(device)  # what goes to the host
         self.forwards = 0  # that came to their end
 
-    @torch.inference_mode()
     def run(self, batch: ScheduleBatch) -> StepSamples:
-        """Run every scheduled token through the model, and choose the next one where a run reaches its end."""
+        """Launch `batch`, and wait for what comes of it."""
+        return self.launch(batch).result()
+
+    @torch.inference_mode()
+    def launch(self, batch: ScheduleBatch) -> Pending:
+        """Run every scheduled token through the model; nothing here waits for the device.
+
+        Masks are begun here too, where all tokens that they depend on are known.
+        """
         self._pool.copy(batch.copies)
-        sampled = batch.sampled
-        masks = self._masks.begin(sampled)
+        masks = None if batch.awaits else self._masks.begin(batch.sampled)
         logits = self.forward(batch, self._tables)
-        self.forwards += 1
-        samples = NOTHING_SAMPLED
-        ends = len(batch.ends)
+        return Pending(partial(self._choose, batch, logits, masks), self._count)
+
+    @torch.inference_mode()
+    def _choose(self, batch: ScheduleBatch, logits: Tensor, masks: Future[Masks] | None) -> Answer:
+        """Choose the next token where a run reaches its end, and score what is to be scored."""
+        sampled, ends, chosen = batch.sampled, len(batch.ends), None
         if sampled:
-            allowed = masks.result() if masks else None
-            own = logits[batch.logit_rows] if batch.twins else logits[:ends]
-            chosen = self._sampler.choose(own, sampled, allowed)
-            samples = chosen.told(chosen.packed.cpu())
-        return replace(samples, scores=score(logits[ends:], batch.scored)) if batch.scored else samples
+            masks = self._masks.begin(sampled) if batch.awaits else masks
+            own = self._with_twins(logits, batch) if batch.twins else logits[:ends]
+            chosen = self._sampler.choose(own, sampled, masks.result() if masks else None)
+        scores = score(logits[ends:], batch.scored)
+        tensors = [*scores, chosen.packed] if chosen else scores
+        return Answer(Delivery(tensors, self._stream), partial(_read, chosen))
+
+    def _with_twins(self, logits: Tensor, batch: ScheduleBatch) -> Tensor:
+        (rows,) = send([np.array(batch.logit_rows)], self._device)
+        return logits.index_select(0, rows)
+
+    def _count(self) -> None:
+        self.forwards += 1
 
     @torch.inference_mode()
     def forward(self, batch: ScheduleBatch, tables: RowTables) -> Tensor:
@@ -92,3 +115,13 @@ class ModelRunner:
     @torch.inference_mode()
     def scrub(self, pages: list[int]) -> None:
         self._pool.zero(pages)
+
+
+def _read(chosen: Chosen | None, tensors: list[Tensor]) -> StepSamples:
+    """What `_choose` sent, once it is on the host: scores, then what was chosen."""
+    samples = NOTHING_SAMPLED if chosen is None else chosen.told(tensors.pop())
+    return replace(samples, scores=read_scores(tensors)) if tensors else samples
+
+
+def _stream_on(device: torch.device) -> torch.cuda.Stream | None:
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's gap
