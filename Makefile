@@ -1,7 +1,7 @@
 # Penstock. `make` lists the targets; `make demo` and `make test` do all that a fresh machine needs.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint bench bench-peers drill gpu-check screenshots pins clean
+.PHONY: help setup demo up test lint bench bench-peers drill gpu-check gpu-bench screenshots pins clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -55,10 +55,15 @@ bench-peers: .venv-peers/.installed  ## Compile llama.cpp for this machine, for 
 drill: setup  ## Kill engines, workers, Redis and the supervisor under load, and see that nothing is lost
 	@$(BIN)/python -m pytest tests/worker tests/embedded -m drill
 
-# Runs on a bare machine with torch, transformers and pytest: nothing is installed, no service is needed.
-gpu-check:  ## Check the engine on this machine's GPU (needs torch with CUDA, transformers, pytest)
-	@$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "gpu-check needs a CUDA device, and torch sees none here")'
-	PYTHONPATH=.:worker:kernels $(PYTHON) -m pytest --confcutdir=tests/gpu -p no:cacheprovider -o addopts= -o timeout= tests/gpu
+# These two run on a bare machine with torch, transformers and pytest: nothing is installed, no service is needed.
+# Logs and figures go to $OUT where that is set.
+GPU_RUN = PYTHONPATH=.:worker:kernels $(PYTHON) -u -m
+
+gpu-check:  ## Check kernels and engine on this machine's GPU (needs torch with CUDA, transformers, pytest)
+	@$(GPU_RUN) tests.gpu.check --logs "$${OUT:-bench/results}/gpu-check"
+
+gpu-bench:  ## Measure engine, kernels and peers on this machine's GPU, in nine minutes
+	@$(GPU_RUN) bench.gpu --out "$${OUT:-bench/results}"
 
 screenshots: setup  ## Take docs/screenshots anew from a running platform
 	@$(BIN)/python -m tests.browser.screenshots

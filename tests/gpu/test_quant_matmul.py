@@ -28,14 +28,6 @@ SHAPES = [(1, 4096, 4096), (7, 1000, 14336), (64, 4096, 2048), (129, 513, 1056)]
 QUANTIZE = {torch.int8: reference.quantize_int8, torch.float8_e4m3fn: reference.quantize_fp8}
 
 
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """What a launcher allocates holds NaN, or the largest integer, until a kernel writes it."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.fixture
 def arrivals() -> Iterator[Tensor]:
     """The counters are left as they were."""
