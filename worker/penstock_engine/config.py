@@ -10,6 +10,7 @@ DType = Literal["bfloat16", "float16", "float32", "auto"]
 Quantization = Literal["int8", "int4", "fp8"]
 KVDType = Literal["auto", "int8", "fp8"]
 Kernels = Literal["auto", "compiled", "torch"]
+Graphs = Literal["auto", "off"]
 Policy = Literal["continuous", "static", "request"]
 
 
@@ -37,6 +38,7 @@ class EngineConfig:
     product; on a GPU the head stays as it is, int4 rounds no activations, and fp8 (e4m3) is the third choice.
     `kv_dtype` keeps K and V in 8 bits, with a scale for each token and head; it needs a GPU's compiled kernels.
     `kernels` chooses those: `auto` takes compiled ones where this machine runs them, and `Engine.kernels` tells.
+    `graphs` has steps that only decode recorded as CUDA graphs by `warm_up`, where the device and the model take it.
     """
 
     max_running: int = 64
@@ -60,6 +62,7 @@ class EngineConfig:
     trace_steps: int = 0
     quantization: Quantization | None = None
     kernels: Kernels = "auto"
+    graphs: Graphs = "auto"
 
     def __post_init__(self) -> None:
         for field in ("max_running", "max_waiting", "token_budget", "page_size", "fair_quantum"):
@@ -82,6 +85,7 @@ class EngineConfig:
         _require(self.kv_dtype in ("auto", "int8", "fp8"), "kv_dtype", "must be auto, int8 or fp8")
         _require(0 < self.memory_share <= 1, "memory_share", "must be above 0, and at most 1")
         _require(self.kernels in ("auto", "compiled", "torch"), "kernels", "must be auto, compiled or torch")
+        _require(self.graphs in ("auto", "off"), "graphs", "must be auto or off")
         _require(self.policy in ("continuous", "static", "request"), "policy", "must be continuous, static or request")
         there = self.tokenizer is None or Path(self.tokenizer).is_file()
         _require(there, "tokenizer", f"must be the path of a tokenizer.json, or None; there is no {self.tokenizer}")

@@ -18,7 +18,7 @@ from penstock_engine.forward_batch import ForwardBatch
 from penstock_engine.layers.feed_forward import FeedForward
 from penstock_engine.layers.linear import Linear
 from penstock_engine.layers.norm import RMSNorm
-from penstock_engine.layers.rotary import RotaryEmbedding
+from penstock_engine.layers.rotary import AngleTables, RotaryEmbedding
 from penstock_engine.layers.self_attention import Angles, SelfAttention
 from penstock_engine.models.decoder import DecoderLayer, DecoderLM
 
@@ -101,17 +101,6 @@ class RowNorm(nn.Module):
             out.data_ptr(),
         )
         return out
-
-
-class AngleTables(nn.Module):
-    """`RotaryEmbedding`'s tables, whole: each head finds its token's row itself."""
-
-    def __init__(self, rotary: RotaryEmbedding) -> None:
-        super().__init__()
-        self.tables = rotary.cos.contiguous(), rotary.sin.contiguous()
-
-    def forward(self, _: Tensor) -> Angles:
-        return self.tables
 
 
 class PoolAttention(nn.Module):

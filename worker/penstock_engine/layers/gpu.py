@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from penstock_engine.forward_batch import ForwardBatch, Runs
 from penstock_engine.kv_pool import KVPool
-from penstock_engine.layers.feed_forward import FeedForward
+from penstock_engine.layers.feed_forward import FeedForward, SparseFeedForward
 from penstock_engine.layers.linear import Embedding, Linear
 from penstock_engine.layers.norm import RMSNorm
-from penstock_engine.layers.rotary import RotaryEmbedding
+from penstock_engine.layers.rotary import AngleTables, RotaryEmbedding
 from penstock_engine.layers.self_attention import Angles, SelfAttention
 from penstock_engine.models.decoder import Decoder, DecoderLM
 from penstock_engine.models.gemma import GemmaEmbedding, GemmaNorm
@@ -57,17 +57,6 @@ class RowEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return take_rows(self.weight, ids, self.scale)
-
-
-class AngleTables(nn.Module):
-    """`RotaryEmbedding`'s tables, whole: the kernel finds each token's row by its position."""
-
-    def __init__(self, rotary: RotaryEmbedding) -> None:
-        super().__init__()
-        self.tables = rotary.cos.contiguous(), rotary.sin.contiguous()
-
-    def forward(self, _: Tensor) -> Angles:
-        return self.tables
 
 
 class Reach(NamedTuple):
@@ -150,10 +139,13 @@ class RowDecoder(nn.Module):
 def use_gpu_kernels(model: DecoderLM, *, deterministic: bool) -> Counter[str]:
     """Put layers over Triton's kernels in the place of `model`'s own; how many of each kind there are now.
 
-    The model is for inference only afterwards, and takes batches without padding (`pads` is False).
+    The model is for inference only afterwards, takes batches without padding (`pads` is False), and its steps can be
+    recorded where no layer asks the host for anything.
     """
     _visit(model, deterministic)
     model.pads = False
+    sparse = any(isinstance(module, SparseFeedForward) for module in model.modules())
+    model.unrecordable = "the host must know how many tokens each expert has" if sparse else ""
     return Counter(type(module).__name__ for module in model.modules() if isinstance(module, Linear | PoolAttention))
 
 

@@ -87,3 +87,14 @@ class RotaryEmbedding(nn.Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         return self.cos.index_select(0, positions), self.sin.index_select(0, positions)
+
+
+class AngleTables(nn.Module):
+    """`RotaryEmbedding`'s tables, whole: compiled kernels find each token's row by its position."""
+
+    def __init__(self, rotary: RotaryEmbedding) -> None:
+        super().__init__()
+        self.tables = rotary.cos.contiguous(), rotary.sin.contiguous()
+
+    def forward(self, _: Tensor) -> tuple[Tensor, Tensor]:
+        return self.tables

@@ -15,6 +15,7 @@ class CausalLM(nn.Module, ABC):
 
     config: ModelConfig
     pads = True  # each new number of rows costs its products something: see `forward_batch`
+    unrecordable = "its layers run in torch"  # why no CUDA graph can hold its steps; empty if one can
     kernels: Mapping[str, str] = MappingProxyType({"layers": "torch"})  # what runs, by kind of layer
 
     @abstractmethod

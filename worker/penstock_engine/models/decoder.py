@@ -114,8 +114,16 @@ class DecoderLM(CausalLM):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, batch: ForwardBatch) -> Tensor:
+        return self.logits(self.states(batch))
+
+    def states(self, batch: ForwardBatch) -> Tensor:
+        """Normed hidden states of the tokens to be sampled after, [padded sampled, hidden]."""
         angles = tuple(table(batch.positions) for table in self.rotary)
-        logits: Tensor = self.cap(self.lm_head(self.model(angles, batch)).float())
+        states: Tensor = self.model(angles, batch)
+        return states
+
+    def logits(self, states: Tensor) -> Tensor:
+        logits: Tensor = self.cap(self.lm_head(states).float())
         return logits
 
     def checkpoint_views(self) -> Iterator[tuple[str, Tensor]]:
