@@ -17,6 +17,7 @@ from penstock.db import Database
 from penstock.errors import NotFound
 from penstock.events.live import FeedBroadcaster
 from penstock.events.views import routes as event_routes
+from penstock.files.storage import FileStorage
 from penstock.ids import new_id
 from penstock.jobs.journal import Journal
 from penstock.jobs.live import LiveBroadcaster
@@ -24,6 +25,8 @@ from penstock.jobs.services import PromptCounter
 from penstock.jobs.views import routes as job_routes
 from penstock.logs import get_logger
 from penstock.metrics import Metrics
+from penstock.openai_api.batch_views import routes as batch_routes
+from penstock.openai_api.file_views import routes as file_routes
 from penstock.openai_api.problems import in_openai_form
 from penstock.openai_api.response_views import routes as response_routes
 from penstock.openai_api.views import routes as openai_routes
@@ -37,6 +40,8 @@ from penstock.quotas.views import routes as quota_routes
 from penstock.routing.views import routes as model_routes
 from penstock.services import Services, current_services
 from penstock.settings import Settings
+from penstock.usage.views import operator_routes as price_routes
+from penstock.usage.views import routes as usage_routes
 from penstock.webhooks.views import routes as webhook_routes
 
 _COUNT_SECONDS: Final = 0.5  # how long a request waits for Redis to count it
@@ -75,13 +80,17 @@ def create_app(
     apis = (
         job_routes,
         openai_routes,
+        file_routes,
+        batch_routes,
         response_routes,
         model_routes,
         account_routes,
         quota_routes,
         event_routes,
         webhook_routes,
+        usage_routes,
         operator_routes,
+        price_routes,
     )
     for blueprint in (*apis, health.blueprint(), openapi.blueprint()):
         app.register_blueprint(blueprint)
@@ -103,13 +112,14 @@ def make_services(
         database=database,
         redis=redis,
         journal=Journal(redis, publisher=new_id("web")),
-        live=LiveBroadcaster(redis),
+        live=LiveBroadcaster(redis, database),
         feed=FeedBroadcaster(database),
         keys=KeyRing(database, settings.environment),
         prompts=prompts or _tokenizers(),
         metrics=Metrics(database, lambda: waiting_places.taken),
         waiting_places=waiting_places,
         quotas=QuotaGate(Counters(make_redis(settings, retries=0, timeout=_COUNT_SECONDS)), settings),
+        storage=FileStorage.of(settings),
     )
 
 

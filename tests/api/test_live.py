@@ -1,11 +1,24 @@
 """The one thread through which a web process hears of jobs."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from penstock.db import Database
 from penstock.jobs.journal import Append, Journal, JournalEntry, LiveAppend
 from penstock.jobs.live import _BACKLOG, LiveBroadcaster, Subscription
+from penstock.jobs.models import Job
+from penstock.jobs.state_watch import StateWatch
+from penstock.registry.models import Deployment
+from penstock.settings import Settings
 from redis import Redis
+from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from tests.api.conftest import Caller
 
 PATIENCE = 30.0
 
@@ -15,8 +28,8 @@ def entry(text: str) -> JournalEntry:
 
 
 @pytest.fixture
-def live(redis: Redis) -> Iterator[LiveBroadcaster]:
-    broadcaster = LiveBroadcaster(redis)
+def live(redis: Redis, database: Database) -> Iterator[LiveBroadcaster]:
+    broadcaster = LiveBroadcaster(redis, database)
     yield broadcaster
     broadcaster.close()
     broadcaster.join()
@@ -94,3 +107,35 @@ def test_closing_wakes_every_reader_for_the_last_time(live: LiveBroadcaster) -> 
 
         assert subscription.take(PATIENCE).look_again
         assert live.closed
+
+
+def test_a_look_finds_the_jobs_that_moved(database: Database, caller: Caller, deployment: Deployment) -> None:
+    moved, still = caller.submit(), caller.submit()
+    watch = StateWatch(database)
+    assert set(watch.look([moved, still])) == {moved, still}
+    assert watch.look([moved, still]) == []
+    with database.transaction() as session:
+        session.execute(update(Job).where(Job.id == moved).values(last_event=Job.last_event + 1))
+    assert watch.look([moved, still, "job_of_nobody"]) == [moved]
+
+
+def test_states_are_watched_again_after_an_outage(
+    redis: Redis, caller: Caller, deployment: Deployment, settings: Settings
+) -> None:
+    job_id = caller.submit()
+    broken = Database(settings)
+    outages = iter([OperationalError("", {}, Exception("gone"))] * 2)
+    begin = broken.transaction
+
+    def fail_twice() -> AbstractContextManager[Session]:
+        for outage in outages:
+            raise outage
+        return begin()
+
+    live = LiveBroadcaster(redis, cast(Database, SimpleNamespace(transaction=fail_twice)))
+    with live.subscribed(job_id, tokens=False) as subscription:
+        until_connected(subscription)
+        assert subscription.take(PATIENCE).look_again
+    live.close()
+    live.join()
+    broken.close()

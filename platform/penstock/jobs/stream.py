@@ -10,7 +10,6 @@ Entries are held back until the event of the run that wrote them was delivered, 
 """
 
 import re
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,9 +27,7 @@ from penstock.jobs.live import LiveBroadcaster, News
 from penstock.jobs.models import Event, Job, JobJournal
 from penstock.jobs.output import alternatives, prompt_document
 from penstock.jobs.presentation import job_document
-
-POLL_SECONDS: Final = 2.0
-"""How often a reader looks at the stored events by itself, so that a lost last message cannot hang it."""
+from penstock.jobs.state_watch import POLL_SECONDS
 
 _CURSOR: Final = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
 _ENDS_A_RUN: Final = frozenset({EventType.REQUEUED} | {kind for kind in EventType if kind.final})
@@ -100,14 +97,9 @@ class JobStream:
         with self._sources.live.subscribed(self._job_id) as subscription:
             self._run = self._runs_delivered()
             yield self._catch_up(first=True)
-            looked_at = time.monotonic()
             while not self._ended and not self._sources.live.closed:
                 news = subscription.take(POLL_SECONDS)
-                if self._must_look(news) or time.monotonic() - looked_at >= POLL_SECONDS:
-                    yield self._catch_up()
-                    looked_at = time.monotonic()
-                else:
-                    yield self._deliver(news)
+                yield self._catch_up() if self._must_look(news) else self._deliver(news)
 
     def _must_look(self, news: News) -> bool:
         """Whether the news cannot be delivered as they are: there are events, entries are missing, or a run is new."""

@@ -8,7 +8,6 @@ from penstock.errors import ValidationFailed
 from penstock.jobs import services as jobs
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
-from penstock.jobs.stream import POLL_SECONDS
 from penstock.services import Services
 
 MAX_WAIT_SECONDS: Final = 60
@@ -40,7 +39,7 @@ def wait_until_final(services: Services, job: Job, seconds: int) -> Job:
                 remaining = deadline - time.monotonic()
                 if JobState(job.state).final or remaining <= 0 or services.live.closed:
                     return job
-                subscription.take(min(remaining, POLL_SECONDS))
+                subscription.take(remaining)
     finally:
         leave()
 

@@ -16,12 +16,15 @@ from penstock.auth.services import Principal
 from penstock.errors import JobAlreadyFinished, JobFailed, JobStopped, PenstockError, ServiceUnavailable
 from penstock.idempotency.services import KeyedRequest, accept_once
 from penstock.jobs import services as jobs
+from penstock.jobs.ahead import judge_structure
 from penstock.jobs.fitness import Vocabulary
+from penstock.jobs.live import Subscription
 from penstock.jobs.models import Job
 from penstock.jobs.presentation import job_document
 from penstock.jobs.schemas import JobRequest
+from penstock.jobs.state_watch import POLL_SECONDS
 from penstock.jobs.states import JobState
-from penstock.jobs.stream import POLL_SECONDS, Cursor, JobStream, Sources, StreamItem
+from penstock.jobs.stream import Cursor, JobStream, Sources, StreamItem
 from penstock.jobs.views import announce, refuse_model
 from penstock.problems import explain_validation
 from penstock.registry.models import Deployment
@@ -69,6 +72,8 @@ class Call:
     def submit(self, submission: Submission) -> None:
         """Submit all jobs, or none. Raises what the native submit raises, in the names of the job's fields."""
         requests = [_job_request(body) for body in submission.bodies]
+        for request in requests:
+            judge_structure(self._services, request)
         with self._services.database.transaction() as session:
             submitted = [
                 self._accept(session, request, _numbered(submission.asked, number), submission)
@@ -137,13 +142,18 @@ class Call:
     def _ended(self, job: Job) -> dict[str, Any]:
         with self._services.live.subscribed(job.id, tokens=False) as subscription:
             while not JobState((job := self._look(job)).state).final:
-                if self._client_gone():
-                    raise ClientGone
-                if self._services.live.closed:
-                    raise ServiceUnavailable(STOPPING, retry_after=1)
-                subscription.take(POLL_SECONDS)
+                self._wait_for_news(subscription)
         self._over.add(job.id)
         return job_document(job)
+
+    def _wait_for_news(self, subscription: Subscription) -> None:
+        news = False
+        while not news:
+            if self._client_gone():
+                raise ClientGone
+            if self._services.live.closed:
+                raise ServiceUnavailable(STOPPING, retry_after=1)
+            news = subscription.take(POLL_SECONDS).look_again
 
     def _look(self, job: Job) -> Job:
         with self._services.database.transaction() as session:
