@@ -27,15 +27,36 @@ class Job(Base):
         CheckConstraint("(batch_id IS NULL) = (batch_line IS NULL)", name="line_of_batch"),
         CheckConstraint("(state = 'running') = (lease_holder IS NOT NULL)", name="lease_only_while_running"),
         CheckConstraint("(state IN ('queued', 'running')) = (finished_at IS NULL)", name="finished_at_when_final"),
-        # The order in which waiting jobs are claimed.
+        # The order in which waiting jobs are claimed, tenant by tenant, and the same by how their prompts begin.
         Index(
             "ix_job_waiting",
             "deployment_id",
             "job_class",
+            "tenant_id",
             text("priority DESC"),
+            "deadline",
             "queued_at",
             "id",
-            postgresql_where=text("state = 'queued'"),
+            postgresql_where=text("state = 'queued' AND NOT held"),
+        ),
+        Index(
+            "ix_job_waiting_alike",
+            "deployment_id",
+            "tenant_id",
+            "prefix",
+            "job_class",
+            "priority",
+            "deadline",
+            "queued_at",
+            "id",
+            postgresql_where=text("state = 'queued' AND NOT held"),
+        ),
+        Index("ix_job_running", "deployment_id", "tenant_id", postgresql_where=text("state = 'running'")),
+        Index(
+            "ix_job_succeeded",
+            "deployment_id",
+            text("finished_at DESC"),
+            postgresql_where=text("state = 'succeeded'"),
         ),
         Index("ix_job_leased", "lease_holder", "lease_expires_at", postgresql_where=text("state = 'running'")),
         Index("ix_job_deadline", "deadline", postgresql_where=text("state = 'queued' AND deadline IS NOT NULL")),
@@ -68,6 +89,10 @@ class Job(Base):
     deadline: Mapped[datetime | None]
     held: Mapped[bool] = mapped_column(server_default="false")
     """Not to be claimed while it waits: its batch is paused."""
+    prefix: Mapped[int | None] = mapped_column(BigInteger)
+    """How its prompt begins (`penstock.fairness.prefixes`)."""
+    charged: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    """What its tenant was charged for it so far (`penstock.fairness.counters`), the tenant's weight aside."""
     token_budget: Mapped[int | None] = mapped_column(BigInteger)
     """What it may cost: prompt and output of all choices together."""
     terms: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))

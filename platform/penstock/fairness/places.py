@@ -1,0 +1,86 @@
+"""Where a waiting job stands: how many would be claimed before it, were claims made now, one after the other.
+
+Each of them would pledge its prompt to its tenant's counter, as claims do; so the tenants' jobs are merged here as they
+would be taken. What is charged meanwhile, who comes meanwhile, and which prompts a worker has cached, may change it.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from penstock.fairness.lanes import IN_LANE, TURNS, WAITING
+from penstock.jobs.models import Job
+
+MOST_COUNTED: Final = 500
+_MOST_NAMED: Final = 5
+
+_LANE: Final = f"""
+    SELECT id, row_number() OVER lane AS nth,
+           sum(CASE WHEN charged = 0 THEN prompt_tokens ELSE 0 END) OVER lane
+               - CASE WHEN charged = 0 THEN prompt_tokens ELSE 0 END AS pledged_before
+    FROM (
+        SELECT id, coalesce(prompt_tokens, 0) AS prompt_tokens, charged, priority, deadline, queued_at FROM job
+        WHERE {WAITING} AND job.job_class = turn.job_class AND job.tenant_id = turn.tenant_id
+          AND (deadline IS NULL OR deadline > now() OR id = :job_id)
+        ORDER BY {IN_LANE} LIMIT :most + 1
+    ) AS first
+    WINDOW lane AS (ORDER BY {IN_LANE} ROWS UNBOUNDED PRECEDING)"""
+
+_PLACE: Final = text(
+    f"""
+    WITH RECURSIVE {TURNS}, mine AS (
+        SELECT turn.level + own.pledged_before / turn.weight AS level, own.nth
+        FROM turn CROSS JOIN LATERAL ({_LANE}) AS own
+        WHERE turn.job_class = :job_class AND turn.tenant_id = :tenant_id AND own.id = :job_id
+    ), before AS (
+        SELECT other.id, other.nth, turn.tenant_id = :tenant_id AS own
+        FROM mine
+        JOIN turn ON turn.job_class < :job_class OR (turn.job_class = :job_class AND turn.level <= mine.level)
+        CROSS JOIN LATERAL ({_LANE}) AS other
+        WHERE turn.job_class < :job_class
+           OR (turn.level + other.pledged_before / turn.weight, turn.tenant_id, other.nth)
+              < (mine.level, :tenant_id, mine.nth)
+        LIMIT :most + 1
+    )
+    SELECT count(*) FILTER (WHERE own) AS own, count(*) FILTER (WHERE NOT own) AS others,
+           (array_agg(id ORDER BY nth) FILTER (WHERE own))[1:{_MOST_NAMED}] AS own_jobs,
+           EXISTS (SELECT FROM mine) AS found
+    FROM before
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How many jobs go before one: the tenant's own, of which the first few are named, and others'.
+
+    With `more` they are more than `MOST_COUNTED`, and were not counted further.
+    """
+
+    own: int
+    others: int
+    own_jobs: tuple[str, ...]
+    more: bool = False
+
+    @property
+    def ahead(self) -> int:
+        return self.own + self.others
+
+
+def place_of(session: Session, job: Job) -> Place:
+    """The place of a job that waits and is not held."""
+    row = session.execute(
+        _PLACE,
+        {
+            "deployment_id": job.deployment_id,
+            "tenant_id": job.tenant_id,
+            "job_class": job.job_class,
+            "job_id": job.id,
+            "most": MOST_COUNTED,
+        },
+    ).one()
+    if not row.found or row.own + row.others > MOST_COUNTED:
+        return Place(0, MOST_COUNTED, (), more=True)
+    return Place(row.own, row.others, tuple(row.own_jobs or ()))
