@@ -18,12 +18,15 @@ from celery import Celery
 from celery.platforms import SecurityWarning
 from celery.signals import setup_logging
 
+from penstock.batches.tending import BatchTender
+from penstock.batches.workshop import Workshop
 from penstock.broker import CONTROL_QUEUE, make_celery, make_redis
 from penstock.db import Database
 from penstock.jobs.housekeeping import Housekeeper
 from penstock.logs import get_logger
+from penstock.metrics import ControlMetrics, serve_metrics
 from penstock.registry.mlflow_sync import Synchroniser
-from penstock.settings import Settings
+from penstock.settings import Settings, variable_name
 from penstock.webhooks import tasks as webhook_tasks
 
 CONCURRENCY: Final = 8
@@ -34,10 +37,15 @@ log = get_logger(__name__)
 
 def run_control(settings: Settings) -> int:
     """Run the control process until it is told to end; returns its exit status."""
+    metrics = ControlMetrics()
+    metrics_server = serve_metrics(
+        metrics.registry, settings.metrics_host, settings.control_metrics_port, variable_name("control_metrics_port")
+    )
     database, redis, app = Database(settings), make_redis(settings), make_celery(settings)
-    webhook_tasks.register(app, database, settings)
+    webhook_tasks.register(app, database, settings, metrics)
     companions = Companions()
-    companions.start("housekeeper", Housekeeper(database, redis, app, settings).run)
+    companions.start("housekeeper", Housekeeper(database, redis, app, settings, metrics.house).run)
+    companions.start("batches", BatchTender(Workshop.open(settings, database, redis)).run)
     if settings.mlflow_tracking_uri is not None:
         companions.start("synchroniser", Synchroniser(database, settings).run)
     log.info("control.started", concurrency=CONCURRENCY, companions=companions.names)
@@ -45,6 +53,8 @@ def run_control(settings: Settings) -> int:
         exit_code = serve(app)
     finally:
         companions.stop()
+        if metrics_server is not None:
+            metrics_server.close()
         redis.close()
         database.close()
     log.info("control.stopped")

@@ -8,7 +8,7 @@ from apiflask import APIBlueprint
 from flask import Response, jsonify
 from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import exists, func, or_, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -89,7 +89,7 @@ def _consumption(session: Session) -> dict[str, Any]:
         Worker.id == Hosting.worker_id,
         Worker.draining.is_(False),
         Worker.heartbeat_at > func.now() - timedelta(seconds=HEARTBEAT_SECONDS),
-        or_(Worker.last_claim_at.is_(None), Worker.last_claim_at < long_ago),
+        func.coalesce(Worker.last_claim_at, Worker.started_at) < long_ago,
     )
     stalled = session.scalar(
         select(func.count(Job.id)).where(Job.state == JobState.QUEUED, Job.queued_at < long_ago, idle_host)

@@ -177,7 +177,7 @@ class Settings(MlflowSettings):
     consumption_stall_seconds: float = Field(
         default=120.0,
         gt=0,
-        description="How long jobs may wait beside a worker's free slots before it takes itself for stalled and restarts",
+        description="How long a worker with free slots may take none of the jobs that wait before it restarts itself",
     )
     model_poll_seconds: float = Field(default=2.0, gt=0, description="How often MLflow's aliases are read")
 

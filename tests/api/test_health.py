@@ -12,6 +12,7 @@ from penstock.db import Database
 from penstock.jobs.models import Job
 from penstock.outbox.models import OutboxMessage
 from penstock.registry.models import Deployment, Hosting
+from penstock.registry.models import Worker as WorkerRow
 from penstock.settings import Settings
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
@@ -93,6 +94,10 @@ def test_jobs_that_wait_beside_an_idle_worker_degrade_it(
 
     with database.transaction() as session:
         session.execute(update(Hosting).values(free_slots=2))
+    assert ask(app, "/readyz").json["status"] == "ready"  # the worker has only just begun
+
+    with database.transaction() as session:
+        session.execute(update(WorkerRow).values(started_at=utc_now() - timedelta(minutes=5)))
     answer = ask(app, "/readyz")
     assert (answer.status_code, answer.json["status"]) == (200, "degraded")
     assert "1 jobs have waited" in answer.json["parts"]["consumption"]["reason"]
@@ -101,8 +106,8 @@ def test_jobs_that_wait_beside_an_idle_worker_degrade_it(
 def test_metrics_say_what_waits_and_runs(
     app: Flask, caller: Caller, worker: Worker, deployment: Deployment, database: Database
 ) -> None:
-    for _ in range(3):
-        caller.submit()
+    for job_class in ("interactive", "interactive", "batch"):
+        caller.submit(**{"class": job_class})
     worker.claim()
     with database.transaction() as session:
         session.execute(update(Job).where(Job.state == "queued").values(queued_at=utc_now() - timedelta(minutes=5)))
@@ -110,18 +115,21 @@ def test_metrics_say_what_waits_and_runs(
     found = samples(app)
     labels = frozenset({"model": "tiny", "version": "1", "deployment": deployment.id}.items())
 
-    assert found["penstock_jobs_waiting", labels] == 2
+    classed = {name: labels | {("class", name)} for name in ("interactive", "batch", "shadow")}
+    assert [found["penstock_jobs_waiting", each] for each in classed.values()] == [1, 1, 0]
     assert found["penstock_jobs_running", labels] == 1
-    assert 299 < found["penstock_oldest_waiting_seconds", labels] < 400
+    assert 299 < found["penstock_oldest_waiting_seconds", classed["batch"]] < 400
+    assert found["penstock_oldest_waiting_seconds", classed["shadow"]] == 0
+    assert 0 <= found["penstock_worker_seconds_since_claim", frozenset({("worker", worker.id)})] < 400
     assert found["penstock_free_slots", labels] == 3
     assert found["penstock_outbox_messages", frozenset()] == 3
     assert found["penstock_database_up", frozenset()] == 1
 
 
 def test_an_idle_deployment_has_a_queue_of_zero(app: Flask, deployment: Deployment) -> None:
-    labels = frozenset({"model": "tiny", "version": "1", "deployment": deployment.id}.items())
+    labels = {"model": "tiny", "version": "1", "deployment": deployment.id, "class": "interactive"}
 
-    assert samples(app)["penstock_jobs_waiting", labels] == 0
+    assert samples(app)["penstock_jobs_waiting", frozenset(labels.items())] == 0
 
 
 def test_metrics_count_requests_by_route_not_by_path(app: Flask, caller: Caller, deployment: Deployment) -> None:

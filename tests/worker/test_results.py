@@ -17,12 +17,15 @@ from penstock.usage.models import UsageEntry
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.results import Results
 from penstock_worker.running import Finished, GivenBack, RunningJob
+from penstock_worker.worker_metrics import WorkerMetrics
 from pydantic import SecretStr
 from redis import Redis
 from sqlalchemy import select
 
 from tests.factories import make_deployment, make_tenant, submit_job
 from tests.worker.proxy import Proxy
+
+METRICS = WorkerMetrics().of("tiny", "1", "dep")
 
 
 @pytest.fixture
@@ -72,8 +75,8 @@ def stored(database: Database, job: RunningJob) -> Job:
 
 def test_a_result_is_written_once(database: Database, results: Results, job: RunningJob) -> None:
     job.end(Finished(JobState.SUCCEEDED))
-    results.write(job)
-    results.write(job)  # as after a commit whose answer was lost
+    results.write(job, METRICS)
+    results.write(job, METRICS)  # as after a commit whose answer was lost
     assert stored(database, job).state == "succeeded"
     with database.transaction() as session:
         assert [entry.output_tokens for entry in session.scalars(select(UsageEntry))] == [3]
@@ -87,7 +90,7 @@ def test_a_holder_whose_job_was_taken_back_writes_nothing(
     successor = claim(database, tokenizer, "wrk_b")
     for ending in (Finished(JobState.SUCCEEDED), GivenBack(RunOutcome.HANDED_BACK, "late")):
         job.ending = ending
-        results.write(job)
+        results.write(job, METRICS)
     row = stored(database, job)
     assert (row.state, row.fence, row.lease_holder) == ("running", successor.fence, "wrk_b")
 
@@ -96,7 +99,7 @@ def test_a_job_that_is_handed_back_leaves_every_token_in_postgresql(
     database: Database, results: Results, job: RunningJob
 ) -> None:
     job.end(GivenBack(RunOutcome.CRASHED, "the engine crashed"))
-    results.write(job)
+    results.write(job, METRICS)
     with database.transaction() as session:
         assert session.get_one(Job, job.id).state == "queued"
         assert lease.load_checkpoint(session, job.id) == job.entries
@@ -127,7 +130,7 @@ def test_a_result_waits_for_a_database_that_is_away(
     proxy.cut()
     job.end(Finished(JobState.SUCCEEDED))
     thread = threading.Thread(
-        target=Results(distant, writer, impatient, max_own_crashes=3).write, args=(job,), daemon=True
+        target=Results(distant, writer, impatient, max_own_crashes=3).write, args=(job, METRICS), daemon=True
     )
     thread.start()
     thread.join(0.5)
@@ -148,5 +151,5 @@ def test_a_stopping_worker_leaves_the_result_to_the_reaper_when_the_database_is_
     proxy.cut()
     job.end(Finished(JobState.SUCCEEDED))
     impatient.set()
-    Results(distant, writer, impatient, max_own_crashes=3).write(job)
+    Results(distant, writer, impatient, max_own_crashes=3).write(job, METRICS)
     assert stored(database, job).state == "running"

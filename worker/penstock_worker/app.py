@@ -5,6 +5,7 @@ journal         all new entries to Redis
 heartbeat       leases, cancels, checkpoints, the tables `worker` and `hosting`
 hosting         what should be loaded; a thread for each model, and its engine's process
 housekeeping    outbox relay, sweeper, reaper
+consumption     whether jobs are still being claimed; where not, the worker hands back what it holds and ends
 stopping        SIGTERM: drain, hand back, end
 """
 
@@ -21,9 +22,11 @@ from penstock.ids import new_id
 from penstock.jobs.housekeeping import Housekeeper
 from penstock.jobs.journal import Journal
 from penstock.logs import get_logger
+from penstock.metrics import serve_metrics
 from penstock.registry.hosting_services import WorkerCard, register_worker, remove_worker
-from penstock.settings import Settings
+from penstock.settings import Settings, variable_name
 
+from penstock_worker.consumption import ConsumptionWatch
 from penstock_worker.doorbells import Doorbells
 from penstock_worker.heartbeat import Heartbeat
 from penstock_worker.held import HeldJobs
@@ -34,7 +37,10 @@ from penstock_worker.results import Results
 from penstock_worker.serving import STOPPING, Serving
 from penstock_worker.stopping import StopSignals
 from penstock_worker.tasks import make_controller, register_serve, request_shutdown
+from penstock_worker.worker_metrics import WorkerMetrics
 
+STALLED_EXIT_CODE: Final = 75
+"""What a worker ends with that took no jobs any more, so that its supervisor starts another."""
 _HAND_BACK_SECONDS: Final = 5.0
 """How long handing back may take when PostgreSQL does not answer; the reaper does it otherwise."""
 
@@ -61,13 +67,38 @@ class WorkerProcess:
         self._card = WorkerCard(
             new_id("wrk"), socket.gethostname(), os.getpid(), settings.worker_device, settings.worker_slots
         )
+        self._metrics = WorkerMetrics()
+        self._metrics_server = serve_metrics(
+            self._metrics.registry,
+            settings.metrics_host,
+            settings.worker_metrics_port,
+            variable_name("worker_metrics_port"),
+        )
         journal = Journal(self._redis, self._card.id)
         self._celery = make_celery(settings)
         self._held = HeldJobs()
-        self._writer = JournalWriter(journal, linger_seconds=settings.journal_linger_seconds)
+        self._writer = JournalWriter(
+            journal,
+            linger_seconds=settings.journal_linger_seconds,
+            fenced=self._metrics.fenced.labels("journal").inc,
+        )
         self._heartbeat = Heartbeat(settings, self._card, self._own_database, self._held, self._writer)
         self._doorbells = Doorbells(self._celery)
-        self._host = Host(settings, self._own_database, self._writer, self._doorbells, changed=self._heartbeat.wake)
+        self._host = Host(
+            settings,
+            self._own_database,
+            self._writer,
+            self._doorbells,
+            changed=self._heartbeat.wake,
+            metrics=self._metrics,
+        )
+        self._consumption = ConsumptionWatch(
+            self._own_database,
+            self._redis,
+            self._host.open_deployments,
+            self._restart,
+            stall_seconds=settings.consumption_stall_seconds,
+        )
         self._serving = Serving(
             worker_id=self._card.id,
             database=self._database,
@@ -77,8 +108,9 @@ class WorkerProcess:
             results=Results(self._database, self._writer, self._impatient, max_own_crashes=settings.max_own_crashes),
             ready_servers=self._host.ready_servers,
             lease_seconds=settings.lease_seconds,
+            looked=self._note_look,
         )
-        self._housekeeper = Housekeeper(self._own_database, self._redis, self._celery, settings)
+        self._housekeeper = Housekeeper(self._own_database, self._redis, self._celery, settings, self._metrics.house)
 
     def run(self) -> int:
         """Serve until a signal says stop; leave no process, lease or row behind. Returns the exit code."""
@@ -93,6 +125,7 @@ class WorkerProcess:
             self._start("heartbeat", lambda: self._heartbeat.run(self._host, self._stopped)),
             self._start("hosting", lambda: self._host.run(self._stopped)),
             self._start("housekeeping", lambda: self._housekeeper.run(self._stopped)),
+            self._start("consumption", lambda: self._consumption.run(self._stopped)),
         ]
         exit_code = self._consume()
         self._host.close()
@@ -141,6 +174,22 @@ class WorkerProcess:
             time.sleep(0.05)
         self._hand_back()
 
+    def _note_look(self, claimed: bool) -> None:
+        """Somebody answered a doorbell; the heartbeat tells others when a job was claimed."""
+        self._consumption.note_claim()
+        if claimed:
+            self._metrics.claimed()
+            self._heartbeat.note_claim()
+
+    def _restart(self, idle_seconds: float) -> None:
+        """Claims have stalled: hand back what is held and end at once; the consumer may be past hearing a request."""
+        self._metrics.stalled()
+        log.error("worker.restarting", reason=f"nothing was claimed for {idle_seconds:.0f} s while jobs waited")
+        self._begin_drain()
+        self._drain()
+        self._remove_row()
+        os._exit(STALLED_EXIT_CODE)
+
     def _hand_back(self) -> None:
         """Give what is unfinished back to the queue; the next holder goes on at the exact token."""
         self._serving.handing_back.set()
@@ -154,16 +203,21 @@ class WorkerProcess:
 
     def _leave(self) -> None:
         """Take our row away and close what is open."""
-        try:
-            with self._own_database.transaction() as session:
-                remove_worker(session, self._card.id)
-        except DATABASE_OUTAGE as error:
-            log.warning("database.unreachable", what="worker.leave", error=type(error).__name__)
+        self._remove_row()
+        if self._metrics_server is not None:
+            self._metrics_server.close()
         self._celery.close()
         self._redis.close()
         self._database.close()
         self._own_database.close()
         log.info("worker.stopped", worker=self._card.id)
+
+    def _remove_row(self) -> None:
+        try:
+            with self._own_database.transaction() as session:
+                remove_worker(session, self._card.id)
+        except DATABASE_OUTAGE as error:
+            log.warning("database.unreachable", what="worker.leave", error=type(error).__name__)
 
     def _start(self, name: str, work: Callable[[], None]) -> threading.Thread:
         """Run a part in a thread. No part can do without the others: should one fail, the worker is as good as dead.

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from typing import Final
@@ -24,6 +24,7 @@ import msgspec
 from penstock.jobs.states import JobState, RunOutcome
 from penstock.logs import get_logger
 
+from penstock_worker.energy import EnergyMeter, energy_meter
 from penstock_worker.engine_process import SHOW_STACKS
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.messages import (
@@ -35,12 +36,14 @@ from penstock_worker.messages import (
     Loading,
     Ready,
     Refusal,
+    Share,
     StepReport,
     Submit,
     decode_report,
     encode,
 )
 from penstock_worker.running import Finished, GivenBack, RunningJob
+from penstock_worker.worker_metrics import EngineMetrics, WorkerMetrics
 
 _EXIT_SECONDS: Final = 10.0
 _PING_SECONDS: Final = 1.0
@@ -65,13 +68,25 @@ class EngineFailed(Exception):
 class Bridge:
     """One engine process. `places` is how many jobs it may hold at once, which may be lowered while it runs."""
 
-    def __init__(self, spec: EngineSpec, writer: JournalWriter, *, places: int, stall_seconds: float) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        writer: JournalWriter,
+        *,
+        places: int,
+        stall_seconds: float,
+        metrics: EngineMetrics | None = None,
+        meter_of: Callable[[str, str | None], EnergyMeter] = energy_meter,
+    ) -> None:
         self.places = places
+        self.metrics = metrics or WorkerMetrics().of("", "", spec.name)
         self.progress = 0.0
         self.ready = False
         self.device = spec.device
-        self.stats: dict[str, int] = {}
+        self.stats: dict[str, int | float] = {}
         self._spec = spec
+        self._meter_of = meter_of
+        self._energy = EnergyMeter(None, "the engine has not started")
         self._process: subprocess.Popen[bytes] | None = None
         self._journal_writer = writer
         self._stall_seconds = stall_seconds
@@ -111,6 +126,7 @@ class Bridge:
             if message is None:
                 raise self._failure()
             self._take(message)
+        self._energy = self._meter_of(message.device, message.device_uuid)
         self.device, self.ready = message.device, True
         self._report = StepReport(0, 0, message.free_slots)
         self._progressed_at = time.monotonic()
@@ -150,9 +166,10 @@ class Bridge:
         if report.step != self._report.step:
             self._progressed_at = self._heard_at
         self.stats = report.stats or self.stats
+        self.metrics.take(report)
         for request_id, cached_tokens in report.admitted:
             if (job := self._jobs.get(request_id)) is not None:
-                job.cached_tokens = cached_tokens
+                job.meter.cached_tokens = cached_tokens
         touched = self._give_to_jobs(report)
         with self._lock:
             self._report = report
@@ -171,12 +188,19 @@ class Bridge:
                 touched[request_id] = job
             return job
 
+        for share in report.shares:
+            self._meter(share, report)
         for scores in report.prompt_scores:
             if (job := job_of(scores.request_id)) is not None:
                 job.take_prompt(scores)
         for request_id, deltas in _by_request(report.deltas):
             if (job := job_of(request_id)) is not None:
+                self._note_token(job, report)
                 self._cut(job, _give(job, deltas))
+        for share in report.shares:
+            if (job := self._jobs.get(share.request_id)) is not None and job.limit_reached:
+                touched[share.request_id] = job
+                self._stop_at_limit(job)
         for ended in report.ended:
             if (job := job_of(ended.request_id)) is not None:
                 job.close_choice(ended.choice, ended.finish_reason)
@@ -184,6 +208,27 @@ class Bridge:
             if (job := job_of(refusal.request_id)) is not None:
                 _refuse(job, refusal)
         return touched
+
+    def _meter(self, share: Share, report: StepReport) -> None:
+        """Note what a job had of the step, in time and in energy."""
+        joules = self._energy.joules(share.seconds)
+        if (job := self._jobs.get(share.request_id)) is not None:
+            job.meter.take(share, report, joules, self._energy.reason)
+        else:
+            self.metrics.note_dropped(share.seconds)
+
+    def _stop_at_limit(self, job: RunningJob) -> None:
+        """The job has cost what it may: what there is of its output is the output."""
+        job.end(Finished(JobState.SUCCEEDED), "length")
+        self.abort(job)
+
+    def _note_token(self, job: RunningJob, report: StepReport) -> None:
+        before = job.meter.last_token_at
+        job.meter.note_token(report.ended_at)
+        if before is None:
+            self.metrics.note_prompt(len(job.prompt_ids), job.meter.cached_tokens or 0)
+        else:
+            self.metrics.note_gap(report.ended_at - before)
 
     def _cut(self, job: RunningJob, choices: Sequence[int]) -> None:
         """These choices ended here, and go on in the engine until it is told."""
@@ -249,6 +294,7 @@ class Bridge:
             if not self._jobs:
                 self._progressed_at = time.monotonic()
             self._jobs[request.request_id] = job
+            job.meter.submitted_at = time.perf_counter()
             self._submitted += request.places
             self._commands.submits.append(request)
             self._send_soon()

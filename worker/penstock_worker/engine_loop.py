@@ -27,8 +27,10 @@ from penstock_worker.messages import (
     EngineSpec,
     FromEngine,
     Loading,
+    Measures,
     Ready,
     Refusal,
+    Share,
     StepReport,
     Submit,
     decode_commands,
@@ -40,7 +42,7 @@ from penstock_worker.traces.file import TraceFile
 _STATS_SECONDS: Final = 1.0
 _PROGRESS_SECONDS: Final = 0.1
 _GPU_SHARE: Final = 0.45
-"""Of the GPU's memory that is free beside the weights: a second version must be able to load beside the first."""
+"""Of the GPU's memory that weights and the largest steps leave: a second version must be able to load beside them."""
 
 
 def serve(connection: Connection) -> None:
@@ -61,7 +63,8 @@ def _load(connection: Connection, spec: EngineSpec) -> "EngineLoop | None":
         max_running=spec.max_running,
         token_budget=max(512, spec.max_running),
         device=device,
-        kv_bytes=spec.kv_bytes or _gpu_share(spec.folder, device),
+        kv_bytes=spec.kv_bytes,
+        memory_share=_GPU_SHARE,
         threads=spec.threads,
         tokenizer=_tokenizer(spec.folder),
         trace_steps=0 if spec.trace_folder is None else 1,  # the file keeps the others
@@ -73,7 +76,7 @@ def _load(connection: Connection, spec: EngineSpec) -> "EngineLoop | None":
     except EngineError as error:
         _send(connection, Broken(error.code, str(error)))
         return None
-    _send(connection, Ready(device, engine.free_slots))
+    _send(connection, Ready(device, engine.free_slots, _device_uuid(device)))
     return loop
 
 
@@ -194,10 +197,14 @@ class EngineLoop:
             pong=self._pong,
             stats=self._stats_if_due(),
             admitted=output.admitted if output else [],
+            shares=[Share(*share) for share in output.shares] if output else [],
+            measures=[Measures(*measures) for measures in output.measures] if output else [],
+            began_at=output.started if output else 0.0,
+            ended_at=output.ended if output else 0.0,
         )
         _send(self._connection, report)
 
-    def _stats_if_due(self) -> dict[str, int] | None:
+    def _stats_if_due(self) -> dict[str, int | float] | None:
         if time.monotonic() - self._stats_at < _STATS_SECONDS:
             return None
         self._stats_at = time.monotonic()
@@ -220,9 +227,8 @@ def _device(wanted: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _gpu_share(folder: str, device: str) -> int | None:
-    """Bytes of KV for an engine on a GPU; None on a CPU, where the engine's own share of free memory does."""
+def _device_uuid(device: str) -> str | None:
+    """What NVML knows the engine's GPU by; None on a CPU."""
     if not device.startswith("cuda"):
         return None
-    weights = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-    return max(1, int((torch.cuda.mem_get_info(device)[0] - weights) * _GPU_SHARE))
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"

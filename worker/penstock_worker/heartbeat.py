@@ -49,7 +49,12 @@ class Heartbeat:
         self._reported: dict[str, HostingReport] = {}
         self._renewed_at = self._checkpointed_at = float("-inf")
         self._wake = threading.Event()
+        self._claimed = False
         self.draining = False
+
+    def note_claim(self) -> None:
+        """A job was claimed; the next beat says so."""
+        self._claimed = True
 
     def wake(self) -> None:
         """Beat now: something changed that others wait for."""
@@ -141,13 +146,14 @@ class Heartbeat:
         """Copy the journals that have grown to PostgreSQL, in one transaction."""
         if not self._due(self._checkpointed_at, self._settings.checkpoint_seconds):
             return
-        grown = [job for job, _ in self._held.snapshot() if len(job.entries) > job.checkpointed and job.ending is None]
+        grown = [job for job, _ in self._held.snapshot() if job.ending is None and _has_grown(job)]
         progress = [job.progress for job in grown]
         if progress:
             with self._database.transaction() as session:
                 lease.checkpoint(session, progress)
         for job, copied in zip(grown, progress, strict=True):
             job.checkpointed = len(copied.entries)
+            job.meter.checkpointed_seconds = copied.spent.device_seconds if copied.spent is not None else 0.0
         self._checkpointed_at = time.monotonic()
 
     # What others may know
@@ -155,8 +161,9 @@ class Heartbeat:
     def _report(self, host: Host) -> None:
         """Say that we live, and how each model stands; register again when we were taken for dead."""
         reports = {model.deployment_id: model.report for model in host.models}
+        claimed, self._claimed = self._claimed, False
         with self._database.transaction() as session:
-            if not hosting_services.heartbeat(session, self._card.id, draining=self.draining):
+            if not hosting_services.heartbeat(session, self._card.id, draining=self.draining, claimed=claimed):
                 hosting_services.register_worker(session, self._card)
                 self._reported = {}
             for deployment_id, report in reports.items():
@@ -165,6 +172,13 @@ class Heartbeat:
             for deployment_id in self._reported.keys() - reports.keys():
                 hosting_services.remove_hosting(session, self._card.id, deployment_id)
         self._reported = reports
+
+
+def _has_grown(job: RunningJob) -> bool:
+    """Whether there is something to copy: tokens, or time of the device that a prefill has taken."""
+    if not job.restored:
+        return False
+    return len(job.entries) > job.checkpointed or job.meter.seconds > job.meter.checkpointed_seconds
 
 
 def _to_be_stopped(session: Session, held: Sequence[Held]) -> dict[str, Renewal]:

@@ -15,9 +15,11 @@ from penstock.registry.models import Deployment
 from penstock.registry.tokenizer import ModelTokenizer
 
 from penstock_worker.bridge import Bridge, EngineFailed
+from penstock_worker.energy import EnergyMeter, energy_meter
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.messages import EngineSpec
 from penstock_worker.running import GivenBack
+from penstock_worker.worker_metrics import EngineMetrics
 
 _RETRY_LOAD_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 2.0
@@ -45,12 +47,16 @@ class HostedModel:
         *,
         stall_seconds: float,
         changed: Callable[[], None],
+        metrics: EngineMetrics | None = None,
+        meter_of: Callable[[str, str | None], EnergyMeter] = energy_meter,
     ) -> None:
         self.deployment = deployment
         self._spec = spec
         self._writer = writer
         self._stall_seconds = stall_seconds
         self._changed = changed
+        self._metrics = metrics
+        self._meter_of = meter_of
         self._state = HostingState.LOADING
         self._error: str | None = None
         self._verified = 0.0
@@ -166,7 +172,14 @@ class HostedModel:
         folder = Path(self.deployment.source)
         verify(folder, self.deployment.manifest, self._note_verified)
         self._tokenizer = ModelTokenizer.from_folder(folder)
-        self._bridge = Bridge(self._spec, self._writer, places=self._suspects, stall_seconds=self._stall_seconds)
+        self._bridge = Bridge(
+            self._spec,
+            self._writer,
+            places=self._suspects,
+            stall_seconds=self._stall_seconds,
+            metrics=self._metrics,
+            meter_of=self._meter_of,
+        )
         self._bridge.start()
         self._set_state(HostingState.READY, None)
         log.info("model.ready", deployment=self.deployment.id, version=self.deployment.model_version)

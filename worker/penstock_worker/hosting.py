@@ -11,10 +11,12 @@ from penstock.registry.models import Deployment
 from penstock.settings import Settings
 
 from penstock_worker.doorbells import Doorbells
+from penstock_worker.energy import EnergyMeters
 from penstock_worker.hosted_model import HostedModel
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.messages import EngineSpec
 from penstock_worker.patience import DATABASE_OUTAGE
+from penstock_worker.worker_metrics import WorkerMetrics
 
 POLL_SECONDS: Final = 2.0
 _END_SECONDS: Final = 10.0
@@ -33,12 +35,15 @@ class Host:
         doorbells: Doorbells,
         *,
         changed: Callable[[], None],
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self._settings = settings
         self._database = database
         self._writer = writer
         self._doorbells = doorbells
         self._changed = changed
+        self._metrics = metrics or WorkerMetrics()
+        self._energy = EnergyMeters()
         self._models: dict[str, HostedModel] = {}
         self._lock = threading.Lock()
 
@@ -51,6 +56,10 @@ class Host:
     def ready_servers(self) -> list[HostedModel]:
         """The models that take jobs."""
         return [model for model in self.models if model.ready]
+
+    def open_deployments(self) -> list[str]:
+        """Those that take jobs and have a place free."""
+        return [model.deployment_id for model in self.ready_servers() if model.bridge.free_places > 0]
 
     def run(self, stop: threading.Event) -> None:
         """Reconcile until `stop` is set."""
@@ -91,6 +100,8 @@ class Host:
             self._writer,
             stall_seconds=self._settings.engine_stall_seconds,
             changed=self._on_change,
+            metrics=self._metrics.of(deployment.model_name, deployment.model_version, deployment.id),
+            meter_of=self._energy.of,
         )
         with self._lock:
             self._models[deployment.id] = model

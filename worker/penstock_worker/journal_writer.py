@@ -8,7 +8,7 @@ so an outage loses nothing.
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -42,11 +42,12 @@ class _Round:
 
 
 class JournalWriter:
-    """The one writer of this worker's journals."""
+    """The one writer of this worker's journals. `fenced` is called when Redis refuses what a lost lease would write."""
 
-    def __init__(self, journal: Journal, *, linger_seconds: int) -> None:
+    def __init__(self, journal: Journal, *, linger_seconds: int, fenced: Callable[[], None] = lambda: None) -> None:
         self._journal = journal
         self._linger_seconds = linger_seconds
+        self._fenced = fenced
         self._next = _Round()
         self._changed = threading.Condition()
         self._failing = False
@@ -118,6 +119,7 @@ class JournalWriter:
                 case AppendResult.DONE:
                     job.journalled += len(entries)
                 case AppendResult.FENCED:
+                    self._fenced()
                     _lose(job)
                 case AppendResult.EMPTIED:
                     self._rewrite(job)

@@ -124,6 +124,35 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
     finish_reason: str
 
 
+class Share(msgspec.Struct, frozen=True, array_like=True):
+    """What one request had of a step: tokens, those of them that had run before, and seconds of the device."""
+
+    request_id: str
+    tokens: int
+    recomputed: int
+    seconds: float
+
+
+class Measures(msgspec.Struct, frozen=True, array_like=True):
+    """How long a request took that has ended in the engine; the fields are those of the engine's own measures."""
+
+    request_id: str
+    ended: str
+    choices: int
+    prompt_tokens: int
+    cached_tokens: int
+    computed_tokens: int
+    recomputed_tokens: int
+    generated_tokens: int
+    preemptions: int
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    gaps: int
+    gap_seconds: float
+    longest_gap_seconds: float
+
+
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
     """A request that the engine refused or gave up, and why."""
 
@@ -139,10 +168,11 @@ class Loading(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The engine takes requests. `free_slots` as in StepReport."""
+    """The engine takes requests. `free_slots` as in StepReport; `device_uuid` is that of its GPU."""
 
     device: str
     free_slots: int
+    device_uuid: str | None = None
 
 
 class StepReport(msgspec.Struct, frozen=True, tag=True):
@@ -150,7 +180,9 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
 
     `received` counts the places that all submits so far wanted; `free_slots` is how many more are free after them.
     `pong` is the number of the last ping. `stats` comes about once a second. `admitted` are requests that began, each
-    with how many tokens of its prompt were in the cache.
+    with how many tokens of its prompt were in the cache. `shares` split the step's time over who ran in it, `measures`
+    are of requests that ended. The step `began_at` and `ended_at` these times by the clock of the whole machine
+    (`time.perf_counter`).
     """
 
     step: int
@@ -161,8 +193,12 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
     ended: list[Ended] = []
     prompt_scores: list[PromptScores] = []
     pong: int = 0
-    stats: dict[str, int] | None = None
+    stats: dict[str, int | float] | None = None
     admitted: list[tuple[str, int]] = []
+    shares: list[Share] = []
+    measures: list[Measures] = []
+    began_at: float = 0.0
+    ended_at: float = 0.0
 
 
 class Broken(msgspec.Struct, frozen=True, tag=True):

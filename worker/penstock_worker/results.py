@@ -1,17 +1,23 @@
 """Writing down how a job's run ended, fenced, in one transaction; outages of PostgreSQL are waited out."""
 
 import threading
+from typing import Final
 
 from penstock.db import Database
 from penstock.errors import LeaseLost
 from penstock.jobs import lease
 from penstock.jobs.models import Job
+from penstock.jobs.states import RunOutcome
 from penstock.logs import get_logger
+from penstock.usage.accounting import CHARGED
 from sqlalchemy import select
 
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.patience import GaveUp, until_done
 from penstock_worker.running import Finished, GivenBack, RunningJob
+from penstock_worker.worker_metrics import EngineMetrics
+
+_LOST: Final = RunOutcome.LEASE_LOST
 
 log = get_logger(__name__)
 
@@ -27,33 +33,43 @@ class Results:
         self._stop = stop
         self._max_own_crashes = max_own_crashes
 
-    def write(self, job: RunningJob) -> None:
+    def write(self, job: RunningJob, metrics: EngineMetrics) -> None:
         """Write the ending of a settled job. Nothing is written when the lease is lost."""
+        outcome = _LOST
         try:
             match job.ending:
                 case Finished() as finished:
-                    until_done(lambda: self._finish(job, finished), stop=self._stop, what="results.finish")
+                    until_done(lambda: self._finish(job, finished, metrics), stop=self._stop, what="results.finish")
                     self._writer.close(job)
+                    outcome = RunOutcome.FINISHED
                 case GivenBack() as given_back:
                     until_done(lambda: self._hand_back(job, given_back), stop=self._stop, what="results.hand_back")
                     self._writer.announce(job.id)
+                    outcome = given_back.outcome
         except LeaseLost:
+            metrics.note_fenced("result")
             log.warning("lease.lost", job=job.id, fence=job.fence)
         except GaveUp:
             log.error("results.gave_up", job=job.id, fence=job.fence)
+        metrics.run_ended(
+            outcome.value,
+            charged_seconds=job.meter.charged_seconds if outcome.value in CHARGED else 0.0,
+            device_seconds=job.meter.spent.device_seconds,
+        )
 
-    def _finish(self, job: RunningJob, ending: Finished) -> None:
+    def _finish(self, job: RunningJob, ending: Finished, metrics: EngineMetrics) -> None:
         result = lease.Finish(
             state=ending.state,
             entries=job.entries,
             prompt_tokens=len(job.prompt_ids) or job.job.prompt_tokens or 0,
-            cached_tokens=job.cached_tokens,
+            spent=job.meter.spent,
             first_token_seconds=job.first_token_seconds,
             error=ending.error,
             untold_tokens=job.untold_tokens,
         )
         with self._database.transaction() as session:
-            lease.finish(session, job.held, result)
+            finished = lease.finish(session, job.held, result)
+        metrics.job_finished(finished)
         log.info("job.finished", job=job.id, state=ending.state.value, entries=len(job.entries))
 
     def _hand_back(self, job: RunningJob, ending: GivenBack) -> None:
@@ -62,5 +78,12 @@ class Results:
             session.execute(select(Job.id).where(Job.id == job.id).with_for_update())  # `checkpoint` waits for no lock
             if job.restored:
                 lease.checkpoint(session, [job.progress])
-            lease.hand_back(session, job.held, ending.outcome, ending.reason, max_own_crashes=self._max_own_crashes)
+            lease.hand_back(
+                session,
+                job.held,
+                ending.outcome,
+                ending.reason,
+                max_own_crashes=self._max_own_crashes,
+                spent=job.meter.spent,
+            )
         log.warning("job.handed_back", job=job.id, outcome=ending.outcome.value, reason=ending.reason)

@@ -19,6 +19,7 @@ from penstock.registry.tokenizer import ModelTokenizer
 from penstock_worker.best_of import Candidates
 from penstock_worker.choice import ChoiceStream, tellable, tellable_tops
 from penstock_worker.messages import Delta, PromptScores
+from penstock_worker.run_meter import CostLimit, RunMeter
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,12 @@ class RunningJob:
         self.journalled = 0
         self.checkpointed = 0
         self.lease_until = lease_until
-        self.cached_tokens = 0
+        self.meter = RunMeter()
         self.untold_tokens = 0
         self.weight = claim.weight
         self.deadline = None if claim.seconds_left is None else time.time() + claim.seconds_left
         self.first_token_seconds: float | None = None
+        self.limit = CostLimit.of(claim.job)
         self.ending: Ending | None = None
         self.settled = threading.Event()
         self._candidates: Candidates | None = None
@@ -98,9 +100,17 @@ class RunningJob:
         return bool(self.entries) and self.entries[0].prompt is not None
 
     @property
+    def limit_reached(self) -> bool:
+        """Whether it has cost as much as it may."""
+        if self.limit is None:
+            return False
+        generated = sum(len(stream.token_ids) for stream in self.choices)
+        return self.limit.reached(len(self.prompt_ids), generated, self.meter)
+
+    @property
     def progress(self) -> Progress:
         """The journal as it stands, for a checkpoint."""
-        return Progress(self.held, list(self.entries), self.first_token_seconds)
+        return Progress(self.held, list(self.entries), self.first_token_seconds, self.meter.spent)
 
     def restore(self, entries: Sequence[JournalEntry], tokenizer: ModelTokenizer, prompt_ids: list[int]) -> None:
         """Take over the journal of earlier runs: text, stop strings and counts stand where they left them."""

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from penstock.db import Database
 from penstock.errors import LeaseLost, PenstockError
+from penstock.fairness.prefixes import RecentPrefixes
 from penstock.jobs import lease
 from penstock.jobs.journal import Journal, JournalEntry
 from penstock.jobs.models import JobRun
@@ -50,7 +51,8 @@ class Server(Protocol):
 class Serving:
     """What the Celery task does. Any number of pool threads answer at once; each holds one job at a time.
 
-    Once `closing` is set nothing more is claimed; once `handing_back` is, whatever was claimed goes back.
+    `looked` is called whenever the queue was looked into, with whether a job was claimed. Once `closing` is set nothing
+    more is claimed; once `handing_back` is, whatever was claimed goes back.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Serving:
         results: Results,
         ready_servers: Callable[[], Sequence[Server]],
         lease_seconds: float,
+        looked: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._worker_id = worker_id
         self._database = database
@@ -73,6 +76,8 @@ class Serving:
         self._results = results
         self._ready_servers = ready_servers
         self._lease_seconds = lease_seconds
+        self._looked = looked
+        self._recent_prefixes: dict[str, RecentPrefixes] = {}  # by deployment
         self.closing = threading.Event()
         self.handing_back = threading.Event()
 
@@ -99,7 +104,7 @@ class Serving:
         """The next waiting job, with a place in the engine reserved for it, and its checkpoint."""
         if not server.bridge.reserve():
             return None
-        claim = None
+        claim, recent = None, self._recent_prefixes.setdefault(server.deployment_id, RecentPrefixes())
         try:
             with self._database.transaction() as session:
                 session.connection()  # however long that takes: the lease and the run begin after it
@@ -109,12 +114,15 @@ class Serving:
                     worker_id=self._worker_id,
                     deployment_id=server.deployment_id,
                     lease_seconds=self._lease_seconds,
+                    recent_prefixes=recent.newest_first(),
                 )
         finally:
             if claim is None:
                 server.bridge.release()
+        self._looked(claim is not None)
         if claim is None:
             return None
+        recent.note(claim.job.prefix)
         job = RunningJob(claim, claimed_at=begun, lease_until=begun + self._lease_seconds)
         return job, claim.checkpoint
 
@@ -134,7 +142,7 @@ class Serving:
                 self._writer.mark(job)
             job.settled.wait()
             bridge.abort(job)
-            self._results.write(job)
+            self._results.write(job, bridge.metrics)
         if isinstance(job.ending, Finished):
             server.note_finished()
 
@@ -186,9 +194,10 @@ class Serving:
                 .where(JobRun.job_id == job.id, JobRun.fence == job.fence)
                 .values(resumed_at_position=position)
             )
-            previous = session.scalar(
-                select(JobRun.outcome).where(JobRun.job_id == job.id, JobRun.fence == job.fence - 1)
-            )
+            runs = session.scalars(select(JobRun).where(JobRun.job_id == job.id))
+            outcomes = {run.fence: run.outcome for run in runs}
+            previous = outcomes.get(job.fence - 1)
+            job.meter.repeats_charged_work = position > 0 and RunOutcome.HANDED_BACK in outcomes.values()
             if journal_lost and previous == RunOutcome.LEASE_LOST:
                 lease.note_rewind(session, job.held, position)
         log.info("job.resumed", job=job.id, fence=job.fence, position=position)

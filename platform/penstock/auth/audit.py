@@ -36,6 +36,7 @@ class Action(StrEnum):
     USER_SIGNED_IN = "user.signed_in"
     KEY_CREATED = "key.created"
     KEY_REVOKED = "key.revoked"
+    BUDGET_SET = "budget.set"
     WEBHOOK_CREATED = "webhook_endpoint.created"
     WEBHOOK_CHANGED = "webhook_endpoint.changed"
     WEBHOOK_DELETED = "webhook_endpoint.deleted"

@@ -27,6 +27,7 @@ COMMANDS = {
         "users": Lazy("penstock.cli.users:users", "Let people in, change and remove them.", "platform"),
         "tenants": Lazy("penstock.cli.tenants:tenants", "Make organisations and set their limits.", "platform"),
         "audit": Lazy("penstock.cli.tenants:audit", "Show who changed what.", "platform"),
+        "prices": Lazy("penstock.cli.prices:prices", "Say what models cost and tenants may spend.", "platform"),
         "models": Lazy("penstock.cli.models:models", "Register model versions and see them.", "platform"),
     },
 }

@@ -1,6 +1,7 @@
 """What is sent to the server, and what it answers with as frozen models, which keep members that they do not know."""
 
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -113,20 +114,42 @@ class Output(Document):
 
 
 class Budget(Document):
-    """What a job may cost."""
+    """What a job may cost, in tokens, in money, or both."""
 
-    tokens: int
+    tokens: int | None = None
+    amount: Decimal | None = None
+    currency: str | None = None
+
+
+class Energy(Document):
+    """What the device drew for the job; `joules` is None where nothing measured it, and `reason` says why."""
+
+    joules: float | None
+    reason: str | None
 
 
 class Usage(Document):
-    """What the job consumed, in tokens, those of all choices together.
+    """What the job consumed, in tokens, those of all choices together, and in seconds of the device.
 
-    `cached_tokens` are those of the prompt that did not have to be computed.
+    `cached_tokens` are those of the prompt that did not have to be computed. What is None is counted at the end.
     """
 
     prompt_tokens: int | None
     cached_tokens: int
     output_tokens: int
+    computed_tokens: int | None = None
+    recomputed_tokens: int | None = None
+    device_seconds: float | None = None
+    recomputed_seconds: float | None = None
+    energy: Energy | None = None
+
+
+class Cost(Document):
+    """What the job cost, by the price that was in force when it was submitted."""
+
+    amount: Decimal
+    currency: str
+    price: str
 
 
 class JobError(Document):
@@ -192,6 +215,12 @@ class Run(Document):
     ended_at: datetime | None
     outcome: str | None
     reason: str | None
+    queue_seconds: float | None = None
+    prefill_seconds: float | None = None
+    decode_seconds: float | None = None
+    computed_tokens: int = 0
+    recomputed_tokens: int = 0
+    device_seconds: float = 0.0
 
 
 class Job(Document):
@@ -217,6 +246,7 @@ class Job(Document):
     output: Output | None
     error: JobError | None
     usage: Usage
+    cost: Cost | None = None
     runs: int
     cancel_requested_at: datetime | None
     created_at: datetime

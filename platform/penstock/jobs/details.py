@@ -62,6 +62,12 @@ def _run_history(session: Session, job: Job) -> list[dict[str, Any]]:
             "ended_at": iso(run.ended_at),
             "outcome": run.outcome,
             "reason": run.reason,
+            "queue_seconds": run.queue_seconds,
+            "prefill_seconds": run.prefill_seconds,
+            "decode_seconds": run.decode_seconds,
+            "computed_tokens": run.computed_tokens,
+            "recomputed_tokens": run.recomputed_tokens,
+            "device_seconds": run.device_seconds,
         }
         for number, run in enumerate(runs, start=1)
     ]

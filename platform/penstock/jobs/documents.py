@@ -47,9 +47,11 @@ class Output(Document):
 
 
 class Budget(Document):
-    """What the job may cost."""
+    """What the job may cost; only what was asked for."""
 
-    tokens: int
+    tokens: int | None = None
+    amount: str | None = None
+    currency: str | None = None
 
 
 class JobError(BaseModel):
@@ -61,12 +63,44 @@ class JobError(BaseModel):
     message: str
 
 
+class Energy(Document):
+    """What the device drew for the job's steps. Null where it was not measured, and `reason` says why."""
+
+    joules: float | None
+    reason: str | None
+
+
 class Usage(Document):
-    """Tokens. `cached_tokens` of the prompt's were not computed anew; `output_tokens` are those of all choices."""
+    """Tokens. `cached_tokens` of the prompt's were not computed anew; `output_tokens` are those of all choices.
+
+    What is null is counted when the job has ended.
+    """
 
     prompt_tokens: int | None
     cached_tokens: int
     output_tokens: int
+    computed_tokens: int | None = Field(description="Run through the model, in all runs")
+    recomputed_tokens: int | None = Field(description="Of these, what the platform had to run again; not charged")
+    device_seconds: float | None = Field(
+        description="The job's share of the device's time: each step's, split by the tokens that ran in it"
+    )
+    recomputed_seconds: float | None = Field(description="Beside these, what the platform spent on it again")
+    energy: Energy | None
+
+
+class Cost(Document):
+    """What the job cost, by the price that was in force when it was submitted."""
+
+    amount: str = Field(description="Exact, as text")
+    currency: str
+    price: str = Field(description="The price's id")
+
+
+class BatchPlace(Document):
+    """The line of a batch that the job serves."""
+
+    id: str
+    line: int = Field(description="Its number in the input file, from 1")
 
 
 class JobDocument(Document):
@@ -90,9 +124,11 @@ class JobDocument(Document):
     metadata: dict[str, str]
     webhook: dict[str, Any] | None
     retry_of: str | None
+    batch: BatchPlace | None
     output: Output | None
     error: JobError | None
     usage: Usage
+    cost: Cost | None = Field(description="When it has ended; null where the version has no price")
     runs: int = Field(description="How often a worker has taken it")
     cancel_requested_at: datetime | None
     created_at: datetime
@@ -128,6 +164,12 @@ class RunDocument(Document):
     ended_at: datetime | None
     outcome: str | None
     reason: str | None
+    queue_seconds: float | None = Field(description="Until the engine first ran it")
+    prefill_seconds: float | None = Field(description="From there to its first token")
+    decode_seconds: float | None = Field(description="From there to its last")
+    computed_tokens: int
+    recomputed_tokens: int
+    device_seconds: float
 
 
 class JobDetail(JobDocument):

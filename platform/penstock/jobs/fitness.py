@@ -58,7 +58,7 @@ def _refuse_too_long(request: JobRequest, prompt_tokens: int, context_length: in
 
 def _refuse_too_dear(request: JobRequest, prompt_tokens: int) -> None:
     least = prompt_tokens + request.params.choices
-    if request.budget is not None and request.budget.tokens < least:
+    if request.budget is not None and request.budget.tokens is not None and request.budget.tokens < least:
         raise _wrong(
             "budget.tokens", "does not suffice", f"it must be {least} or more: the prompt, and a token for each choice"
         )

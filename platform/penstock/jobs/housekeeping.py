@@ -13,6 +13,7 @@ from typing import Final
 import psycopg
 from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
+from prometheus_client import CollectorRegistry
 from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import select
@@ -29,6 +30,7 @@ from penstock.jobs.models import Job
 from penstock.jobs.reaper import database_uptime_seconds, expire_waiting, reap
 from penstock.jobs.states import JobState
 from penstock.logs import get_logger
+from penstock.metrics import HouseMetrics
 from penstock.outbox.relay import Relay
 from penstock.settings import Settings
 from penstock.webhooks.services import due_deliveries
@@ -43,9 +45,17 @@ log = get_logger(__name__)
 class Housekeeper:
     """Relay, sweeper and reaper over one database and one Redis."""
 
-    def __init__(self, database: Database, redis: Redis, celery: Celery, settings: Settings) -> None:
+    def __init__(
+        self,
+        database: Database,
+        redis: Redis,
+        celery: Celery,
+        settings: Settings,
+        metrics: HouseMetrics | None = None,
+    ) -> None:
         self._database = database
         self._settings = settings
+        self._metrics = metrics or HouseMetrics(CollectorRegistry())
         self._relay = Relay(database, redis, celery)
         self._journal = Journal(redis, "housekeeper")
         self._last_failure = float("-inf")
@@ -62,7 +72,7 @@ class Housekeeper:
 
     def sweep(self) -> None:
         """One round: what is waiting is rung for, what is lost is taken back, what is late ends, what is old goes."""
-        self._relay.drain()
+        self._drain()
         self._each_transaction(self._reap)
         self._each_transaction(self._expire)
         with self._database.transaction() as session:
@@ -86,7 +96,10 @@ class Housekeeper:
                     self.sweep()
                     next_sweep = time.monotonic() + self._settings.sweep_seconds
                 elif _notified(listener, max(next_sweep - time.monotonic(), 0.0)):
-                    self._relay.drain()
+                    self._drain()
+
+    def _drain(self) -> None:
+        self._metrics.outbox_passed_on.inc(self._relay.drain())
 
     def _each_transaction(self, work: Callable[[Session], list[str]]) -> None:
         """Repeat `work` in transactions of its own until it finds nothing; tell live readers of the jobs it moved."""
@@ -103,6 +116,7 @@ class Housekeeper:
             return []
         jobs = reap(session, self._shut_out, max_own_crashes=self._settings.max_own_crashes)
         for job in jobs:
+            self._metrics.leases_expired.inc()
             log.warning("lease.reaped", job=job.id, state=job.state, fence=job.fence)
         return [job.id for job in jobs]
 
@@ -126,6 +140,9 @@ def _notified(listener: psycopg.Connection, seconds: float) -> bool:
 def _deployments_with_waiting_jobs(session: Session) -> list[str]:
     return list(
         session.scalars(
-            select(Job.deployment_id).where(Job.state == JobState.QUEUED).distinct().limit(_MOST_DEPLOYMENTS)
+            select(Job.deployment_id)
+            .where(Job.state == JobState.QUEUED, Job.held.is_(False))
+            .distinct()
+            .limit(_MOST_DEPLOYMENTS)
         )
     )

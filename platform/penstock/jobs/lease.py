@@ -9,19 +9,22 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Interval, bindparam, case, cast, func, insert, literal, or_, select, update
+from sqlalchemy import Interval, bindparam, case, cast, func, insert, literal, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from penstock.auth.models import Tenant
 from penstock.errors import LeaseLost
+from penstock.fairness.counters import Due, charge, cost_of
+from penstock.fairness.turns import next_job
 from penstock.jobs.events import EventType, Happening, record
 from penstock.jobs.journal import JournalEntry, pack_entries, unpack_entries
 from penstock.jobs.models import Job, JobJournal, JobRun
 from penstock.jobs.output import assemble_output, count_tokens
 from penstock.jobs.states import JobState, RunOutcome
 from penstock.outbox.services import Topic, post
-from penstock.usage.models import UsageEntry
+from penstock.usage import accounting
+from penstock.usage.spent import Spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +61,23 @@ class Renewal:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A running job's journal so far, for its checkpoint. `first_token_seconds` counts from the claim."""
+    """A running job's journal so far, for its checkpoint, and what its run took by now.
+
+    `first_token_seconds` counts from the claim.
+    """
 
     held: Held
     entries: Sequence[JournalEntry]
     first_token_seconds: float | None
+    spent: Spent | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
     """How a job ended. `entries` is its whole journal; the output is assembled from it.
 
-    `untold_tokens` were generated for choices that `best_of` left out: they are used, but in no output.
+    `untold_tokens` were generated for choices that `best_of` left out: they are used, but in no output. `spent` is what
+    the last run took; None is what its last checkpoint told.
     """
 
     state: JobState
@@ -79,23 +87,26 @@ class Finish:
     first_token_seconds: float | None = None
     error: dict[str, Any] | None = None
     untold_tokens: int = 0
+    spent: Spent | None = None
+    outcome: RunOutcome = RunOutcome.FINISHED
     data: dict[str, Any] = field(default_factory=dict)
 
 
-def claim(session: Session, *, worker_id: str, deployment_id: str, lease_seconds: float) -> Claim | None:
-    """Take the next waiting job of the deployment: class, then priority, then age. None when nothing waits."""
-    next_id = (
-        select(Job.id)
-        .where(
-            Job.deployment_id == deployment_id,
-            Job.state == JobState.QUEUED,
-            or_(Job.deadline.is_(None), Job.deadline > func.now()),
-        )
-        .order_by(Job.job_class, Job.priority.desc(), Job.queued_at, Job.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
+def claim(
+    session: Session,
+    *,
+    worker_id: str,
+    deployment_id: str,
+    lease_seconds: float,
+    recent_prefixes: Sequence[int] = (),
+) -> Claim | None:
+    """Take the job whose turn it is on the deployment (`penstock.fairness.turns`). None when nothing may be claimed.
+
+    `recent_prefixes` are fingerprints of the prompts that this worker served last, the newest first.
+    """
+    next_id = next_job(session, deployment_id, recent_prefixes)
+    if next_id is None:
+        return None
     job = session.scalars(
         update(Job)
         .where(Job.id == next_id)
@@ -109,9 +120,7 @@ def claim(session: Session, *, worker_id: str, deployment_id: str, lease_seconds
             started_at=func.coalesce(Job.started_at, func.now()),  # the very moment of the JobRun
         )
         .returning(Job)
-    ).one_or_none()
-    if job is None:
-        return None
+    ).one()
     checkpoint = load_checkpoint(session, job.id)
     session.execute(
         insert(JobRun),
@@ -146,33 +155,27 @@ def renew(session: Session, *, worker_id: str, held: Sequence[Held], lease_secon
 
 def checkpoint(session: Session, progress: Sequence[Progress]) -> None:
     """Copy running jobs' journals to PostgreSQL. What is no longer held is left alone: its new holder knows better."""
-    live = _lock_held(session, [item.held for item in progress])
-    current = [item for item in progress if item.held.job_id in live]
+    prompt_tokens = _lock_held(session, [item.held for item in progress])
+    current = [item for item in progress if item.held.job_id in prompt_tokens]
     if not current:
         return
     _store_journals(session, [(item.held, item.entries) for item in current])
-    started = [item for item in current if item.first_token_seconds is not None]
-    if started:
-        session.connection().execute(
-            update(Job.__table__)  # type: ignore[arg-type]  # a core update: one statement for many rows
-            .where(Job.__table__.c.id == bindparam("held_id"), Job.__table__.c.first_token_at.is_(None))
-            .values(
-                first_token_at=_first_token_at(bindparam("held_id"), bindparam("held_fence"), bindparam("seconds"))
-            ),
-            [
-                {
-                    "held_id": item.held.job_id,
-                    "held_fence": item.held.fence,
-                    "seconds": item.first_token_seconds,
-                }
-                for item in started
-            ],
-        )
+    _note_spent(session, [(item.held, item.spent) for item in current if item.spent is not None])
+    _note_first_tokens(session, [item for item in current if item.first_token_seconds is not None])
+    charge(session, [_due(item, prompt_tokens[item.held.job_id]) for item in current])
 
 
 def finish(session: Session, held: Held, result: Finish) -> Job:
     """End the job, exactly once: state, output, journal, usage, event and webhooks in this one transaction."""
     output_tokens = count_tokens(result.entries) + result.untold_tokens
+    tally = accounting.tally(
+        session,
+        held.job_id,
+        result.state,
+        tokens=(result.prompt_tokens, output_tokens),
+        cached_tokens=result.cached_tokens,
+        last=(held.fence, result.outcome, result.spent),
+    )
     job = _move(
         session,
         held,
@@ -180,8 +183,9 @@ def finish(session: Session, held: Held, result: Finish) -> Job:
         output=assemble_output(result.entries),
         error=result.error,
         prompt_tokens=result.prompt_tokens,
-        cached_tokens=result.cached_tokens,
+        cached_tokens=tally.cached_tokens,
         output_tokens=output_tokens,
+        account=tally.account,
         finished_at=func.clock_timestamp(),
         first_token_at=func.coalesce(
             Job.first_token_at,
@@ -191,13 +195,23 @@ def finish(session: Session, held: Held, result: Finish) -> Job:
         ),
     )
     _store_journals(session, [(held, result.entries)])
-    _end_run(session, held, RunOutcome.FINISHED, None)
-    _account(session, job, result, output_tokens)
+    _end_run(session, held, result.outcome, None, result.spent)
+    accounting.record(session, job, tally)
     record(session, [Happening(job, EventType(f"job.{result.state.value}"), _finish_data(job, result))])
+    computed = _computed_input(tally.prompt_tokens, tally.cached_tokens, tally.computed_tokens, output_tokens)
+    charge(session, [Due(job.id, cost_of(computed_input=computed, output=output_tokens))])  # the last: it locks a counter
     return job
 
 
-def hand_back(session: Session, held: Held, outcome: RunOutcome, reason: str, *, max_own_crashes: int) -> Job:
+def hand_back(
+    session: Session,
+    held: Held,
+    outcome: RunOutcome,
+    reason: str,
+    *,
+    max_own_crashes: int,
+    spent: Spent | None = None,
+) -> Job:
     """Give an unfinished job back to the queue, where it keeps its age.
 
     A crash while it ran alone counts as the job's own; after `max_own_crashes` of them it fails with the code
@@ -206,14 +220,14 @@ def hand_back(session: Session, held: Held, outcome: RunOutcome, reason: str, *,
     if outcome is RunOutcome.CRASHED_ALONE:
         crashes = session.scalar(select(Job.own_crashes).where(Job.id == held.job_id)) or 0
         if crashes + 1 >= max_own_crashes:
-            return _give_up(session, held, reason, crashes + 1)
+            return _give_up(session, held, reason, crashes + 1, spent)
     job = _move(
         session,
         held,
         JobState.QUEUED,
         own_crashes=Job.own_crashes + (1 if outcome is RunOutcome.CRASHED_ALONE else 0),
     )
-    _end_run(session, held, outcome, reason)
+    _end_run(session, held, outcome, reason, spent)
     record(session, [Happening(job, EventType.REQUEUED, {"reason": reason, "outcome": outcome.value})])
     post(session, Topic.DOORBELL, {"deployment_id": job.deployment_id})
     return job
@@ -243,19 +257,22 @@ def _standing(session: Session, job: Job) -> tuple[float, float | None]:
     return weight, None if seconds is None else float(seconds)
 
 
-def _give_up(session: Session, held: Held, reason: str, crashes: int) -> Job:
+def _give_up(session: Session, held: Held, reason: str, crashes: int, spent: Spent | None) -> Job:
     error = {
         "code": "engine_crashed",
         "message": f"the engine crashed {crashes} times while this job ran alone: {reason}",
     }
     kept = load_checkpoint(session, held.job_id)
     prompt_tokens = session.scalar(select(Job.prompt_tokens).where(Job.id == held.job_id)) or 0
-    job = finish(session, held, Finish(JobState.FAILED, kept, prompt_tokens, error=error))
+    crashed = RunOutcome.CRASHED_ALONE
+    job = finish(
+        session, held, Finish(JobState.FAILED, kept, prompt_tokens, error=error, spent=spent, outcome=crashed)
+    )
     session.execute(update(Job).where(Job.id == job.id).values(own_crashes=crashes))
     session.execute(
         update(JobRun)
         .where(JobRun.job_id == held.job_id, JobRun.fence == held.fence)
-        .values(outcome=RunOutcome.CRASHED_ALONE, reason=reason)
+        .values(reason=reason)
     )
     return job
 
@@ -279,11 +296,39 @@ def _is_held(held: Sequence[Held]) -> list[Any]:
     return [Job.id.in_(fences), Job.state == JobState.RUNNING, Job.fence == case(fences, value=Job.id)]
 
 
-def _lock_held(session: Session, held: Sequence[Held]) -> set[str]:
+def _lock_held(session: Session, held: Sequence[Held]) -> dict[str, int]:
+    """Lock the jobs that are still held. Returns their prompts' tokens."""
     if not held:
-        return set()
-    return set(
-        session.scalars(select(Job.id).where(*_is_held(held)).order_by(Job.id).with_for_update(skip_locked=True))
+        return {}
+    prompt_tokens = func.coalesce(Job.prompt_tokens, 0)
+    locked = select(Job.id, prompt_tokens).where(*_is_held(held)).order_by(Job.id).with_for_update(skip_locked=True)
+    return {job_id: tokens for job_id, tokens in session.execute(locked)}
+
+
+def _due(item: Progress, prompt_tokens: int) -> Due:
+    """What a running job has cost its tenant by now."""
+    spent, output = item.spent or Spent(), count_tokens(item.entries)
+    computed = _computed_input(prompt_tokens, spent.cached_tokens or 0, spent.computed_tokens, output)
+    return Due(item.held.job_id, cost_of(computed_input=computed, output=output))
+
+
+def _computed_input(prompt_tokens: int, cached_tokens: int, computed_tokens: int, output_tokens: int) -> int:
+    """How much of the prompt has been computed: all that was not cached, once there is output."""
+    uncached = prompt_tokens - cached_tokens
+    return uncached if output_tokens else min(uncached, computed_tokens)
+
+
+def _note_first_tokens(session: Session, started: Sequence[Progress]) -> None:
+    if not started:
+        return
+    session.connection().execute(
+        update(Job.__table__)  # type: ignore[arg-type]  # a core update: one statement for many rows
+        .where(Job.__table__.c.id == bindparam("held_id"), Job.__table__.c.first_token_at.is_(None))
+        .values(first_token_at=_first_token_at(bindparam("held_id"), bindparam("held_fence"), bindparam("seconds"))),
+        [
+            {"held_id": item.held.job_id, "held_fence": item.held.fence, "seconds": item.first_token_seconds}
+            for item in started
+        ],
     )
 
 
@@ -299,29 +344,34 @@ def _store_journals(session: Session, journals: Sequence[tuple[Held, Sequence[Jo
     )
 
 
-def _end_run(session: Session, held: Held, outcome: RunOutcome, reason: str | None) -> None:
+def _end_run(
+    session: Session, held: Held, outcome: RunOutcome, reason: str | None, spent: Spent | None = None
+) -> None:
     session.execute(
         update(JobRun)
         .where(JobRun.job_id == held.job_id, JobRun.fence == held.fence, JobRun.ended_at.is_(None))
-        .values(ended_at=func.clock_timestamp(), outcome=outcome, reason=reason)
+        .values(
+            ended_at=func.clock_timestamp(),
+            outcome=outcome,
+            reason=reason,
+            **(spent.columns if spent is not None else {}),
+        )
     )
 
 
-def _account(session: Session, job: Job, result: Finish, output_tokens: int) -> None:
-    run_milliseconds = select(
-        func.coalesce(func.sum(func.extract("epoch", JobRun.ended_at - JobRun.started_at)), 0) * 1000
-    ).where(JobRun.job_id == job.id)
-    session.execute(
-        insert(UsageEntry).values(
-            job_id=job.id,
-            tenant_id=job.tenant_id,
-            model_name=job.model_name,
-            model_version=job.model_version,
-            prompt_tokens=result.prompt_tokens,
-            cached_tokens=result.cached_tokens,
-            output_tokens=output_tokens,
-            run_milliseconds=cast(run_milliseconds.scalar_subquery(), UsageEntry.run_milliseconds.type),
-        )
+def _note_spent(session: Session, spent: Sequence[tuple[Held, Spent]]) -> None:
+    """What runs took by now: totals, which overwrite what they were, so that no repetition counts twice."""
+    if not spent:
+        return
+    session.connection().execute(
+        update(JobRun.__table__)  # type: ignore[arg-type]  # a core update: one statement for many rows
+        .where(JobRun.__table__.c.job_id == bindparam("held_id"), JobRun.__table__.c.fence == bindparam("held_fence"))
+        .values({name: bindparam(f"new_{name}") for name in Spent.__slots__}),
+        [
+            {"held_id": held.job_id, "held_fence": held.fence}
+            | {f"new_{name}": value for name, value in each.columns.items()}
+            for held, each in spent
+        ],
     )
 
 

@@ -35,6 +35,7 @@ class ListQuery(_Query):
     )
     model: str | None = Field(default=None, min_length=1, max_length=200)
     tag: str | None = Field(default=None, min_length=1, max_length=64)
+    batch: str | None = Field(default=None, min_length=1, max_length=64, description="Those of this batch's lines")
     created_after: Moment | None = Field(default=None, description="RFC 3339")
     created_before: Moment | None = Field(default=None, description="RFC 3339")
     after: str | None = Field(default=None, pattern=r"^job_[0-9a-z]{26}$", description="`next` of the page before")
@@ -49,7 +50,7 @@ class ListQuery(_Query):
     def as_filter(self) -> JobFilter:
         """What the service filters by."""
         states = [JobState(name) for name in self.status.split(",")] if self.status else []
-        return JobFilter(states, self.model, self.tag, self.created_after, self.created_before)
+        return JobFilter(states, self.model, self.tag, self.batch, self.created_after, self.created_before)
 
 
 class StreamQuery(_Query):

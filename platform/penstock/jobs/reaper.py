@@ -15,6 +15,7 @@ from penstock.jobs.lease import Finish, Held, finish, hand_back, load_checkpoint
 from penstock.jobs.models import Job
 from penstock.jobs.output import assemble_output, count_tokens
 from penstock.jobs.states import JobState, RunOutcome
+from penstock.usage import accounting
 
 _BATCH: Final = 50
 
@@ -37,20 +38,21 @@ def reap(session: Session, read_journal: ReadJournal, *, max_own_crashes: int) -
         .limit(_BATCH)
         .with_for_update(skip_locked=True)
     ).all()
-    return [_take_back(session, job, read_journal, max_own_crashes) for job in lost]
+    by_tenant = sorted(lost, key=lambda job: (job.tenant_id, job.deployment_id, job.id))  # budgets, counters: locked in order
+    return [_take_back(session, job, read_journal, max_own_crashes) for job in by_tenant]
 
 
 def expire_waiting(session: Session) -> list[Job]:
     """End up to 50 waiting jobs whose deadline has passed."""
     late = (
-        select(Job.id)
+        select(Job.id, Job.tenant_id)
         .where(Job.state == JobState.QUEUED, Job.deadline <= func.now())
         .order_by(Job.deadline)
         .limit(_BATCH)
         .with_for_update(skip_locked=True)
     )
     expired = []
-    for job_id in session.scalars(late).all():
+    for job_id, _ in sorted(session.execute(late).all(), key=lambda row: (row.tenant_id, row.id)):
         kept = load_checkpoint(session, job_id)
         expired.append(_expire(session, job_id, kept))
     record(session, [Happening(job, EventType.EXPIRED, {"output_tokens": job.output_tokens}) for job in expired])
@@ -70,7 +72,8 @@ def _take_back(session: Session, job: Job, read_journal: ReadJournal, max_own_cr
 
 def _expire(session: Session, job_id: str, kept: Sequence[JournalEntry]) -> Job:
     output: Any = assemble_output(kept) if kept else None
-    return session.scalars(
+    tally = accounting.tally_waiting(session, job_id, JobState.EXPIRED, count_tokens(kept))
+    expired = session.scalars(
         update(Job)
         .where(Job.id == job_id)
         .values(
@@ -79,7 +82,10 @@ def _expire(session: Session, job_id: str, kept: Sequence[JournalEntry]) -> Job:
             last_event=Job.last_event + 1,
             output=output,
             output_tokens=count_tokens(kept),
+            account=tally.account if tally is not None else None,
         )
         .returning(Job)
         .execution_options(populate_existing=True)
     ).one()
+    accounting.close_waiting(session, expired, tally)
+    return expired

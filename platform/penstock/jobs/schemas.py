@@ -9,6 +9,7 @@ from pydantic import Field, HttpUrl, StringConstraints, field_validator, model_v
 from penstock.clock import aware
 from penstock.jobs.params import JobParams, Strict, TokenId
 from penstock.jobs.states import JobClass
+from penstock.usage.money import Currency, Money
 
 MAX_BUDGET = 2**53
 _MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:")
@@ -57,11 +58,24 @@ class JobWebhook(Strict):
 
 
 class JobBudget(Strict):
-    """What the job may cost."""
+    """What the job may cost, in tokens, in money, or both."""
 
-    tokens: int = Field(
-        ge=1, le=MAX_BUDGET, description="Prompt and output of all choices together; each gets an even share"
+    tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_BUDGET,
+        description="Prompt and output of all choices together; each gets an even share",
     )
+    amount: Money | None = Field(default=None, gt=0, description="At most so much of `currency`, as text such as 0.05")
+    currency: Currency | None = None
+
+    @model_validator(mode="after")
+    def _something_whole(self) -> Self:
+        if (self.amount is None) != (self.currency is None):
+            raise ValueError("amount and currency go together")
+        if self.tokens is None and self.amount is None:
+            raise ValueError("give tokens, or amount and currency")
+        return self
 
 
 class JobRequest(Strict):

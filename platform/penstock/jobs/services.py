@@ -16,17 +16,22 @@ from penstock.errors import (
     QuotaExceeded,
     ValidationFailed,
 )
+from penstock.fairness.counters import wake
+from penstock.fairness.prefixes import fingerprint
 from penstock.ids import new_id
 from penstock.jobs.events import EventType, Happening, record
 from penstock.jobs.fitness import Vocabulary, refuse_unfit
 from penstock.jobs.lease import load_checkpoint
 from penstock.jobs.models import Job
 from penstock.jobs.output import assemble_output, count_tokens
+from penstock.jobs.presentation import budget_of
 from penstock.jobs.schemas import JobRequest
 from penstock.jobs.states import JobState
 from penstock.outbox.services import Topic, post
 from penstock.registry.models import Deployment, Hosting, Worker
 from penstock.routing.services import choose
+from penstock.usage import accounting
+from penstock.usage.budgets import agree
 
 _MOST_COUNTED: Final = 1000
 _MOST_AT_ONCE: Final = 256  # submits of one tenant that may be in flight together
@@ -64,8 +69,17 @@ class JobFilter:
     states: Sequence[JobState] = ()
     model: str | None = None
     tag: str | None = None
+    batch: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The line of a batch that a job serves."""
+
+    batch_id: str
+    line: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +99,8 @@ def submit(
     limits: Limits,
     traceparent: str | None = None,
     retry_of: str | None = None,
+    place: Place | None = None,
+    api_key_id: str | None = None,
 ) -> Job:
     """Queue a job: route it, check that it fits, write its row, its first event and its doorbell."""
     _refuse_past_deadline(session, request.deadline)
@@ -97,7 +113,16 @@ def submit(
         context_length=decision.deployment.context_length,
         vocabulary=lambda: prompts.vocabulary(decision.deployment),
     )
-    limits.admit_tokens(most_tokens(request, prompt_tokens, decision.deployment.context_length))
+    most = most_tokens(request, prompt_tokens, decision.deployment.context_length)
+    limits.admit_tokens(most)
+    terms = agree(
+        session,
+        tenant_id,
+        decision.deployment,
+        request.budget,
+        prompt_tokens=prompt_tokens,
+        output_tokens=most - prompt_tokens,
+    )
     job = session.scalars(
         insert(Job)
         .values(
@@ -112,10 +137,15 @@ def submit(
             user_metadata=request.metadata,
             webhook=request.webhook.model_dump() if request.webhook else None,
             retry_of=retry_of,
+            batch_id=place.batch_id if place else None,
+            batch_line=place.line if place else None,
             job_class=request.class_rank.value,
             priority=request.priority,
             deadline=request.deadline,
+            prefix=fingerprint(tenant_id, request.stored_input()),
             token_budget=request.budget.tokens if request.budget else None,
+            terms=terms.document if terms is not None else None,
+            api_key_id=api_key_id,
             deployment_id=decision.deployment.id,
             model_name=decision.deployment.model_name,
             model_version=decision.deployment.model_version,
@@ -128,6 +158,7 @@ def submit(
     ).one()
     record(session, [Happening(job, EventType.QUEUED, {"model_version": job.model_version})])
     post(session, Topic.DOORBELL, {"deployment_id": job.deployment_id})
+    wake(session, job.deployment_id, tenant_id, besides=job.id)  # the last: it may lock a counter
     return job
 
 
@@ -149,7 +180,7 @@ def most_tokens(request: JobRequest, prompt_tokens: int, context_length: int) ->
     """What the job may use: its prompt, and each choice up to `max_tokens` or the context's end, within its budget."""
     each = request.params.max_tokens or context_length - prompt_tokens
     most = prompt_tokens + each * request.params.choices
-    return min(most, request.budget.tokens) if request.budget else most
+    return min(most, request.budget.tokens) if request.budget and request.budget.tokens else most
 
 
 def list_jobs(
@@ -188,6 +219,7 @@ def retry(
     prompts: PromptCounter,
     limits: Limits,
     traceparent: str | None = None,
+    api_key_id: str | None = None,
 ) -> Job:
     """A new job with the old one's request, its seed included, linked by `retry_of`."""
     job = get(session, tenant_id, job_id)
@@ -200,7 +232,7 @@ def retry(
             "params": job.params | {"seed": job.seed},
             "class": "interactive" if job.job_class == 0 else "batch",
             "priority": job.priority,
-            "budget": {"tokens": job.token_budget} if job.token_budget is not None else None,
+            "budget": budget_of(job),
             "webhook": job.webhook,
             "tags": job.tags,
             "metadata": job.user_metadata,
@@ -214,6 +246,7 @@ def retry(
         limits=limits,
         traceparent=traceparent,
         retry_of=job.id,
+        api_key_id=api_key_id,
     )
 
 
@@ -271,6 +304,8 @@ def _filtered(query: Select[Job], wanted: JobFilter) -> Select[Job]:
         query = query.where(or_(Job.model_name == wanted.model, Job.model == wanted.model))
     if wanted.tag is not None:
         query = query.where(Job.tags.contains([wanted.tag]))
+    if wanted.batch is not None:
+        query = query.where(Job.batch_id == wanted.batch)
     if wanted.created_after is not None:
         query = query.where(Job.created_at > wanted.created_after)
     if wanted.created_before is not None:
@@ -280,6 +315,7 @@ def _filtered(query: Select[Job], wanted: JobFilter) -> Select[Job]:
 
 def _cancel_waiting(session: Session, job: Job) -> Job:
     kept = load_checkpoint(session, job.id)
+    tally = accounting.tally_waiting(session, job.id, JobState.CANCELLED, count_tokens(kept))
     cancelled = _update(
         session,
         job.id,
@@ -288,7 +324,9 @@ def _cancel_waiting(session: Session, job: Job) -> Job:
         finished_at=func.now(),
         output=assemble_output(kept) if kept else None,
         output_tokens=count_tokens(kept),
+        account=tally.account if tally is not None else None,
     )
+    accounting.close_waiting(session, cancelled, tally)
     record(session, [Happening(cancelled, EventType.CANCELLED, {"output_tokens": cancelled.output_tokens})])
     return cancelled
 

@@ -29,6 +29,8 @@ def stream_response(services: Services, *, tenant_id: str, job_id: str, last_eve
     `ServiceUnavailable` when as many requests wait as the process has places for.
     """
     cursor = Cursor.parse(last_event_id) if last_event_id else Cursor()
+    if last_event_id:
+        services.metrics.stream_resumes.inc()
     with services.database.transaction() as session:
         job = jobs.get(session, tenant_id, job_id)
         limits = limits_of(session.get_one(Tenant, tenant_id))

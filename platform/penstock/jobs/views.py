@@ -14,6 +14,7 @@ from penstock.endpoints import Contract, endpoint, schema_of
 from penstock.errors import ModelNotAllowed
 from penstock.idempotency.services import Accepted, KeyedRequest, accept_once, keyed_request
 from penstock.jobs import services as jobs
+from penstock.jobs.ahead import judge_structure
 from penstock.jobs.details import describe, with_newest_output
 from penstock.jobs.documents import JobDetail, JobDocument, JobPage
 from penstock.jobs.models import Job
@@ -69,7 +70,7 @@ _STREAM: Final = {
         answer=JobDocument,
         status=202,
         answer_headers=SubmitAnswerHeaders,
-        problems=(400, 404, 409, 413, 415, 429),
+        problems=(400, 402, 404, 409, 413, 415, 429),
         responses={
             200: {
                 "description": "The job is over: with `Prefer: wait=N`, within N seconds",
@@ -98,8 +99,10 @@ def submit_job(principal: Principal, headers: SubmitHeaders, body: JobRequest) -
             prompts=services.prompts,
             limits=services.quotas.job_limits(principal.tenant_id, principal.limits),
             traceparent=traceparent_of(headers.traceparent),
+            api_key_id=principal.key_id,
         )
 
+    judge_structure(services, body)
     accepted = _accept(services, asked, submit)
     document, answer_headers = accepted.document, _answer_headers(accepted)
     if seconds:
@@ -163,7 +166,7 @@ def cancel_job(principal: Principal, job_id: str) -> tuple[Response, int]:
         answer=JobDocument,
         status=202,
         answer_headers=SubmitAnswerHeaders,
-        problems=(400, 404, 409, 422, 429),
+        problems=(400, 402, 404, 409, 422, 429),
     ),
 )
 def retry_job(principal: Principal, headers: RetryHeaders, job_id: str) -> tuple[Response, int, dict[str, str]]:
@@ -179,6 +182,7 @@ def retry_job(principal: Principal, headers: RetryHeaders, job_id: str) -> tuple
             job_id,
             prompts=services.prompts,
             limits=services.quotas.job_limits(principal.tenant_id, principal.limits),
+            api_key_id=principal.key_id,
         )
 
     accepted = _accept(services, asked, retry)

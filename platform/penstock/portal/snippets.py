@@ -5,6 +5,7 @@ import shlex
 from typing import Any
 
 from penstock.jobs.models import Job
+from penstock.jobs.presentation import budget_of
 from penstock.jobs.params import asked_for
 from penstock.jobs.states import JobClass
 
@@ -14,9 +15,8 @@ def request_body(job: Job) -> dict[str, Any]:
     body: dict[str, Any] = {"model": job.model, "input": job.input, "params": _asked(job)}
     if job.job_class != JobClass.INTERACTIVE:
         body["class"] = JobClass(job.job_class).name.lower()
-    budget = {"tokens": job.token_budget} if job.token_budget is not None else None
     optional = {
-        "budget": budget,
+        "budget": budget_of(job),
         "priority": job.priority,
         "tags": job.tags,
         "metadata": job.user_metadata,

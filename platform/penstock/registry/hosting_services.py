@@ -68,11 +68,16 @@ def register_worker(session: Session, card: WorkerCard) -> None:
     )
 
 
-def heartbeat(session: Session, worker_id: str, *, draining: bool | None = None) -> bool:
-    """Say that the worker lives (and, where given, whether it drains). False when its row is gone: register again."""
+def heartbeat(session: Session, worker_id: str, *, draining: bool | None = None, claimed: bool = False) -> bool:
+    """Say that the worker lives (and, where given, whether it drains, and that it claimed a job since the last beat).
+
+    False when its row is gone: register again.
+    """
     values: dict[str, Any] = {"heartbeat_at": func.clock_timestamp()}
     if draining is not None:
         values["draining"] = draining
+    if claimed:
+        values["last_claim_at"] = func.clock_timestamp()
     beat = session.execute(update(Worker).where(Worker.id == worker_id).values(values).returning(Worker.id))
     return beat.one_or_none() is not None
 

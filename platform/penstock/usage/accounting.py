@@ -1,7 +1,8 @@
 """What a finished job consumed and costs, counted once over all its runs, in the transaction that ends it.
 
-A run is charged when it finished the job or gave it back in order; then its device time counts but for what it computed
-again. A run that crashed or lost its lease is the platform's loss: all of its time is counted as recomputed.
+A run is charged when it finished the job or gave it back in order; then its device time counts but for what it
+computed again. A run that crashed or lost its lease is the platform's loss: all of its time is counted as recomputed.
+What failed, and what never reached the model, costs nothing.
 """
 
 from collections.abc import Sequence
@@ -103,19 +104,35 @@ def tally(
     document = session.scalar(select(Job.terms).where(Job.id == job_id))
     terms = Terms.from_document(document) if document is not None else None
     joules, note = _energy(runs)
+    computed = sum(run.spent.computed_tokens for run in runs)
+    nothing = state is JobState.FAILED or not (computed or output)
     return Tally(
         prompt_tokens=prompt,
         cached_tokens=min(found, prompt),
         output_tokens=output,
-        computed_tokens=sum(run.spent.computed_tokens for run in runs),
+        computed_tokens=computed,
         recomputed_tokens=sum(run.recomputed_tokens for run in runs),
         device_seconds=charged,
         recomputed_seconds=sum(run.recomputed_seconds for run in runs),
         joules=joules,
         energy_note=note,
         terms=terms,
-        cost=_cost(terms, state, prompt, min(found, prompt), output, charged),
+        cost=Decimal(0) if terms and nothing else _cost(terms, prompt, min(found, prompt), output, charged),
     )
+
+
+def tally_waiting(session: Session, job_id: str, state: JobState, output_tokens: int) -> Tally | None:
+    """Count the runs of a job that ends in `state` while it waits; None when it never had one."""
+    prompt, runs = session.execute(select(Job.prompt_tokens, Job.runs).where(Job.id == job_id)).one()
+    return tally(session, job_id, state, tokens=(prompt or 0, output_tokens)) if runs else None
+
+
+def close_waiting(session: Session, job: Job, tally: Tally | None) -> None:
+    """As `record`, for a job that ended while it waited; one that never ran only frees its reservation."""
+    if tally is not None:
+        record(session, job, tally)
+    else:
+        release(session, job)
 
 
 def record(session: Session, job: Job, tally: Tally) -> None:
@@ -171,14 +188,7 @@ def _energy(runs: Sequence[_Run]) -> tuple[float | None, str | None]:
     return (sum(spent.joules or 0.0 for spent in ran), None) if ran else (None, _NO_RUN)
 
 
-def _cost(
-    terms: Terms | None, state: JobState, prompt: int, cached: int, output: int, device_seconds: float
-) -> Decimal | None:
-    """What failed costs nothing; so does what was never run."""
+def _cost(terms: Terms | None, prompt: int, cached: int, output: int, device_seconds: float) -> Decimal | None:
     if terms is None:
         return None
-    if state is JobState.FAILED:
-        return Decimal(0)
-    return terms.cost(
-        prompt_tokens=prompt, cached_tokens=cached, output_tokens=output, device_seconds=device_seconds
-    )
+    return terms.cost(prompt_tokens=prompt, cached_tokens=cached, output_tokens=output, device_seconds=device_seconds)

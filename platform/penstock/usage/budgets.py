@@ -1,7 +1,7 @@
-"""Budgets: what a job and its tenant may spend. A job's most is reserved when it is submitted, its cost settled at its end.
+"""Budgets: what jobs and tenants may spend. A job's most is reserved when it is submitted, its cost settled at its end.
 
-Takes a session, never commits. A tenant's row is locked last in a transaction, and in the tenants' order where there are
-several, so that no two wait for each other.
+Takes a session, never commits. Where a transaction locks several tenants' rows it does so in the tenants' order, so
+that no two wait for each other.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from penstock.errors import BudgetExceeded, ValidationFailed
+from penstock.registry.models import Deployment
 from penstock.usage.models import TenantBudget
 from penstock.usage.prices import terms_in_force
 from penstock.usage.terms import Terms
@@ -29,15 +30,14 @@ class Asked(Protocol):
     def currency(self) -> str | None: ...
 
 
-class Version(Protocol):
-    """A model version."""
-
-    model_name: str
-    model_version: str
-
-
 def agree(
-    session: Session, tenant_id: str, version: Version, asked: Asked | None, *, prompt_tokens: int, output_tokens: int
+    session: Session,
+    tenant_id: str,
+    version: Deployment,
+    asked: Asked | None,
+    *,
+    prompt_tokens: int,
+    output_tokens: int,
 ) -> Terms | None:
     """What a job will cost, its most reserved in its tenant's budget where there is one. None without a price.
 
@@ -90,7 +90,9 @@ def list_budgets(session: Session, tenant_id: str) -> Sequence[TenantBudget]:
     return session.scalars(query).all()
 
 
-def _limited(terms: Terms | None, version: Version, limit: Decimal, currency: str | None, prompt_tokens: int) -> Terms:
+def _limited(
+    terms: Terms | None, version: Deployment, limit: Decimal, currency: str | None, prompt_tokens: int
+) -> Terms:
     name = f"version {version.model_version} of {version.model_name}"
     if terms is None:
         raise ValidationFailed(f"cannot be: {name} has no price; give budget.tokens", field="budget.amount")

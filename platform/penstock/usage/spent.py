@@ -9,10 +9,10 @@ class Spent:
     """Totals of one run so far, in tokens, seconds and joules; written over and over, never added up twice.
 
     `cached_tokens` are those of the prompt that were found in the prefix cache; None before the engine let the run in.
-    `computed_tokens` ran through the model in `device_seconds` of its time; of both, what is `recomputed_` had run before
-    in this run or in an earlier one that is charged. `joules` is None where `energy_note` says why nothing measured
-    them. `queue_seconds` end when the engine first runs it, `prefill_seconds` with its first token, `decode_seconds` with
-    its last.
+    `computed_tokens` ran through the model in `device_seconds` of its time; of both, what is `recomputed_` had run
+    before in this run or in an earlier one that is charged. `joules` is None where `energy_note` says why nothing
+    measured them. `queue_seconds` end when the engine first runs it, `prefill_seconds` with its first token,
+    `decode_seconds` with its last.
     """
 
     cached_tokens: int | None = None

@@ -31,9 +31,7 @@ class Terms:
         """The terms as the job's row has them."""
         texts = ("price_id", "currency")
         return cls(
-            **{
-                name: value if name in texts or value is None else Decimal(value) for name, value in document.items()
-            }
+            **{name: value if name in texts or value is None else Decimal(value) for name, value in document.items()}
         )
 
     @property

@@ -11,6 +11,7 @@ import penstock
 from penstock.broker import DELIVER_WEBHOOK_TASK
 from penstock.db import Database
 from penstock.logs import get_logger
+from penstock.metrics import ControlMetrics
 from penstock.settings import Settings
 from penstock.webhooks.retries import Answer
 from penstock.webhooks.sender import Sender
@@ -23,14 +24,17 @@ _NAME_LOOKUP_SECONDS = 60.0
 log = get_logger(__name__)
 
 
-def register(app: Celery, database: Database, settings: Settings) -> None:
+def register(app: Celery, database: Database, settings: Settings, metrics: ControlMetrics | None = None) -> None:
     """Give `app` the task that delivers webhooks."""
+    counted = metrics or ControlMetrics()
     sender = Sender(timeout_seconds=settings.webhook_timeout_seconds, allow_loopback=settings.webhook_allow_loopback)
     lease_seconds = settings.webhook_timeout_seconds + _NAME_LOOKUP_SECONDS
     disable_after = timedelta(days=settings.webhook_disable_days)
 
     def task(delivery_id: str) -> None:
-        deliver(database, sender, delivery_id, lease_seconds=lease_seconds, disable_after=disable_after)
+        deliver(
+            database, sender, delivery_id, lease_seconds=lease_seconds, disable_after=disable_after, metrics=counted
+        )
 
     app.task(task, name=DELIVER_WEBHOOK_TASK)
 
@@ -42,6 +46,7 @@ def deliver(
     *,
     lease_seconds: float,
     disable_after: timedelta = DISABLE_AFTER,
+    metrics: ControlMetrics | None = None,
 ) -> str | None:
     """Attempt the delivery if it is due and nobody is at it; returns its status then, or None if it was not ours."""
     with database.transaction() as session:
@@ -52,6 +57,9 @@ def deliver(
     answer = sender.post(due.url, headers_of(due, body, int(time.time())), body)
     with database.transaction() as session:
         status = record_attempt(session, due, answer, disable_after=disable_after)
+    if metrics is not None:
+        metrics.webhook_attempts.labels("delivered" if answer.delivered else "failed").inc()
+        metrics.webhook_seconds.observe(answer.milliseconds / 1000)
     _log(due, answer, status)
     return status
 

@@ -1,0 +1,154 @@
+"""What was used, summed up by day, model, key, tag or tenant. Takes a session, never commits."""
+
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Subquery, func, select, true, tuple_
+from sqlalchemy.orm import Session
+
+from penstock.errors import ValidationFailed
+from penstock.jobs.models import Job
+from penstock.usage.models import UsageEntry
+
+_COUNTS: Final = ("prompt_tokens", "cached_tokens", "output_tokens", "computed_tokens", "recomputed_tokens")
+_FIGURES: Final = ("device_seconds", "recomputed_seconds", "joules", "cost")
+
+
+class Grouping(StrEnum):
+    """By what usage is told apart."""
+
+    DAY = "day"
+    MODEL = "model"
+    VERSION = "version"
+    KEY = "key"
+    TAG = "tag"
+    TENANT = "tenant"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which usage, and how it is told apart. Times are those of the jobs' ends, from `since` up to before `until`.
+
+    `tenant_id` None is all tenants. By `tag` a job counts once for each of its tags, so rows by tag do not add up.
+    """
+
+    groups: Sequence[Grouping]
+    tenant_id: str | None
+    since: datetime | None = None
+    until: datetime | None = None
+    model: str | None = None
+    tag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """The usage of one group. `joules` is None unless all its jobs were measured, `cost` where none has a price."""
+
+    group: dict[str, str]
+    currency: str | None
+    jobs: int
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    computed_tokens: int
+    recomputed_tokens: int
+    device_seconds: float
+    recomputed_seconds: float
+    joules: float | None
+    cost: Decimal | None
+
+
+def report(
+    session: Session, wanted: Wanted, *, limit: int, after: str | None = None
+) -> tuple[list[UsageRow], str | None]:
+    """A page of rows in the order of their groups, and the cursor of the next page if there is one.
+
+    Jobs of different currencies are never added: the currency is part of every group. Raises `ValidationFailed` for a
+    cursor of another question.
+    """
+    entries = _entries(wanted)
+    columns = [entries.c[f"by_{group.value}"] for group in wanted.groups] + [entries.c.currency_text]
+    query = select(*columns, *_sums(entries))
+    if after is not None:
+        query = query.where(tuple_(*columns) > tuple_(*_parse(after, len(columns))))
+    rows = session.execute(query.group_by(*columns).order_by(*columns).limit(limit + 1)).all()
+    found = [_row(wanted.groups, row) for row in rows[:limit]]
+    return found, _cursor(rows[limit - 1], len(columns)) if len(rows) > limit else None
+
+
+def _entries(wanted: Wanted) -> Subquery:
+    """The usage entries that are asked for, each with the names of its groups; by tag one for each of a job's tags."""
+    tags = func.unnest(Job.tags).table_valued("tag", name="tags").lateral()
+    names: dict[Grouping, ColumnElement[str]] = {
+        Grouping.DAY: func.to_char(func.timezone("UTC", UsageEntry.created_at), "YYYY-MM-DD"),
+        Grouping.MODEL: UsageEntry.model_name.expression,
+        Grouping.VERSION: UsageEntry.model_version.expression,
+        Grouping.KEY: func.coalesce(UsageEntry.api_key_id, ""),
+        Grouping.TAG: func.coalesce(tags.c.tag, ""),
+        Grouping.TENANT: UsageEntry.tenant_id.expression,
+    }
+    query = (
+        select(
+            *(names[group].label(f"by_{group.value}") for group in wanted.groups),
+            func.coalesce(UsageEntry.currency, "").label("currency_text"),
+            *(getattr(UsageEntry, name) for name in (*_COUNTS, *_FIGURES)),
+        )
+        .join(Job, Job.id == UsageEntry.job_id)
+        .where(*_conditions(wanted))
+    )
+    return (query.outerjoin(tags, true()) if Grouping.TAG in wanted.groups else query).subquery()
+
+
+def _sums(entries: Subquery) -> list[ColumnElement[Any]]:
+    return [
+        func.count(),
+        func.count().filter(entries.c.joules.is_(None)),
+        *(func.coalesce(func.sum(entries.c[name]), 0) for name in _COUNTS),
+        *(func.sum(entries.c[name]) for name in _FIGURES),
+    ]
+
+
+def _conditions(wanted: Wanted) -> list[ColumnElement[bool]]:
+    given: list[tuple[object, ColumnElement[bool]]] = [
+        (wanted.tenant_id, UsageEntry.tenant_id == wanted.tenant_id),
+        (wanted.since, UsageEntry.created_at >= wanted.since),
+        (wanted.until, UsageEntry.created_at < wanted.until),
+        (wanted.model, UsageEntry.model_name == wanted.model),
+        (wanted.tag, Job.tags.contains([wanted.tag])),
+    ]
+    return [condition for value, condition in given if value is not None]
+
+
+def _row(groups: Sequence[Grouping], row: Any) -> UsageRow:
+    names, (currency, jobs, unmeasured, *figures) = row[: len(groups)], row[len(groups) :]
+    counts, (seconds, recomputed, joules, cost) = figures[: len(_COUNTS)], figures[len(_COUNTS) :]
+    return UsageRow(
+        dict(zip((group.value for group in groups), names, strict=True)),
+        currency or None,
+        jobs,
+        *map(int, counts),
+        device_seconds=float(seconds),
+        recomputed_seconds=float(recomputed),
+        joules=None if unmeasured else joules,
+        cost=cost,
+    )
+
+
+def _cursor(row: Any, columns: int) -> str:
+    return urlsafe_b64encode(json.dumps(list(row[:columns])).encode()).decode().rstrip("=")
+
+
+def _parse(cursor: str, columns: int) -> list[str]:
+    try:
+        names = json.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or len(names) != columns or not all(isinstance(name, str) for name in names):
+        raise ValidationFailed("must be the `next` of a page of the same question", field="after")
+    return names
