@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import DateTime, Engine, MetaData, Text, create_engine, text
+import psycopg
+from sqlalchemy import DateTime, Engine, MetaData, Text, create_engine, event, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from penstock.settings import Settings
@@ -47,6 +49,22 @@ class Base(DeclarativeBase):
     }
 
 
+def _tell_no_row(context: ExceptionContext) -> None:
+    """Have an error say what broke and where, and nothing that stands in a row: its text goes into logs.
+
+    PostgreSQL quotes values in DETAIL and CONTEXT, and those of class 22 (data exceptions) in the message itself.
+    """
+    error = context.original_exception
+    if not isinstance(error, psycopg.Error) or error.sqlstate is None:
+        return
+    place = ".".join(filter(None, (error.diag.table_name, error.diag.column_name, error.diag.constraint_name)))
+    quotes = error.sqlstate.startswith("22")
+    said = [f"SQLSTATE {error.sqlstate}", place, "" if quotes else error.diag.message_primary]
+    error.args = (": ".join(filter(None, said)),)
+    if context.sqlalchemy_exception is not None:
+        context.sqlalchemy_exception.args = (f"({type(error).__name__}) {error}",)
+
+
 class Database:
     """A process's door to PostgreSQL."""
 
@@ -61,6 +79,7 @@ class Database:
             hide_parameters=True,  # an error's text goes into logs, where no prompt may be
             connect_args={"options": _SESSION_OPTIONS, "connect_timeout": 5, "application_name": "penstock"},
         )
+        event.listen(self.engine, "handle_error", _tell_no_row)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager

@@ -59,7 +59,6 @@ SCHEMA = {
     },
     "required": ["ok", "size", "tags"],
     "additionalProperties": False,
-    "x-guidance": {"whitespace_flexible": False},
 }
 GRAMMARS = {
     "json_schema": Grammar("json_schema", json.dumps(SCHEMA)),

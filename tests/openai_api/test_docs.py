@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs/openai.md").read_text()
 def test_every_example_runs(house: House, capsys: pytest.CaptureFixture[str]) -> None:
     deploy(house.world.database, house.folder, name="invoice-extractor")
     examples = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(examples) == 6
+    assert len(examples) == 8
     scope: dict[str, Any] = {"__name__": "examples"}
     said = []
     for example in examples:
@@ -27,5 +27,7 @@ def test_every_example_runs(house: House, capsys: pytest.CaptureFixture[str]) ->
     assert house.job(scope["finished"].id).state == "succeeded"
     assert said[2].splitlines()[-1].endswith("20") or scope["chunk"].usage.completion_tokens < 20
     assert said[3] == "3965.06\n"
-    assert [line.rpartition(" ")[2].startswith("-") for line in said[4].splitlines() if " -" in line] == [True, True]
-    assert said[5].startswith("temperature Error code: 400")
+    assert said[4] == "['user', 'assistant', 'user']\n"
+    assert said[5] == "3\n"
+    assert [line.rpartition(" ")[2].startswith("-") for line in said[6].splitlines() if " -" in line] == [True, True]
+    assert said[7].startswith("temperature Error code: 400")

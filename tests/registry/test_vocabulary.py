@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from penstock.errors import ModelFolderInvalid, ValidationFailed
+from penstock.registry import vocabulary as vocabulary_module
 from penstock.registry.tokenizer import ModelTokenizer
 from penstock.registry.vocabulary import Vocabulary
 
@@ -38,6 +39,24 @@ def test_grammars_are_compiled_for_the_models_own_tokens(tmp_path: Path, tokeniz
     assert vocabulary.problem_with("json_schema", json.dumps({"type": "object"})) == ""
     assert vocabulary.problem_with("lark", 'start: "a" | start "b"') == ""
     assert "unclosed group" in vocabulary.problem_with("regex", "a(")
+
+
+def test_a_verdict_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    compile_it = vocabulary_module._problem
+
+    def counted(tokenizer: Any, kind: str, source: Any) -> str:
+        compiled.append(source)
+        return compile_it(tokenizer, kind, source)
+
+    monkeypatch.setattr(vocabulary_module, "_VERDICTS_KEPT", 2)
+    monkeypatch.setattr(vocabulary_module, "_problem", counted)
+    vocabulary = vocabulary_of(make_folder(tmp_path / "model"))
+    for source in ("a", "a(", "a", "a(", "b", "a("):
+        assert (vocabulary.problem_with("regex", source) == "") == (source != "a(")
+    assert vocabulary.problem_with("choice", ["a"]) == vocabulary.problem_with("regex", "a") == ""
+
+    assert compiled == ["a", "a(", "b", ["a"], "a"]
 
 
 def test_a_model_without_an_end_of_text_can_complete_no_structure(tmp_path: Path) -> None:

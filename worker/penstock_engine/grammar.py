@@ -17,6 +17,8 @@ from penstock_engine.errors import InvalidGrammar, InvalidSampling
 from penstock_engine.request import Grammar
 
 COMPILED_KEPT = 64
+WHITESPACE = " ?"
+"""JSON between its tokens: none, or one space as most programs write. Of more a model can write without an end."""
 
 
 class Matcher:
@@ -83,7 +85,7 @@ def _source(grammar: Grammar) -> str:
     """As llguidance reads it."""
     match grammar.kind, grammar.source:
         case "json_schema", str(schema):
-            return LLMatcher.grammar_from_json_schema(_checked_json(schema))
+            return LLMatcher.grammar_from_json_schema(_checked_json(schema), defaults={"whitespace_pattern": WHITESPACE})
         case "regex", str(regex):
             return LLMatcher.grammar_from_regex(regex)
         case "lark", str(lark):

@@ -3,8 +3,11 @@
 Grammars are compiled by llguidance just as the engine compiles them, so what is refused there is refused here first.
 """
 
+import hashlib
+import json
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +20,10 @@ from penstock.registry.files import read_json, read_json_if_there
 
 VOCABULARY_FILES: Final = ("config.json", "generation_config.json")
 """What says how many tokens there are and which of them end a text; the second may be absent."""
+WHITESPACE: Final = " ?"
+"""JSON between its tokens: none, or one space as most programs write. Of more a model can write without an end."""
 _MOST_SHOWN: Final = 200  # characters of a problem, which may quote what was sent
+_VERDICTS_KEPT: Final = 1000
 
 
 class Vocabulary:
@@ -28,6 +34,7 @@ class Vocabulary:
         self._tokenizer_file = tokenizer_file
         self._eos_ids = list(eos_ids)
         self._lock = threading.Lock()
+        self._verdicts: OrderedDict[bytes, str] = OrderedDict()
 
     @classmethod
     def from_folder(cls, folder: Path, tokenizer_size: int) -> Self:
@@ -47,7 +54,7 @@ class Vocabulary:
     def problem_with(self, kind: str, source: str | Sequence[str]) -> str:
         """Why no output can be held to this grammar; empty where one can.
 
-        `kind` is json_schema, regex or lark with its text, or choice with texts.
+        `kind` is json_schema, regex or lark with its text, or choice with texts. The last verdicts are kept.
         """
         if not self._eos_ids:
             return "this model has no end of text to complete it with"
@@ -56,7 +63,17 @@ class Vocabulary:
                 bytes_of_tokens = self._bytes_of_tokens
         except ValueError as error:
             return f"this model's tokenizer cannot tell the bytes of its tokens ({error})"
-        return _problem(bytes_of_tokens, kind, source)
+        asked = hashlib.sha256(json.dumps([kind, source]).encode()).digest()
+        with self._lock:
+            verdict = self._verdicts.get(asked)
+        return self._keep(asked, _problem(bytes_of_tokens, kind, source)) if verdict is None else verdict
+
+    def _keep(self, asked: bytes, verdict: str) -> str:
+        with self._lock:
+            self._verdicts[asked] = verdict
+            if len(self._verdicts) > _VERDICTS_KEPT:
+                self._verdicts.popitem(last=False)
+        return verdict
 
     def bytes_of(self, token_id: int) -> bytes:
         """What the token writes; of a special token its name. Raises `ValidationFailed` when that cannot be told."""
@@ -94,7 +111,7 @@ def _problem(tokenizer: LLTokenizer, kind: str, source: str | Sequence[str]) -> 
 def _as_llguidance_reads_it(kind: str, source: str | Sequence[str]) -> str:
     match kind, source:
         case "json_schema", str():
-            return LLMatcher.grammar_from_json_schema(source)
+            return LLMatcher.grammar_from_json_schema(source, defaults={"whitespace_pattern": WHITESPACE})
         case "regex", str():
             return LLMatcher.grammar_from_regex(source)
         case "lark", str():
