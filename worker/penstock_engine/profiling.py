@@ -21,6 +21,7 @@ import torch
 from penstock_engine.batch import ScheduleBatch
 from penstock_engine.config import EngineConfig
 from penstock_engine.errors import InvalidConfig
+from penstock_engine.graphs import GraphPlan
 from penstock_engine.models import CausalLM
 from penstock_engine.request import Generation, Request, SamplingParams
 from penstock_engine.runner import ModelRunner
@@ -29,7 +30,7 @@ from penstock_engine.tables import RowTables
 
 MIB = 1 << 20
 MARGIN = 256 * MIB  # for code that is first loaded, and workspaces that are first made, by a later step
-GRAPH_BYTES = 16 * MIB  # of one captured graph besides what its steps hold: an allowance, not measured
+GRAPH_BYTES = 8 * MIB  # of one captured graph besides what its steps hold: an allowance, not measured
 TORCH_CONTEXT = 1024  # of a step tried out in torch, which gathers every context: see the module
 # Keeps every token but the last few in a nucleus, so that all of a row is sorted; looks at what was said, and tells.
 DEMANDING = SamplingParams(
@@ -84,18 +85,24 @@ class Footprint:
 
     free: int  # beside the weights and all that the steps held
     decode: int  # in use at most by a step that only decodes
-    graphs: int = 0  # steps that will be captured
+    graphs: int = 0  # how many steps will be captured
 
 
 def kv_memory(
-    model: CausalLM, config: EngineConfig, shape: KVShape, *, max_model_len: int, dtype: torch.dtype, graphs: int = 0
+    model: CausalLM,
+    config: EngineConfig,
+    shape: KVShape,
+    *,
+    max_model_len: int,
+    dtype: torch.dtype,
+    memory: DeviceMemory | None = None,
 ) -> int:
-    """Bytes for K and V on the device where `model` lies; `graphs` is how many steps will be captured.
+    """Bytes for K and V on the device where `model` lies, of whose memory `memory` tells; None asks the GPU itself.
 
     Raises InvalidConfig where the largest steps, or one context, do not fit.
     """
     device = next(model.parameters()).device
-    if device.type != "cuda":
+    if device.type != "cuda" and memory is None:
         return host_memory()
     pool = make_pool(shape, 1, device)
 
@@ -106,8 +113,11 @@ def kv_memory(
 
     context = max_model_len if model.kernels["layers"].startswith("compiled") else min(max_model_len, TORCH_CONTEXT)
     decode, prefill = largest_steps(config, context)
-    found = measure(partial(run, decode), partial(run, prefill), CudaMemory(device), graphs=graphs)
-    return room(found, shape, share=config.memory_share, context=max_model_len)
+    graphs = len(GraphPlan.of(model, config, device, max_model_len).buckets)
+    found = measure(partial(run, decode), partial(run, prefill), memory or CudaMemory(device), graphs=graphs)
+    # Where no length is asked for, requests beyond the pool are refused one by one; a step's prefill must fit.
+    needed = max_model_len if config.max_model_len else min(max_model_len, config.token_budget)
+    return room(found, shape, share=config.memory_share, context=needed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +174,11 @@ def room(found: Footprint, shape: KVShape, *, share: float, context: int) -> int
     pages = max(0, memory // shape.page_bytes - 1)  # besides the null page
     if pages * shape.page_size >= context:
         return memory
+    wanted = (-(-context // shape.page_size) + 1) * shape.page_bytes
     figures = (
-        f"K and V of {context} tokens take {-(-context // shape.page_size) * shape.page_bytes / MIB:.0f} MiB, and for"
-        f" them there are {memory / MIB:.0f}: {share:.0%} of the {found.free / MIB:.0f} that weights and the largest"
-        f" steps leave, less {graphs / MIB:.0f} for graphs and {MARGIN / MIB:.0f} to spare"
+        f"K and V of {context} tokens take {wanted / MIB:.0f} MiB, and for them there are {memory / MIB:.0f}:"
+        f" {share:.0%} of the {found.free / MIB:.0f} that weights and the largest steps leave,"
+        f" less {graphs / MIB:.0f} for graphs and {MARGIN / MIB:.0f} to spare"
     )
     remedies = "a smaller token_budget or max_running, 8 bits by quantization or kv_dtype"
     raise InvalidConfig("max_model_len", f"{figures}; give at most {pages * shape.page_size}, or {remedies}")
