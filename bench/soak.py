@@ -24,7 +24,8 @@ from pathlib import Path
 import psutil
 import torch
 from penstock_engine import Engine, EngineConfig, QueueFull, Request, SamplingParams, StepOutput
-from penstock_engine.batch import ScheduleBatch, StepSamples
+from penstock_engine.batch import ScheduleBatch
+from penstock_engine.pending import Pending
 
 DEMO = Path(__file__).parent.parent / "examples" / "invoices" / "model"
 MIB = 1 << 20
@@ -171,14 +172,14 @@ class Overload:
 
 def _poison(engine: Engine) -> None:
     """Make the model fail whenever a poisonous request is in the batch."""
-    run = engine._runner.run
+    launch = engine._runner.launch
 
-    def poisoned(batch: ScheduleBatch) -> StepSamples:
+    def poisoned(batch: ScheduleBatch) -> Pending:
         if any(each.request.id.startswith(POISON) for each in batch.generations):
             raise RuntimeError("poison")
-        return run(batch)
+        return launch(batch)
 
-    engine._runner.run = poisoned  # type: ignore[method-assign]  # a fault at the door to the device, for this run
+    engine._runner.launch = poisoned  # type: ignore[method-assign]  # a fault at the door to the device, for this run
 
 
 def soak(overload: Overload, seconds: float, interval: float) -> list[Sample]:

@@ -57,9 +57,15 @@ def step_once(engine: Engine, run: Run) -> None:
 
 
 def check_pages(scheduler: Scheduler, allocator: PageAllocator, cache: object) -> None:
-    """Every page is free, in the tree, or owned by exactly one running generation; locks are those of the running."""
-    own = [page for each in scheduler.running for page in each.pages[each.shared_pages :]]
+    """Every page is free, in the tree, or owned by exactly one generation that runs, or that a step in flight may run.
+
+    Locks are those of such.
+    """
+    flights = scheduler._flights._batches
+    here = [*scheduler.running, *(each for batch in flights for each in batch.left)]
+    own = [page for each in here for page in each.own_pages]
     own += [page for each in scheduler._lent for page in each.pages]
+    own += [page for batch in flights for page in batch.spare_pages]
     tree = list(cache.nodes()) if isinstance(cache, RadixCache) else []
     in_tree = [page for node in tree for page in node.pages]
     unlocked = [page for node in tree if node.lock_count == 0 for page in node.pages]
@@ -68,12 +74,12 @@ def check_pages(scheduler: Scheduler, allocator: PageAllocator, cache: object) -
     if isinstance(cache, RadixCache):
         assert cache.evictable_count == len(unlocked)
         assert cache.page_count == len(in_tree)
-        shared = {page for each in scheduler.running for page in each.pages[: each.shared_pages]}
-        copied = {each.copy_page for each in scheduler.running if isinstance(each.copy_from, TreeNode)}
+        shared = {page for each in here for page in each.pages[: each.shared_pages]}
+        copied = {each.copy_page for each in here if isinstance(each.copy_from, TreeNode)}
         assert shared | copied <= set(in_tree) - set(unlocked)
-        sources = {each.copy_from for each in scheduler.running if isinstance(each.copy_from, Generation)}
-        assert sources <= set(scheduler.running)
-        if not scheduler.running:
+        sources = {each.copy_from for each in here if isinstance(each.copy_from, Generation)}
+        assert sources <= set(here)
+        if not here:
             assert len(unlocked) == len(in_tree)
 
 

@@ -112,6 +112,7 @@ class House:
             return self.samples(part, token, finite)
 
         def commit(part: ScheduleBatch, samples: StepSamples) -> None:
+            self.scheduler.launched(part)
             self.scheduler.commit(part, samples)
             batch.absorb(part)
 
@@ -123,6 +124,7 @@ class House:
         except (ValueError, MemoryError):
             isolate(batch, run=run, commit=commit, blame=blame)
         else:
+            self.scheduler.launched(batch)
             self.scheduler.commit(batch, samples)
         self.pool.copy(batch.tail_copies)
         self.pool.wipe([*batch.dirty_pages, *self.allocator._free])  # what is free may be anybody's by now

@@ -1,12 +1,14 @@
 """A fault stays with the request that has it; what was healthy before it is healthy after."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from penstock_engine import Engine, EngineConfig, InvalidRequest, Request, SamplingParams, StepFailed
-from penstock_engine.batch import ScheduleBatch, StepSamples
+from penstock_engine.batch import ScheduleBatch
+from penstock_engine.pending import Pending
 
 from tests.engine.driving import Run, check_pages, greedy, parity, run_all, step_once
 from tests.engine.tiny import TinyModel, make_tiny, random_prompt
@@ -85,24 +87,31 @@ class Dead:
 
 
 class Saboteur:
-    """Stands before the runner and raises where `fault` finds one in the batch, after K and V are written or before."""
+    """Stands before the runner and has a step fail where `fault` finds one in the batch.
+
+    When its result is asked for, after K and V are written; or at its launch, before they are.
+    """
 
     def __init__(
         self, engine: Engine, fault: Callable[[ScheduleBatch], Exception | None], *, before: bool = False
     ) -> None:
-        self.fault, self.run, self.before = fault, engine._runner.run, before
+        self.fault, self.launch, self.before = fault, engine._runner.launch, before
         self.tokens: list[int] = []  # of each attempt
-        engine._runner.run = self  # type: ignore[method-assign]
+        engine._runner.launch = self  # type: ignore[method-assign]
 
-    def __call__(self, batch: ScheduleBatch) -> StepSamples:
+    def __call__(self, batch: ScheduleBatch) -> Pending:
         self.tokens.append(sum(batch.extend_lens))
         error = self.fault(batch)
         if error and self.before:
             raise error
-        samples = self.run(batch)
+        pending = self.launch(batch)
         if error:
-            raise error
-        return samples
+            pending.result = partial(fail, error)  # type: ignore[method-assign]
+        return pending
+
+
+def fail(error: Exception) -> Any:
+    raise error
 
 
 def ten_requests() -> list[Request]:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from penstock_engine import Engine, EngineConfig, Request, RequestMeasures, SamplingParams, StepFailed
-from penstock_engine.batch import ScheduleBatch, StepSamples
+from penstock_engine.batch import ScheduleBatch
+from penstock_engine.pending import Pending
 
 from tests.engine.driving import greedy
 from tests.engine.tiny import TinyModel, random_prompt
@@ -20,16 +21,16 @@ class Clocked:
         self.engine = Engine.from_folder(model.folder, EngineConfig(dtype="float32", **config))
         self.now = 100.0
         self.engine._steady = lambda: self.now
-        self._run = self.engine._runner.run
-        self.engine._runner.run = self._ticking  # type: ignore[method-assign]
+        self._launch = self.engine._runner.launch
+        self.engine._runner.launch = self._ticking  # type: ignore[method-assign]
         self.fails_next = False
         self.ended: dict[str, RequestMeasures] = {}
 
-    def _ticking(self, batch: ScheduleBatch) -> StepSamples:
+    def _ticking(self, batch: ScheduleBatch) -> Pending:
         if self.fails_next:
             raise RuntimeError("out of luck")
         self.now += STEP_SECONDS
-        return self._run(batch)
+        return self._launch(batch)
 
     def wait(self, seconds: float) -> None:
         self.now += seconds

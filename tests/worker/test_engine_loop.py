@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from penstock_engine import Engine, EngineConfig
-from penstock_engine.batch import ScheduleBatch, StepSamples
+from penstock_engine.batch import ScheduleBatch
+from penstock_engine.pending import Pending
 from penstock_worker.engine_loop import EngineLoop
 from penstock_worker.messages import Broken, Commands, FromEngine, Sampling, StepReport, Submit, decode_report, encode
 
@@ -74,13 +75,13 @@ def submit(
 def one_step_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
     """From now on each step waits for a release."""
     released = threading.Semaphore(0)
-    run = engine._runner.run
+    launch = engine._runner.launch
 
-    def wait_and_run(batch: ScheduleBatch) -> StepSamples:
+    def wait_and_launch(batch: ScheduleBatch) -> Pending:
         assert released.acquire(timeout=PATIENCE_SECONDS)
-        return run(batch)
+        return launch(batch)
 
-    monkeypatch.setattr(engine._runner, "run", wait_and_run)
+    monkeypatch.setattr(engine._runner, "launch", wait_and_launch)
     return released
 
 
@@ -110,14 +111,14 @@ def test_a_resumed_request_goes_on_with_the_tokens_of_an_undisturbed_one(far: Fa
 
 
 def test_a_request_that_fails_the_step_fails_alone(far: Far, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = engine._runner.run
+    launch = engine._runner.launch
 
-    def fail_with_the_poisoned(batch: ScheduleBatch) -> StepSamples:
+    def fail_with_the_poisoned(batch: ScheduleBatch) -> Pending:
         if "poisoned" in batch.request_ids:
             raise RuntimeError("a token that no kernel bears")
-        return run(batch)
+        return launch(batch)
 
-    monkeypatch.setattr(engine._runner, "run", fail_with_the_poisoned)
+    monkeypatch.setattr(engine._runner, "launch", fail_with_the_poisoned)
     far.tell(submits=[submit("poisoned"), submit("healthy", max_tokens=3)])
     far.thread.start()
     reports = [far.report()]

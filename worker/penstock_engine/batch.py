@@ -27,7 +27,8 @@ class ScheduleBatch:
     """The generations of one step, and how many tokens each runs.
 
     All down to `twins` is written by `Scheduler.schedule`, the rest by `Scheduler.commit`; so are `admitted` and
-    `entered` for twins, who are let in when they are sampled.
+    `entered` for twins, who are let in when they are sampled. `left` and `spare_pages` are written while it is the
+    latest step in flight.
     """
 
     budget: int  # tokens still to give out
@@ -39,13 +40,17 @@ class ScheduleBatch:
     preempted: list[Generation] = field(default_factory=list)
     scored: list[ScoredRun] = field(default_factory=list)
     ending: list[Generation] = field(default_factory=list)  # whose prefill comes to its end
+    ends: list[Generation] = field(default_factory=list)  # whose last token runs: its logits say what comes next
     twins: list[tuple[Generation, Generation]] = field(default_factory=list)  # who is sampled beside whom
 
     deltas: list[TokenDelta] = field(default_factory=list)
     failures: list[RequestFailure] = field(default_factory=list)
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     tail_copies: list[tuple[int, int]] = field(default_factory=list)  # page to page, before the next step
-    dirty_pages: list[int] = field(default_factory=list)  # free, but may hold NaN: to be zeroed before reuse
+    dirty_pages: list[int] = field(default_factory=list)  # may hold NaN: to be zeroed before another has them
+
+    left: list[Generation] = field(default_factory=list)  # who was to leave, and keeps its pages until this has ended
+    spare_pages: list[int] = field(default_factory=list)  # free once this has ended
 
     def absorb(self, part: "ScheduleBatch") -> None:
         """Take over what was committed of a part of this batch."""
@@ -59,14 +64,16 @@ class ScheduleBatch:
 
     @property
     def awaits(self) -> bool:
-        """Whether a token that it runs is still being chosen by the step before."""
+        """Whether it runs tokens that the step before has chosen, and the host does not know yet."""
         return any(each.awaited for each in self.generations)
 
     def add(self, generation: Generation, extend_len: int) -> None:
         if generation.scoring is not None:
             self._score(generation, generation.scoring, extend_len)
-        if not generation.published and extend_len == generation.remaining_len:
-            self.ending.append(generation)
+        if extend_len == generation.remaining_len:
+            self.ends.append(generation)
+            if not generation.published and not generation.awaited:
+                self.ending.append(generation)
         self.generations.append(generation)
         self.extend_lens.append(extend_len)
         self.budget -= extend_len
@@ -78,21 +85,27 @@ class ScheduleBatch:
             targets = scoring.targets[scoring.next : scoring.next + count]
             self.scored.append(ScoredRun(len(self.generations), offset, targets, scoring.tops))
 
+    def drop_ended(self) -> None:
+        """Leave out those who ended after it was launched: what it ran for them is counted nowhere."""
+        if not any(each.ended for each in self.generations):
+            return
+        pairs = zip(self.generations, self.extend_lens, strict=True)
+        kept = [pair for pair in pairs if not pair[0].ended]
+        self.generations, self.extend_lens = [each for each, _ in kept], [extend_len for _, extend_len in kept]
+
     @property
     def request_ids(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(generation.request.id for generation in self.generations))
 
     @property
-    def ends(self) -> list[Generation]:
-        """Those whose last token runs in this step, in order: its logits say what comes next."""
-        pairs = zip(self.generations, self.extend_lens, strict=True)
-        return [generation for generation, extend_len in pairs if extend_len == generation.remaining_len]
+    def is_live(self) -> bool:
+        """Whether anybody is left for whom it was launched."""
+        return any(not each.ended for each in self.generations)
 
     @property
     def sampled(self) -> list[Generation]:
         """Those for whom the next token is chosen: the `ends`, then the twins of some of them."""
-        ends = self.ends
-        return ends + [twin for twin, leader in self.twins if leader in ends] if self.twins else ends
+        return self.ends + [twin for twin, leader in self.twins if leader in self.ends] if self.twins else self.ends
 
     @property
     def logit_rows(self) -> list[int]:
@@ -105,6 +118,8 @@ class ScheduleBatch:
         for run, scores in zip(self.scored, samples.scores, strict=True):
             generation = self.generations[run.at]
             scoring = generation.scoring
+            if generation.ended:
+                continue
             assert scoring is not None  # it was when this step was chosen
             scoring.logprobs += scores.logprobs
             scoring.top_logprobs += scores.top_logprobs

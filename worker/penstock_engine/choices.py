@@ -58,7 +58,9 @@ class LiveRequests:
         """Of the choices that began, those that are the first of their request."""
         first = []
         for request_id, cached in admitted:
-            live = self._live[request_id]
+            live = self._live.get(request_id)
+            if live is None:
+                continue  # it was dropped while its first step ran
             if not live.begun:
                 first.append((request_id, cached))
             live.begun = True

@@ -11,6 +11,7 @@ Quantization = Literal["int8", "int4", "fp8"]
 KVDType = Literal["auto", "int8", "fp8"]
 Kernels = Literal["auto", "compiled", "torch"]
 Graphs = Literal["auto", "off"]
+Overlap = Literal["auto", "on", "off"]
 Policy = Literal["continuous", "static", "request"]
 
 
@@ -39,6 +40,8 @@ class EngineConfig:
     `kv_dtype` keeps K and V in 8 bits, with a scale for each token and head; it needs a GPU's compiled kernels.
     `kernels` chooses those: `auto` takes compiled ones where this machine runs them, and `Engine.kernels` tells.
     `graphs` has steps that only decode recorded as CUDA graphs by `warm_up`, where the device and the model take it.
+    With `overlap` each step is launched before the one ahead of it has ended, so that a GPU never waits for the host;
+    `auto` does so on a GPU. It changes no token.
     """
 
     max_running: int = 64
@@ -63,6 +66,7 @@ class EngineConfig:
     quantization: Quantization | None = None
     kernels: Kernels = "auto"
     graphs: Graphs = "auto"
+    overlap: Overlap = "auto"
 
     def __post_init__(self) -> None:
         for field in ("max_running", "max_waiting", "token_budget", "page_size", "fair_quantum"):
@@ -86,6 +90,7 @@ class EngineConfig:
         _require(0 < self.memory_share <= 1, "memory_share", "must be above 0, and at most 1")
         _require(self.kernels in ("auto", "compiled", "torch"), "kernels", "must be auto, compiled or torch")
         _require(self.graphs in ("auto", "off"), "graphs", "must be auto or off")
+        _require(self.overlap in ("auto", "on", "off"), "overlap", "must be auto, on or off")
         _require(self.policy in ("continuous", "static", "request"), "policy", "must be continuous, static or request")
         there = self.tokenizer is None or Path(self.tokenizer).is_file()
         _require(there, "tokenizer", f"must be the path of a tokenizer.json, or None; there is no {self.tokenizer}")

@@ -1,12 +1,14 @@
 """The engine: requests of token ids in, tokens out, one step at a time.
 
 One thread owns an engine. Between steps it may submit and abort; `step` schedules, runs the model and commits.
+Where steps overlap, the next one is scheduled and launched first, behind that which is waited for and committed.
 """
 
 import random
 import time
 from collections.abc import Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +21,8 @@ from penstock_engine.choices import LiveRequests
 from penstock_engine.config import EngineConfig
 from penstock_engine.determinism import check_determinism
 from penstock_engine.errors import EngineBusy, InvalidRequest, InvalidSampling, QueueFull, ScoringFailed, StepFailed
+from penstock_engine.flight import Flight
+from penstock_engine.graphs import GraphPlan
 from penstock_engine.kernel_choice import choose_kernels, loading_device
 from penstock_engine.loading import Progress, load_model, resolve_dtype
 from penstock_engine.measures import Meter
@@ -48,6 +52,7 @@ class Engine:
     def __init__(self, model: CausalLM, config: EngineConfig, *, dtype: torch.dtype, max_model_len: int) -> None:
         device = device_of(config)
         shape = KVShape.of(model.config, config, dtype)
+        graphs = GraphPlan.of(model, config, device, max_model_len)
         free = partial(kv_memory, model, config, shape, max_model_len=max_model_len, dtype=dtype)
         pages = pool_pages(config, shape, max_model_len, free)
         self.config = config
@@ -72,10 +77,11 @@ class Engine:
             tables=tables,
             fair_quantum=config.fair_quantum,
         )
-        self.kernels = dict(model.kernels)
+        pool = make_pool(shape, pages, device)
         self._runner = ModelRunner(
-            model, make_pool(shape, pages, device), tables, device, dtype, deterministic=config.deterministic
+            model, pool, tables, device, dtype, deterministic=config.deterministic, graphs=graphs
         )
+        self.kernels = {**model.kernels, **self._runner.graphs.told}
         if config.deterministic:
             vocabulary, size = model.config.vocab_size, config.page_size
             check_determinism(self._runner.forward, vocab_size=vocabulary, page_size=size, pages=pages)
@@ -86,6 +92,9 @@ class Engine:
         self._steady = time.perf_counter  # that of durations
         self.trace = StepTrace.of(config, pages, epoch=self._clock() - self._steady())
         self._grammars: Grammars | None = None  # from the first request that brings one
+        self._overlaps = config.overlap == "on" or (config.overlap == "auto" and device.type == "cuda")
+        self._flight: Flight | None = None  # launched behind the step that was told last
+        self._ended_at = -inf  # when that was
         self._arrivals = 0
         self._steps = 0
         self._generated = 0
@@ -113,11 +122,13 @@ class Engine:
     def warm_up(self) -> None:
         """Run a small prefill and some steps of decoding, so that what is compiled on first use is compiled now.
 
-        The first step of a shape runs layer by layer, a later one as a program: both are tried.
-        No trace shows it. Raises EngineBusy while requests are in flight, StepFailed.
+        The first step of a shape runs layer by layer, a later one as a program: both are tried. CUDA graphs are captured.
+        No trace shows it. Raises EngineBusy while requests are in flight, InvalidConfig, StepFailed.
         """
         if self._live:
             raise EngineBusy(len(self._live))
+        self._runner.graphs.capture()
+        self.kernels |= self._runner.graphs.told
         self.submit(
             Request(WARM_UP_ID, [0, 0], SamplingParams(temperature=0, max_tokens=WARM_UP_TOKENS, ignore_eos=True))
         )
@@ -166,9 +177,10 @@ class Engine:
         return self._grammars.matcher(grammar)
 
     def abort(self, request_id: str, choice: int | None = None) -> bool:
-        """Drop a request at once and free its pages; the next step tells its measures alone. False if it has gone.
+        """Drop a request at once; the next step tells its measures alone. False if it has gone.
 
-        With `choice` that one alone, while others go on. Raises InvalidRequest where best_of is above n.
+        Its pages are free at once, or where steps overlap with the end of the step in flight. With `choice` that one
+        alone, while others go on. Raises InvalidRequest where best_of is above n.
         """
         if choice is not None and self._live.selects(request_id):
             raise InvalidRequest("choice", "must be None where best_of is above n: such choices end together")
@@ -177,6 +189,7 @@ class Engine:
             self._forget(request_id, told=dropped)
         elif dropped:
             self._meter.close_choice(request_id)
+        self._drain()
         return dropped
 
     def _forget(self, request_id: str, *, told: bool) -> None:
@@ -186,15 +199,17 @@ class Engine:
             self.trace.abort(request_id)
 
     def step(self) -> StepOutput:
-        """Run one step. Raises StepFailed, having committed nothing, if the model runs nothing any more."""
-        started, batch = self._steady(), self._scheduler.schedule()
-        if batch.generations:
-            self._steps += 1
-            self._run(batch)
-            self._runner.copy(batch.tail_copies)
-            self._runner.scrub(batch.dirty_pages)
-        self._scheduler.expire(self._clock(), batch)
-        return self._report(batch, started)
+        """Tell what came of one step. With `overlap`, the step after it has been launched by then.
+
+        Raises StepFailed, having committed nothing, if the model runs nothing any more.
+        """
+        flight = self._flight or self._launch()
+        self._flight = self._launch_behind(flight)
+        self._end(flight)
+        self._scheduler.expire(self._clock(), flight.batch)
+        output = self._report(flight)
+        self._drain()
+        return output
 
     def score(self, tokens: Sequence[int], start: int = 1) -> list[float]:
         """Natural log probabilities of tokens[start:], each given all before it, by one prefill in chunks.
@@ -258,16 +273,58 @@ class Engine:
             busy_seconds=self._meter.busy_seconds,
         )
 
-    def _run(self, batch: ScheduleBatch) -> None:
+    def _launch(self) -> Flight:
+        flight = Flight(batch=self._scheduler.schedule(), started=self._steady())
+        if flight.batch.generations:
+            flight.launch(self._runner)
+            self._scheduler.launched(flight.batch)
+        return flight
+
+    def _launch_behind(self, flight: Flight) -> Flight | None:
+        """The step after `flight`, if it may be launched while that is in flight and there is anything to run."""
+        flight.choose()  # what it chooses is read by the next one
+        if not self._overlaps or flight.failed or not flight.batch.generations or not self._scheduler.can_run_ahead:
+            return None
+        behind = self._launch()
+        return behind if behind.batch.generations else None
+
+    def _end(self, flight: Flight) -> None:
+        """Wait for `flight` and commit it; then tokens can be chosen in the one behind it."""
+        batch = flight.batch
+        if not batch.generations:
+            return
+        self._steps += batch.is_live
         try:
-            samples = self._runner.run(batch)
+            samples = flight.result()
         except Exception as cause:
             self._recover(batch, cause)
         else:
             self._scheduler.commit(batch, samples)
+        if self._flight is not None:
+            self._flight.choose()
+        self._runner.copy(batch.tail_copies)
+        self._runner.scrub(batch.dirty_pages)
+
+    def _drain(self) -> None:
+        """Where nobody is left, wait for the step in flight: it holds pages, and brings nothing."""
+        if self._live or self._flight is None:
+            return
+        flight, self._flight = self._flight, None
+        try:
+            samples = flight.result()
+        except Exception:  # whom it concerned has gone; if the device has too, the next step tells
+            self._scheduler.retract(flight.batch)
+        else:
+            self._scheduler.commit(flight.batch, samples)
+        self._runner.scrub(flight.batch.dirty_pages)
 
     def _recover(self, batch: ScheduleBatch, cause: Exception) -> None:
-        """Find who made the step fail: they end, the others go on."""
+        """Find who made the step fail: they end, the others go on. What was launched behind it counts for nothing."""
+        if self._flight is not None:
+            behind, self._flight = self._flight.batch, None
+            self._scheduler.retract(behind)
+            batch.absorb(behind)
+        self._scheduler.retract(batch)
         try:
             self._runner.probe()
         except Exception:
@@ -276,6 +333,7 @@ class Engine:
             self._scheduler.shrink()
 
         def commit(part: ScheduleBatch, samples: StepSamples) -> None:
+            self._scheduler.launched(part)
             self._scheduler.commit(part, samples)
             batch.absorb(part)
 
@@ -286,8 +344,9 @@ class Engine:
 
         isolate(batch, run=self._runner.run, commit=commit, blame=blame)
 
-    def _report(self, batch: ScheduleBatch, started: float) -> StepOutput:
-        now = self._steady()
+    def _report(self, flight: Flight) -> StepOutput:
+        batch, now = flight.batch, self._steady()
+        started, self._ended_at = max(flight.started, self._ended_at), now  # it waited for the step before
         self._meter.note(batch, started, now)
         if batch.generations:
             self.trace.record(started, now - started, batch, self.stats)

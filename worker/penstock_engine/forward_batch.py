@@ -59,6 +59,7 @@ class ForwardBatch:
     tokens: TokenPlaces
     plan: Callable[[], AttentionPlan]
     pool: KVPool
+    known_runs: Runs | None = None  # where they are on the device already
 
     @cached_property
     def attention(self) -> AttentionPlan:
@@ -68,7 +69,7 @@ class ForwardBatch:
     @cached_property
     def runs(self) -> Runs:
         """What attention's kernels are told of this batch; made by the first layer that asks."""
-        return _runs_of(self.tokens, self.pool.page_size, self.input_ids.device)
+        return self.known_runs or _runs_of(self.tokens, self.pool.page_size, self.input_ids.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def lay_out(batch: ScheduleBatch, tables: RowTables) -> Layout:
     count = len(batch.generations)
     rows = np.fromiter((each.row for each in batch.generations), np.int64, count)
     starts = np.fromiter((each.computed_len for each in batch.generations), np.int64, count)
-    known = np.fromiter((len(each.tokens) for each in batch.generations), np.int64, count)
+    known = np.fromiter((each.length for each in batch.generations), np.int64, count)
     lens = np.array(batch.extend_lens, np.int64)
     token_rows, positions = _runs(rows, starts, lens)
     pages = tables.pages[token_rows, positions // tables.page_size].astype(np.int64)
@@ -186,7 +187,7 @@ def _input_ids(batch: ScheduleBatch) -> NDArray[np.int64]:
     ids: list[int] = []
     for each, extend_len in zip(batch.generations, batch.extend_lens, strict=True):
         if extend_len == 1:
-            ids.append(each.tokens[each.computed_len])
+            ids.append(IN_FLIGHT if each.awaited else each.tokens[each.computed_len])
         else:
             ids += each.tokens[each.computed_len : each.computed_len + extend_len]
     return np.array(ids, np.int64)

@@ -5,8 +5,8 @@ the scheduler alone moves it. A `TokenDelta` is one token's answer.
 
     tokens:      [ prompt .................. | output ........ ]
                  0                           prompt_len        len(tokens)
-    in KV pool:  [ cached_len | computed by this run ... ]
-                 0                                       computed_len
+    in KV pool:  [ cached_len | computed by this run ... | in flight ]
+                 0                                       settled_len computed_len
     pages:       [ shared with the tree, locked by `node` | owned by this generation ]
                  0                                        shared_pages               len(pages)
 """
@@ -171,10 +171,11 @@ class Scoring:
     tops: int  # how many of the likeliest are told beside each
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    asked: int = 0  # beyond those found, of steps in flight
 
     @property
     def next(self) -> int:
-        return self.start + len(self.logprobs)
+        return self.start + len(self.logprobs) + self.asked
 
     @property
     def lacking(self) -> int:
@@ -194,9 +195,11 @@ class Generation:
     stop_ids: frozenset[int]
     seed: int
     row: int = -1  # index into the batch's per-row tables while running
-    awaited: int = 0  # tokens after `tokens` that were launched, and that the host does not know yet
-    computed_len: int = 0  # tokens whose K and V are in the pool
-    cached_len: int = 0  # of these, found in the prefix cache at the last admission
+    awaited: int = 0  # tokens behind `tokens` that steps in flight choose
+    ended: bool = False  # nothing more is said of it, though a step in flight may still run it
+    computed_len: int = 0  # tokens whose K and V are in the pool, or will be once the steps in flight have ended
+    settled_len: int = 0  # of these, computed by steps that have ended
+    cached_len: int = 0  # and of these, found in the prefix cache at the last admission
     pages: list[int] = field(default_factory=list)
     shared_pages: int = 0  # leading pages that belong to the tree
     node: "TreeNode | None" = None  # what this generation has locked
@@ -206,20 +209,20 @@ class Generation:
     preemptions: int = 0
     queued_at: float = 0.0  # when it was submitted; written by `measures`, by the engine's steady clock
     found_len: int = 0  # tokens found in the prefix cache when it was first let in
-    furthest_len: int = 0  # the most that `computed_len` has ever been
+    furthest_len: int = 0  # the most that `settled_len` has ever been
     computed: int = 0  # tokens run through the model, over all its runs
     recomputed: int = 0  # of these, run before already, and lost to a preemption
     scoring: Scoring | None = None  # until all of it is found
     matcher: "Matcher | None" = None  # where the output is in its grammar; moved on by `masks`
 
-    def advance(self, extend_len: int) -> int:
+    def settle(self, extend_len: int) -> int:
         """Note that its next `extend_len` tokens have run; returns how many of them had run before."""
-        reached = self.computed_len + extend_len
-        again = max(0, min(reached, self.furthest_len) - self.computed_len)
+        reached = self.settled_len + extend_len
+        again = max(0, min(reached, self.furthest_len) - self.settled_len)
         self.furthest_len = max(reached, self.furthest_len)
         self.computed += extend_len
         self.recomputed += again
-        self.computed_len = reached
+        self.settled_len = reached
         return again
 
     @property
@@ -234,14 +237,28 @@ class Generation:
         return (CLASS_RANK[request.request_class], -request.priority, deadline, self.arrival, self.choice)
 
     @property
+    def own_pages(self) -> list[int]:
+        return self.pages[self.shared_pages :]
+
+    @property
     def pending_copy(self) -> tuple[int, int] | None:
         """From the page whose beginning matches, to the first own page; None when nothing is to be copied."""
-        return None if self.copy_from is None else (self.copy_page, self.pages[self.shared_pages])
+        if self.copy_from is None or self.computed_len > self.cached_len:  # its first step does it
+            return None
+        return self.copy_page, self.pages[self.shared_pages]
+
+    @property
+    def length(self) -> int:
+        """How many tokens there are, those counted in that only the device knows."""
+        return len(self.tokens) + self.awaited
 
     @property
     def remaining_len(self) -> int:
-        """Tokens to run through the model before the next one can be sampled; 1 in steady decoding."""
-        return len(self.tokens) - self.computed_len
+        """Tokens to run through the model before the next one can be sampled; 1 in steady decoding.
+
+        0 where what is in flight ends it by its length.
+        """
+        return 0 if self.awaited and self.length >= self.limit else self.length - self.computed_len
 
     @property
     def reusable(self) -> list[int]:

@@ -48,7 +48,7 @@ def find_prefix(cache: PrefixCache, running: Iterable[Generation], generation: G
     for each in running:
         # Once published, its first own page stays its own until it leaves, and holds what it says.
         if each.published and each.node is match.node:
-            shared = common_len(each.tokens[start : min(each.computed_len, start + page_size)], rest)
+            shared = common_len(each.tokens[start : min(each.settled_len, start + page_size)], rest)
             if shared > prefix.part_len:
                 prefix = Prefix(match.node, match.pages, each, each.pages[each.shared_pages], shared)
     return prefix

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.forward_batch import build_forward_batch, lay_out
+from penstock_engine.graphs import NO_GRAPHS, DecodeGraphs, GraphPlan
 from penstock_engine.kv_pool import KVPool
 from penstock_engine.masks import MaskBuilder, Masks
 from penstock_engine.models import CausalLM
@@ -36,6 +37,7 @@ class ModelRunner:
         dtype: torch.dtype,
         *,
         deterministic: bool = False,
+        graphs: GraphPlan = NO_GRAPHS,
     ) -> None:
         self._model = model
         self._pads = model.pads
@@ -45,6 +47,7 @@ class ModelRunner:
         self._dtype = dtype
         self._deterministic = deterministic
         self._sampler = Sampler(tables, device)
+        self.graphs = DecodeGraphs(model, pool, graphs, self._sampler.latest)
         self._masks = MaskBuilder(model.config.vocab_size)
         self._stream = _stream_on(device)  # what goes to the host
         self.forwards = 0  # that came to their end
@@ -57,10 +60,11 @@ class ModelRunner:
     def launch(self, batch: ScheduleBatch) -> Pending:
         """Run every scheduled token through the model; nothing here waits for the device.
 
-        Masks are begun here too, where all tokens that they depend on are known.
+        Tokens that the step before has chosen are read on the device. Grammars' masks are begun here too, unless they
+        depend on such tokens.
         """
         self._pool.copy(batch.copies)
-        masks = None if batch.awaits else self._masks.begin(batch.sampled)
+        masks = None if batch.awaits else self._masks.begin(batch.sampled)  # awaited tokens have their say in them
         logits = self.forward(batch, self._tables)
         return Pending(partial(self._choose, batch, logits, masks), self._count)
 
@@ -69,7 +73,7 @@ class ModelRunner:
         """Choose the next token where a run reaches its end, and score what is to be scored."""
         sampled, ends, chosen = batch.sampled, len(batch.ends), None
         if sampled:
-            masks = self._masks.begin(sampled) if batch.awaits else masks
+            masks = masks or self._masks.begin(sampled)
             own = self._with_twins(logits, batch) if batch.twins else logits[:ends]
             chosen = self._sampler.choose(own, sampled, masks.result() if masks else None)
         scores = score(logits[ends:], batch.scored)
@@ -86,8 +90,11 @@ class ModelRunner:
     @torch.inference_mode()
     def forward(self, batch: ScheduleBatch, tables: RowTables) -> Tensor:
         """The model's answer to `batch`, whose rows are those of `tables`: logits [padded rows, vocabulary]."""
+        layout = lay_out(batch, tables)
+        if self.graphs.takes(layout):
+            return self.graphs.logits(layout)
         forward = build_forward_batch(
-            lay_out(batch, tables),
+            layout,
             tables,
             self._pool,
             self._device,
@@ -104,8 +111,9 @@ class ModelRunner:
         """Run one token that is nobody's, on the null page: raises if the model runs nothing any more."""
         tables = RowTables(1, 1, self._pool.page_size)
         nobody = Generation(Request("", [0]), 0, 0, [0], prompt_len=1, limit=2, stop_ids=frozenset(), seed=0, row=0)
-        batch = ScheduleBatch(1, [nobody], [1])
-        self.forward(batch, tables)
+        batch = ScheduleBatch(1)
+        batch.add(nobody, 1)
+        self.forward(batch, tables).amax().cpu()  # waits for it, and so for all that was launched before
         self._pool.zero([NULL_PAGE])
 
     @torch.inference_mode()

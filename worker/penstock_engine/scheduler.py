@@ -9,6 +9,9 @@ last in that order is preempted, so the first always advances and nothing deadlo
 to chunks of running prefills, then to admissions, in the waiting queue's own order (see `waiting`). Admission takes
 all pages of the tokens known so far, so a prefill never waits for pages halfway. Who begins with what another is just
 computing waits for that; who is to compute just the same is sampled beside the other, and runs no token (see `reuse`).
+
+A step may be scheduled while the one before is in flight: whoever that one samples decodes one token more, whichever it
+is. Then nobody is preempted, and who leaves keeps row and pages until the last step that may run it has ended.
 """
 
 from bisect import insort
@@ -18,8 +21,10 @@ from operator import attrgetter
 from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.config import Policy
 from penstock_engine.fairness import INPUT_COST, OUTPUT_COST, VirtualCounters
+from penstock_engine.flights import Flights
+from penstock_engine.holdings import Holdings
 from penstock_engine.page_allocator import PageAllocator
-from penstock_engine.radix_cache import PrefixCache, TreeNode
+from penstock_engine.radix_cache import PrefixCache
 from penstock_engine.request import Generation, RequestFailure
 from penstock_engine.reuse import Prefix, find_prefix, leader_of, twin_of
 from penstock_engine.tables import RowTables
@@ -45,21 +50,25 @@ class Scheduler:
         self._max_running = max_running
         self._token_budget = self._budget_now = token_budget
         self._policy = policy
-        self._allocator = allocator
         self._cache = cache
-        self._tables = tables
         self._page_size = tables.page_size
         self._counters = VirtualCounters(fair_quantum)
         self.waiting = WaitingQueue(self._counters)
         self.running: list[Generation] = []  # by class, priority, deadline, age
-        self._lent: dict[Generation, None] = {}  # twins that wait, with a row and a page for this step
+        self._lent: dict[Generation, None] = {}  # twins that wait, with a row and a page for one step
+        self._flights = Flights()
+        self._holdings = Holdings(allocator, cache, tables, self._flights, self.running)
         self._next_deadline = inf  # none that waits or runs has an earlier one
         self.blocked = False  # the last step ended with someone waiting for pages
-        self.cached_tokens = 0
         self.computed_tokens = 0
         self.recomputed_tokens = 0
         self.queried_tokens = self.found_tokens = 0  # of those let in for the first time: all, and what was cached
         self.preemptions = 0
+
+    @property
+    def cached_tokens(self) -> int:
+        """Found in the prefix cache at admissions, rather than computed."""
+        return self._holdings.cached_tokens
 
     @property
     def free_slots(self) -> int:
@@ -72,8 +81,8 @@ class Scheduler:
             self._next_deadline = min(self._next_deadline, generation.request.deadline)
 
     def schedule(self) -> ScheduleBatch:
-        """Choose the step's tokens. Nothing advances until `commit`: a step that failed is chosen again."""
-        for twin in [*self._lent]:
+        """Choose the next step's tokens. Nothing advances until it is `launched`; one that is not is chosen again."""
+        for twin in [each for each in self._lent if not each.awaited]:
             self._take_back(twin)
         batch = ScheduleBatch(self._budget_now)
         self._add_decodes(batch)
@@ -82,25 +91,57 @@ class Scheduler:
         batch.copies = [copy for each in batch.generations if (copy := each.pending_copy)]
         return batch
 
+    @property
+    def can_run_ahead(self) -> bool:
+        """Whether a step can be scheduled while one is in flight: there are pages for all that decode."""
+        full = (each for each in self.running if each.remaining_len == 1 and self._holdings.is_full(each))
+        return sum(1 for _ in full) <= self._holdings.available
+
+    def launched(self, batch: ScheduleBatch) -> None:
+        """`batch` is in flight, until `commit` or `retract`: what is scheduled from now on comes behind it."""
+        self._flights.begin(batch)
+
+    def retract(self, batch: ScheduleBatch) -> None:
+        """The latest step in flight came to nothing: its tokens are to be run again."""
+        self._flights.undo(batch)
+        for generation in batch.left:
+            batch.dirty_pages += generation.own_pages
+        self._holdings.release_left(batch)
+        batch.drop_ended()
+
     def commit(self, batch: ScheduleBatch, samples: StepSamples) -> None:
-        """Take what the model computed into account; fills the batch's deltas, failures and dirty pages."""
+        """Take what the model computed into account; fills the batch's deltas, failures and dirty pages.
+
+        Who has ended since it was scheduled is left out.
+        """
         sampled = batch.sampled
-        tails = {twin: leader.pages[-1] for twin, leader in batch.twins}
+        tails = {twin: leader.pages[(len(twin.tokens) - 1) // self._page_size] for twin, leader in batch.twins}
+        self._flights.end(batch)
+        batch.take_scores(samples)
+        batch.drop_ended()
         for generation, extend_len in zip(batch.generations, batch.extend_lens, strict=True):
-            self.recomputed_tokens += generation.advance(extend_len)
-            self._forget_copy(generation)
+            self.recomputed_tokens += generation.settle(extend_len)
+            self._holdings.forget_copy(generation)
         self.computed_tokens += sum(batch.extend_lens)
         self._budget_now = min(self._token_budget, self._budget_now + 1)
-        batch.take_scores(samples)
         for at, generation in enumerate(sampled):
-            if generation.row < 0:
-                continue  # another choice of its request has failed
-            if generation in tails and not samples.finite[at]:
-                continue  # its leader's failure, until it has tried for itself
-            if problem := samples.problem_at(at, generation.output_len):
-                self.fail(generation, batch, *problem)
-            elif generation not in tails or self._join(generation, tails[generation], batch):
-                self._append(generation, at, samples, batch)
+            self._take_sample(generation, at, tails, samples, batch)
+        for twin in [twin for twin, _ in batch.twins if twin in self._lent]:
+            self._take_back(twin)
+        self._holdings.release_left(batch)
+
+    def _take_sample(
+        self, generation: Generation, at: int, tails: dict[Generation, int], samples: StepSamples, batch: ScheduleBatch
+    ) -> None:
+        if generation.ended:
+            if not samples.finite[at]:  # what ran in vain was stored all the same
+                batch.dirty_pages += generation.own_pages
+        elif generation in tails and not samples.finite[at]:
+            return  # its leader's failure, until it has tried for itself
+        elif problem := samples.problem_at(at, generation.output_len):
+            self.fail(generation, batch, *problem)
+        elif generation not in tails or self._join(generation, tails[generation], batch):
+            self._append(generation, at, samples, batch)
 
     def expire(self, now: float, batch: ScheduleBatch) -> None:
         """End every request whose deadline is `now` or was; what it computed stays in the prefix cache."""
@@ -120,7 +161,10 @@ class Scheduler:
         self._budget_now = max(self._max_running, self._budget_now // 2)
 
     def abort(self, request_id: str, choice: int | None = None) -> bool:
-        """Drop every choice of a request, or one of them; what it computed stays in the prefix cache."""
+        """Drop every choice of a request, or one of them; what it computed stays in the prefix cache.
+
+        What a step in flight says of them is not heard; their pages are free once it has ended.
+        """
 
         def meant(each: Generation) -> bool:
             return each.request.id == request_id and choice in (None, each.choice)
@@ -129,7 +173,7 @@ class Scheduler:
         for generation in gone:
             self._drop(generation)
         for generation in [each for each in self.running if meant(each)]:
-            self._leave(generation)
+            self._end(generation)
             gone.append(generation)
         self.blocked = self.blocked and not gone
         return bool(gone)
@@ -157,7 +201,7 @@ class Scheduler:
                 return
             elif leader := self._leader_of(generation):
                 self.waiting.park(generation, behind=leader)
-            elif self._try_admit(generation):
+            elif self._holdings.try_start(generation, self._prefix_of(generation)):
                 self._enter(generation, batch)
                 batch.add(generation, min(generation.remaining_len, batch.budget))
                 slots -= 1
@@ -173,8 +217,8 @@ class Scheduler:
     def _leader_of(self, generation: Generation) -> Generation | None:
         """Who is computing a beginning that `generation` has too, and would soon share: it waits for that.
 
-        That is one step, no more: prefills that run have taken their tokens before anyone is let in with what is left,
-        so each of them ends in this step.
+        That is one step, or two where steps overlap: prefills that run have taken their tokens before anyone is let in
+        with what is left, so each of them ends in this step.
         """
         if not self._shares or all(each.published for each in self.running):
             return None
@@ -183,15 +227,15 @@ class Scheduler:
     def _pair(self, generation: Generation, leader: Generation, batch: ScheduleBatch) -> bool:
         """Have `generation` sampled beside `leader`; False, and it waits on, if there is no page for its tail.
 
-        It is lent that page and a row, and let in by `commit`; if the step fails, it merely waits behind `leader`.
+        It is lent that page and a row for the step, at whose end `commit` lets it in; till then it waits behind itself.
         """
-        self.waiting.park(generation, behind=leader)
         needed = 1 if len(generation.tokens) % self._page_size else 0
-        if not self._can_take(needed + len(batch.twins) + 1):  # a page of growth for each twin too
+        if not self._holdings.can_take(needed + len(batch.twins) + 1):  # a page of growth for each twin too
+            self.waiting.park(generation, behind=leader)
             return False
+        self.waiting.park(generation, behind=generation)
         batch.twins.append((generation, leader))
-        generation.pages = self._take(needed)
-        self._tables.admit(generation)
+        self._holdings.lend(generation, needed)
         self._lent[generation] = None
         return True
 
@@ -205,10 +249,8 @@ class Scheduler:
         if tail_len >= self._page_size:
             return False
         del self._lent[twin]
-        self._cache.lock(match.node)
         batch.tail_copies += [(tail, page) for page in twin.pages]
-        self._start(twin, Prefix(match.node, match.pages, part_len=tail_len), twin.pages)
-        self._tables.set_pages(twin, 0)
+        self._holdings.keep_lent(twin, Prefix(match.node, match.pages, part_len=tail_len))
         self._enter(twin, batch)
         return True
 
@@ -236,51 +278,23 @@ class Scheduler:
     def _open_slots(self) -> int:
         match self._policy:
             case "continuous":
-                return self._max_running - len(self.running)
+                return self._holdings.free_rows
             case "static":
-                return 0 if self.running else self._max_running
+                return 0 if self.running or self._flights else self._max_running
             case "request":
-                return 0 if self.running else 1
-
-    def _try_admit(self, generation: Generation) -> bool:
-        """Lock what is cached of the tokens, take pages for the others; False, changing nothing, if they lack.
-
-        The last token always runs: its logits are what the next one is drawn from. So do those whose logits score.
-        """
-        prefix = self._prefix_of(generation)
-        self._cache.lock(prefix.node)
-        self._keep(prefix.holder)
-        needed = self._pages_of(len(generation.tokens)) - len(prefix.pages)
-        if isinstance(prefix.holder, TreeNode) and not self._can_take(needed):
-            self._let_go(prefix.holder)  # the page to copy from may be the very one that is lacking
-            prefix = prefix.without_part()
-        if not self._can_take(needed):
-            self._cache.unlock(prefix.node)
-            return False
-        self._start(generation, prefix, self._take(needed))
-        self._tables.admit(generation)
-        return True
-
-    def _start(self, generation: Generation, prefix: Prefix, own: list[int]) -> None:
-        """The tree keeps `prefix.pages`, which the generation reads; `own` are its own."""
-        generation.node, generation.shared_pages = prefix.node, len(prefix.pages)
-        generation.copy_from, generation.copy_page = prefix.holder, prefix.part_page
-        generation.pages = prefix.pages + own
-        generation.cached_len = generation.computed_len = prefix.tokens(self._page_size)
-        generation.published = False
-        self.cached_tokens += generation.cached_len
+                return 0 if self.running or self._flights else 1
 
     def _has_page_for_next(self, generation: Generation, batch: ScheduleBatch) -> bool:
         """See to it that the next token has a slot, at the cost of those last in order; False if that is itself."""
-        if generation.computed_len < len(generation.pages) * self._page_size:
+        if not self._holdings.is_full(generation):
             return True
-        while not self._available:
+        assert self._holdings.available or not self._flights, "who is preempted must not be in flight"
+        while not self._holdings.available:
             victim = self.running[-1]
             self._preempt(victim, batch)
             if victim is generation:
                 return False
-        generation.pages += self._take(1)
-        self._tables.set_pages(generation, len(generation.pages) - 1)
+        self._holdings.grow(generation)
         return True
 
     def _preempt(self, generation: Generation, batch: ScheduleBatch) -> None:
@@ -293,13 +307,14 @@ class Scheduler:
     def _append(self, generation: Generation, at: int, samples: StepSamples, batch: ScheduleBatch) -> None:
         token = samples.token_ids[at]
         if not generation.published:
-            self._publish(generation)
+            self._holdings.publish(generation)
+            self.waiting.unpark(generation)
         generation.tokens.append(token)
         self._charge(generation, OUTPUT_COST)
         reason = generation.finish_reason_after(token)
         batch.deltas.append(samples.delta(at, generation, reason))
         if reason is not None:
-            self._leave(generation)
+            self._end(generation)
 
     def fail(self, generation: Generation, batch: ScheduleBatch, code: str, problem: str) -> None:
         """End one that runs, whose K and V cannot be trusted: its own pages are zeroed, and not for the tree.
@@ -309,91 +324,33 @@ class Scheduler:
         request = generation.request
         batch.failures.append(RequestFailure(request.id, generation.choice, code, f"request {request.id!r}: {problem}"))
         for each in [each for each in self.running if each.request is request]:
-            batch.dirty_pages += each.pages[each.shared_pages :]
-            self._leave(each, publish=False)
+            batch.dirty_pages += each.own_pages
+            self._end(each, publish=False)
         for each in [each for each in self.waiting if each.request is request]:
             self._drop(each)
 
     def _drop(self, generation: Generation) -> None:
-        """One that waits."""
+        """End one that waits."""
+        generation.ended = True
         self.waiting.remove(generation)
         if generation in self._lent:
-            self._take_back(generation)
+            del self._lent[generation]
+            self._holdings.part_with(generation)
 
     def _take_back(self, twin: Generation) -> None:
         """What it was lent for a step that came to nothing."""
         del self._lent[twin]
-        self._allocator.give_back(twin.pages)
-        twin.pages = []
-        self._tables.release(twin)
+        self.waiting.unpark(twin)
+        self._holdings.release(twin)
 
-    def _publish(self, generation: Generation) -> None:
-        """Hand the full pages computed so far to the tree, and read on from the tree's own.
-
-        before: [ tree's, locked by node | own, full | own, in part ]
-        after:  [ tree's, locked by the deeper node  | own, in part ]   duplicates of what the tree had: freed
-        """
-        full = generation.computed_len // self._page_size
-        known = generation.tokens[: full * self._page_size]
-        node, pages, duplicates = self._cache.insert(generation.request.namespace, known, generation.pages[:full])
-        self._cache.lock(node)
-        self._cache.unlock(generation.node)
-        generation.node, generation.shared_pages = node, len(pages)
-        generation.pages[: len(pages)] = pages
-        generation.published = True
-        self._allocator.give_back(duplicates)
-        self._tables.set_pages(generation, 0)
-        self.waiting.unpark(generation)
+    def _end(self, generation: Generation, publish: bool = True) -> None:
+        generation.ended = True
+        self._leave(generation, publish)
 
     def _leave(self, generation: Generation, publish: bool = True) -> None:
-        """Out of `running`: full pages to the tree, the others to the allocator, all locks undone."""
+        """Out of `running`: full pages to the tree, and what else it has to whoever may come."""
         self.running.remove(generation)
-        for each in self.running:
-            if each.copy_from is generation:
-                self._compute_instead(each)
         if publish:
-            self._publish(generation)
-        self._allocator.give_back(generation.pages[generation.shared_pages :])
-        self._cache.unlock(generation.node)
-        self._forget_copy(generation)
-        self._tables.release(generation)
+            self._holdings.publish(generation)
         self.waiting.unpark(generation)
-        generation.node, generation.pages, generation.shared_pages = None, [], 0
-        generation.computed_len = generation.cached_len = 0
-
-    def _forget_copy(self, generation: Generation) -> None:
-        self._let_go(generation.copy_from)
-        generation.copy_from = None
-
-    def _compute_instead(self, generation: Generation) -> None:
-        """Who was to copy from one that leaves before it was done, after a step that failed, runs that part itself."""
-        whole = generation.shared_pages * self._page_size
-        self.cached_tokens -= generation.cached_len - whole
-        generation.cached_len = generation.computed_len = whole
-        generation.copy_from = None
-
-    def _keep(self, holder: TreeNode | Generation | None) -> None:
-        """A page of the tree is locked; one that runs keeps its page until it leaves, and tells us then."""
-        if isinstance(holder, TreeNode):
-            self._cache.lock(holder)
-
-    def _let_go(self, holder: TreeNode | Generation | None) -> None:
-        if isinstance(holder, TreeNode):
-            self._cache.unlock(holder)
-
-    @property
-    def _available(self) -> int:
-        return self._allocator.free_count + self._cache.evictable_count
-
-    def _can_take(self, count: int) -> bool:
-        """Leave a page of growth to each that runs, so that admitting one does not preempt another at once."""
-        return count + len(self.running) <= self._available
-
-    def _take(self, count: int) -> list[int]:
-        lacking = count - self._allocator.free_count
-        if lacking > 0:
-            self._allocator.give_back(self._cache.evict(lacking))
-        return self._allocator.take(count)
-
-    def _pages_of(self, tokens: int) -> int:
-        return -(-tokens // self._page_size)
+        self._holdings.part_with(generation)

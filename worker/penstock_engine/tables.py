@@ -69,6 +69,10 @@ class RowTables:
         if stops:
             self.stop_ids = _with_row(self.stop_ids, row, stops, stops[-1])
 
+    @property
+    def free_rows(self) -> int:
+        return len(self._free)
+
     def set_pages(self, generation: Generation, start: int) -> None:
         """Copy `generation`'s pages from index `start` on into its row."""
         self.pages[generation.row, start : len(generation.pages)] = generation.pages[start:]
