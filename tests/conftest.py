@@ -48,6 +48,7 @@ def settings(services: EmbeddedServices) -> Settings:
         lease_seconds=2.0,
         sweep_seconds=0.2,
         webhook_allow_loopback=True,
+        files_url=str(services.folder.root / "files"),
         log_format="console",
     )
 

@@ -39,7 +39,8 @@ class ErrorForm:
 class Contract:
     """What a view reads and answers with. `problems` are its error statuses beyond those that every view may answer.
 
-    `responses` holds further answers as OpenAPI response objects, by status; `errors` says how errors are told.
+    `responses` holds further answers as OpenAPI response objects, by status; `errors` says how errors are told. A
+    `form` is only described: its view reads it as it comes.
     """
 
     scope: Scope
@@ -49,6 +50,7 @@ class Contract:
     headers: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
+    form: type[BaseModel] | None = None
     problems: Sequence[int] = ()
     responses: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     errors: ErrorForm = ErrorForm()
@@ -166,7 +168,8 @@ def _document(view: View, contract: Contract) -> View:
         security=[{SECURITY_SCHEME: [contract.scope.value]}],
         responses=_problem_responses(contract) | dict(contract.responses),
     )(view)
-    for location, model in (("headers", contract.headers), ("query", contract.query), ("json", contract.body)):
+    read = {"headers": contract.headers, "query": contract.query, "json": contract.body, "files": contract.form}
+    for location, model in read.items():
         if model is not None:
             _notes.input(model, location=location)(annotated)
     if contract.answer is not None:

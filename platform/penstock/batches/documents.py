@@ -64,6 +64,13 @@ class BatchUsage(_Exactly):
     total_tokens: int
 
 
+class BatchLineFailure(_Exactly):
+    """Why there is no answer, or no job."""
+
+    code: str
+    message: str
+
+
 class BatchDocument(_Exactly):
     """A batch. Moments are Unix seconds where OpenAI has them, and RFC 3339 in `eta`."""
 
@@ -95,6 +102,7 @@ class BatchDocument(_Exactly):
     retry_of: str | None
     paused_at: int | None
     lines: BatchLines
+    blocker: BatchLineFailure | None = Field(description="Why no job can be made of its next line just now")
     lines_per_minute: float | None = Field(description="As measured over the last 500 lines; null before five")
     eta: datetime | None = Field(description="When it is through at that rate")
 
@@ -115,13 +123,6 @@ class BatchLineAnswer(_Exactly):
     status_code: int
     request_id: str = Field(description="The job's id")
     body: dict[str, Any]
-
-
-class BatchLineFailure(_Exactly):
-    """Why there is no answer."""
-
-    code: str
-    message: str
 
 
 class BatchResult(_Exactly):
@@ -170,6 +171,7 @@ def batch_document(batch: Batch, progress: Progress) -> dict[str, Any]:
         "retry_of": batch.retry_of,
         "paused_at": unix(batch.paused_at),
         "lines": counts,
+        "blocker": batch.blocker,
         "lines_per_minute": round(progress.rate * 60, 3) if progress.rate is not None else None,
         "eta": iso(progress.eta),
     }

@@ -27,6 +27,7 @@ class Batch(Base):
     __table_args__ = (
         CheckConstraint(_one_of("state", BatchState), name="state"),
         CheckConstraint("invalid_lines IN ('refuse', 'skip')", name="invalid_lines"),
+        CheckConstraint("ends_as IN ('completed', 'expired')", name="ends_as"),
         CheckConstraint(
             "settled = succeeded_lines + failed_lines + cancelled_lines + expired_lines + invalid_lines_found",
             name="settled_is_the_sum",
@@ -54,10 +55,15 @@ class Batch(Base):
     user_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", server_default="{}")
     allowed_models: Mapped[list[str] | None]
     """The models that the key may use which made it; null is all."""
+    api_key_id: Mapped[str | None]
     output_expires_seconds: Mapped[int | None]
     retry_of: Mapped[str | None]
     idempotency_key: Mapped[str | None]
     fingerprint: Mapped[bytes | None]
+    ends_as: Mapped[str | None]
+    """What it will be when it is finalized."""
+    blocker: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    """Why no job could be made of its next line just now."""
 
     # Whose turn it is
     fence: Mapped[int] = mapped_column(BigInteger, server_default="0")

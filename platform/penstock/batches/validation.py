@@ -96,7 +96,7 @@ def _once_each(session: Session, batch: Batch, judged: Sequence[Judged]) -> list
     known = select(BatchLine.custom_id, BatchLine.line).where(
         BatchLine.batch_id == batch.id, BatchLine.custom_id.in_(wanted), BatchLine.state != "invalid"
     )
-    first_at: dict[str | None, int] = {custom_id: line for custom_id, line in session.execute(known)}
+    first_at: dict[str | None, int] = dict(iter(session.execute(known)))
     told = []
     for one in judged:
         earlier = first_at.setdefault(one.custom_id, one.raw.number) if one.wish is not None else one.raw.number

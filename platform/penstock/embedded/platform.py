@@ -116,10 +116,12 @@ class Platform:
             "web_port": str(self.port),
             **self._extra_settings,
         }
-        self.settings = Settings.from_environment(**known)
-        if not self.settings.secret_key.get_secret_value():
+        asked = Settings.from_environment(**known)
+        if not asked.secret_key.get_secret_value():
             known["secret_key"] = self.services.secrets.session_key
-            self.settings = Settings.from_environment(**known)
+        if asked.files_url is None:
+            known["files_url"] = str(self.services.folder.root / "files")
+        self.settings = Settings.from_environment(**known)
         self._environment = {variable_name(field): value for field, value in known.items() if value is not None}
 
     def _run(self, *arguments: str) -> None:

@@ -53,4 +53,9 @@ class File(Base):
     @property
     def key(self) -> str:
         """Where its bytes lie in the storage."""
-        return f"{self.tenant_id}/{self.id}"
+        return self.key_of(self.tenant_id, self.id)
+
+    @staticmethod
+    def key_of(tenant_id: str, file_id: str) -> str:
+        """Where the bytes of that file lie."""
+        return f"{tenant_id}/{file_id}"

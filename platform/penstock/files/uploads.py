@@ -80,7 +80,7 @@ class Upload:
         assert self._file is not None
         for piece in parts:
             assert isinstance(piece, Data)
-            if self._file.bytes + len(piece.data) > self._max_bytes:
+            if self._file.size + len(piece.data) > self._max_bytes:
                 raise BodyTooLarge(f"the file may have at most {self._max_bytes} bytes", limit_bytes=self._max_bytes)
             self._file.write(piece.data)
             if is_end(piece):

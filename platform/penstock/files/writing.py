@@ -21,7 +21,7 @@ log = get_logger(__name__)
 
 
 class Writing:
-    """A file that is being written. `contents` is known once its bytes are safe."""
+    """A file that is being written, `size` bytes so far. `contents` is known once they are safe."""
 
     contents: Contents
 
@@ -29,19 +29,14 @@ class Writing:
         self.id = file.id
         self._database, self._out = database, out
         self._hash = hashlib.sha256()
-        self._bytes = 0
+        self.size = 0
         self._touched = time.monotonic()
-
-    @property
-    def bytes(self) -> int:
-        """How many were written so far."""
-        return self._bytes
 
     def write(self, data: bytes) -> None:
         """Append the bytes. Raises `ServiceUnavailable`."""
         self._out.write(data)
         self._hash.update(data)
-        self._bytes += len(data)
+        self.size += len(data)
         if time.monotonic() - self._touched > _TOUCH_SECONDS:
             with self._database.transaction() as session:
                 files.touch(session, self.id)
@@ -49,7 +44,7 @@ class Writing:
 
     def seal(self) -> None:
         """Take note of what was written."""
-        self.contents = Contents(self._bytes, self._hash.hexdigest())
+        self.contents = Contents(self.size, self._hash.hexdigest())
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from penstock.errors import JobFailed, JobStopped, PenstockError
 from penstock.problems import PROBLEM_TYPE
 
-PREFIXES: Final = ("/v1/chat/", "/v1/completions", "/v1/responses")
+PREFIXES: Final = ("/v1/chat/", "/v1/completions", "/v1/responses", "/v1/files", "/v1/batches")
 _CODES: Final = {
     "unauthenticated": "invalid_api_key",
     "quota_exceeded": "rate_limit_exceeded",
@@ -47,6 +47,8 @@ def fields_named(names: Mapping[str, str]) -> Iterator[None]:
             theirs = names.get(error.field, error.field.removeprefix("params."))
             error.message = error.message.replace(f"{error.field}:", f"{theirs}:")
             error.field = theirs
+        for one in error.extra.get("errors", ()):
+            one["field"] = names.get(one["field"], one["field"].removeprefix("params."))
         raise
 
 
@@ -65,8 +67,10 @@ def error_document(problem: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_openai_form(response: Response) -> Response:
-    """After each request: a problem document on one of OpenAI's paths becomes OpenAI's error."""
+    """After each request: a problem document on one of OpenAI's paths becomes OpenAI's, unless it is asked for."""
     if response.mimetype != PROBLEM_TYPE or not request.path.startswith(PREFIXES):
+        return response
+    if PROBLEM_TYPE in request.headers.get("Accept", ""):
         return response
     problem = json.loads(response.get_data())
     response.status_code = _STATUSES.get(problem["status"], problem["status"])

@@ -12,6 +12,8 @@ from penstock.webhooks.endpoints import EndpointChange
 WebhookEventName = Literal[
     "job.queued", "job.running", "job.requeued", "job.cancel_requested", "output.rewound",
     "job.succeeded", "job.failed", "job.cancelled", "job.expired", "webhook_endpoint.disabled",
+    "batch.created", "batch.in_progress", "batch.paused", "batch.resumed", "batch.finalizing", "batch.cancelling",
+    "batch.completed", "batch.failed", "batch.expired", "batch.cancelled",
 ]  # fmt: skip
 FINAL_EVENTS: Final = [event.value for event in EventType if event.final]
 _WEEK_SECONDS: Final = 7 * 86_400
