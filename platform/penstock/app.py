@@ -3,8 +3,10 @@
 import time
 from typing import Final
 
+import structlog
 from apiflask import APIFlask
 from flask import Flask, Response, g, request
+from opentelemetry.trace import SpanKind
 from redis import Redis
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -40,6 +42,7 @@ from penstock.quotas.views import routes as quota_routes
 from penstock.routing.views import routes as model_routes
 from penstock.services import Services, current_services
 from penstock.settings import Settings
+from penstock.tracing import Tracing, log_fields, make_tracing, parent_of, traceparent_of, valid_traceparent
 from penstock.usage.views import operator_routes as price_routes
 from penstock.usage.views import routes as usage_routes
 from penstock.webhooks.views import routes as webhook_routes
@@ -55,6 +58,7 @@ def create_app(
     prompts: PromptCounter | None = None,
     database: Database | None = None,
     redis: Redis | None = None,
+    tracing: Tracing | None = None,
 ) -> Flask:
     """The application with all routes. It connects when a request needs it to, so it starts while services are down.
 
@@ -70,10 +74,11 @@ def create_app(
     app.url_map.strict_slashes = False
     if settings.proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.proxies, x_proto=settings.proxies)
-    app.extensions["penstock"] = make_services(settings, prompts, database, redis)
+    app.extensions["penstock"] = make_services(settings, prompts, database, redis, tracing)
     install_problem_handlers(app)
     openapi.install(app)
     app.before_request(_begin)
+    app.teardown_request(_forget_trace)
     app.after_request(_finish)
     app.after_request(add_fields)
     app.after_request(in_openai_form)
@@ -101,7 +106,11 @@ def create_app(
 
 
 def make_services(
-    settings: Settings, prompts: PromptCounter | None, database: Database | None, redis: Redis | None
+    settings: Settings,
+    prompts: PromptCounter | None,
+    database: Database | None,
+    redis: Redis | None,
+    tracing: Tracing | None = None,
 ) -> Services:
     """The doors of one web process; those that are not given are opened by the settings."""
     database = database or Database(settings)
@@ -118,6 +127,7 @@ def make_services(
         prompts=prompts or _tokenizers(),
         metrics=Metrics(database, lambda: waiting_places.taken),
         waiting_places=waiting_places,
+        tracing=tracing or make_tracing(settings, "web"),
         quotas=QuotaGate(Counters(make_redis(settings, retries=0, timeout=_COUNT_SECONDS)), settings),
         storage=FileStorage.of(settings),
     )
@@ -132,6 +142,7 @@ def _tokenizers() -> PromptCounter:
 
 def _begin() -> None:
     g.began = time.perf_counter()
+    _begin_trace()
     if "\0" in request.path:
         raise NotFound("no path contains the character NUL")
 
@@ -142,7 +153,24 @@ def _finish(response: Response) -> Response:
     metrics = current_services().metrics
     metrics.requests.labels(request.method, route, str(response.status_code)).inc()
     metrics.latency.labels(request.method, route).observe(seconds)
+    g.span.update_name(f"{request.method} {route}")
+    g.span.set_attributes({"http.route": route, "http.response.status_code": response.status_code})
+    g.span.end()
     log.debug(
         "request.answered", method=request.method, route=route, status=response.status_code, seconds=round(seconds, 4)
     )
     return response
+
+
+def _begin_trace() -> None:
+    """A span for the request, the child of its sender's; log lines name its trace."""
+    sent = valid_traceparent(request.headers.get("traceparent"))
+    g.span = current_services().tracing.tracer.start_span(
+        request.method, parent_of(sent), kind=SpanKind.SERVER, attributes={"http.request.method": request.method}
+    )
+    g.traceparent = traceparent_of(g.span) or sent
+    structlog.contextvars.bind_contextvars(**log_fields(g.traceparent))
+
+
+def _forget_trace(_error: BaseException | None) -> None:
+    structlog.contextvars.unbind_contextvars("trace_id", "span_id")

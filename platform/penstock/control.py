@@ -27,6 +27,7 @@ from penstock.logs import get_logger
 from penstock.metrics import ControlMetrics, serve_metrics
 from penstock.registry.mlflow_sync import Synchroniser
 from penstock.settings import Settings, variable_name
+from penstock.tracing import make_tracing
 from penstock.webhooks import tasks as webhook_tasks
 
 CONCURRENCY: Final = 8
@@ -42,7 +43,8 @@ def run_control(settings: Settings) -> int:
         metrics.registry, settings.metrics_host, settings.control_metrics_port, variable_name("control_metrics_port")
     )
     database, redis, app = Database(settings), make_redis(settings), make_celery(settings)
-    webhook_tasks.register(app, database, settings, metrics)
+    tracing = make_tracing(settings, "control")
+    webhook_tasks.register(app, database, settings, metrics, tracing)
     companions = Companions()
     companions.start("housekeeper", Housekeeper(database, redis, app, settings, metrics.house).run)
     companions.start("batches", BatchTender(Workshop.open(settings, database, redis)).run)
@@ -53,6 +55,7 @@ def run_control(settings: Settings) -> int:
         exit_code = serve(app)
     finally:
         companions.stop()
+        tracing.close()
         if metrics_server is not None:
             metrics_server.close()
         redis.close()

@@ -9,6 +9,7 @@ from redis import Redis
 from penstock.auth.key_ring import KeyRing
 from penstock.db import Database
 from penstock.events.live import FeedBroadcaster
+from penstock.files.storage import FileStorage
 from penstock.jobs.journal import Journal
 from penstock.jobs.live import LiveBroadcaster
 from penstock.jobs.services import PromptCounter
@@ -16,6 +17,7 @@ from penstock.metrics import Metrics
 from penstock.places import Places
 from penstock.quotas.gate import QuotaGate
 from penstock.settings import Settings
+from penstock.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Services:
     metrics: Metrics
     waiting_places: Places
     quotas: QuotaGate
+    tracing: Tracing
+    storage: FileStorage
 
     def stop_streams(self) -> None:
         """End every stream and wait, for shutdown; later ones end at once."""
@@ -46,6 +50,7 @@ class Services:
         """Let go of everything."""
         self.stop_streams()
         self.quotas.close()
+        self.tracing.close()
         self.redis.close()
         self.database.close()
 

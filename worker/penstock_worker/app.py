@@ -25,6 +25,7 @@ from penstock.logs import get_logger
 from penstock.metrics import serve_metrics
 from penstock.registry.hosting_services import WorkerCard, register_worker, remove_worker
 from penstock.settings import Settings, variable_name
+from penstock.tracing import make_tracing
 
 from penstock_worker.consumption import ConsumptionWatch
 from penstock_worker.doorbells import Doorbells
@@ -68,6 +69,7 @@ class WorkerProcess:
             new_id("wrk"), socket.gethostname(), os.getpid(), settings.worker_device, settings.worker_slots
         )
         self._metrics = WorkerMetrics()
+        self._tracing = make_tracing(settings, "worker")
         self._metrics_server = serve_metrics(
             self._metrics.registry,
             settings.metrics_host,
@@ -109,6 +111,7 @@ class WorkerProcess:
             ready_servers=self._host.ready_servers,
             lease_seconds=settings.lease_seconds,
             looked=self._note_look,
+            tracing=self._tracing,
         )
         self._housekeeper = Housekeeper(self._own_database, self._redis, self._celery, settings, self._metrics.house)
 
@@ -204,6 +207,7 @@ class WorkerProcess:
     def _leave(self) -> None:
         """Take our row away and close what is open."""
         self._remove_row()
+        self._tracing.close()
         if self._metrics_server is not None:
             self._metrics_server.close()
         self._celery.close()

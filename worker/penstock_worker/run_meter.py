@@ -33,12 +33,14 @@ class RunMeter:
         self.checkpointed_seconds = 0.0
         self._began_at: float | None = None
         self._first_token_at: float | None = None
+        self._steps = [0, 0]  # before the first token was there, and after
         self.last_token_at: float | None = None
 
     def take(self, share: Share, report: StepReport, joules: float | None, energy_note: str | None) -> None:
         """The run had this share of a step."""
         if self._began_at is None:
             self._began_at = report.began_at
+        self._steps[self._first_token_at is not None] += 1
         again = share.tokens if self._repeats else share.recomputed
         self._computed += share.tokens
         self._recomputed += again
@@ -75,6 +77,13 @@ class RunMeter:
             prefill_seconds=_between(self._began_at, self._first_token_at),
             decode_seconds=_between(self._first_token_at, self.last_token_at),
         )
+
+    @property
+    def phases(self) -> list[tuple[str, tuple[float, float], int]]:
+        """What it has been through in the engine: name, begin and end by the steady clock, and its steps."""
+        marks = (self.submitted_at, self._began_at, self._first_token_at, self.last_token_at)
+        found = zip(("queue", "prefill", "decode"), marks, marks[1:], (0, *self._steps), strict=True)
+        return [(name, (start, end), steps) for name, start, end, steps in found if start and end]
 
     @property
     def _repeats(self) -> bool:

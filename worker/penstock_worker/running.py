@@ -73,7 +73,7 @@ class RunningJob:
         self.ending: Ending | None = None
         self.settled = threading.Event()
         self._candidates: Candidates | None = None
-        self._claimed_at = claimed_at
+        self.claimed_at = claimed_at
         self._lock = threading.Lock()
 
     @property
@@ -137,7 +137,7 @@ class RunningJob:
             if self.ending is not None:
                 return []
             if self.first_token_seconds is None:
-                self.first_token_seconds = time.monotonic() - self._claimed_at
+                self.first_token_seconds = time.monotonic() - self.claimed_at
             going_on = sorted({delta.choice for delta in deltas if not self._has_ended(delta.choice)})
             self._add([entry for delta in deltas for entry in self._entries_of(delta)])
             self._end_if_complete()

@@ -15,6 +15,7 @@ from penstock.jobs.models import JobRun
 from penstock.jobs.states import JobState, RunOutcome
 from penstock.logs import get_logger
 from penstock.registry.tokenizer import ModelTokenizer
+from penstock.tracing import Tracing, traced_logs
 from redis.exceptions import RedisError
 from sqlalchemy import select, update
 
@@ -25,6 +26,7 @@ from penstock_worker.messages import Submit
 from penstock_worker.patience import DATABASE_OUTAGE
 from penstock_worker.requests import request_of
 from penstock_worker.results import Results
+from penstock_worker.run_trace import trace_run
 from penstock_worker.running import Finished, GivenBack, Lost, RunningJob
 
 STOPPING: Final = GivenBack(RunOutcome.HANDED_BACK, "the worker is stopping")
@@ -67,6 +69,7 @@ class Serving:
         ready_servers: Callable[[], Sequence[Server]],
         lease_seconds: float,
         looked: Callable[[bool], None] = lambda _: None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._worker_id = worker_id
         self._database = database
@@ -77,6 +80,7 @@ class Serving:
         self._ready_servers = ready_servers
         self._lease_seconds = lease_seconds
         self._looked = looked
+        self._tracing = tracing or Tracing("worker")
         self._recent_prefixes: dict[str, RecentPrefixes] = {}  # by deployment
         self.closing = threading.Event()
         self.handing_back = threading.Event()
@@ -129,7 +133,7 @@ class Serving:
     def _run(self, job: RunningJob, checkpoint: list[JournalEntry], server: Server) -> None:
         """Hold the job from its claim to its end, and write the end down."""
         bridge = server.bridge
-        with self._held.holding(job, bridge):
+        with traced_logs(job.job.traceparent), self._held.holding(job, bridge):
             if self.handing_back.is_set():  # it was claimed too late to be seen among the held
                 job.end(STOPPING)
             self._writer.announce(job.id)
@@ -143,6 +147,7 @@ class Serving:
             job.settled.wait()
             bridge.abort(job)
             self._results.write(job, bridge.metrics)
+            trace_run(self._tracing, job, device=bridge.device)
         if isinstance(job.ending, Finished):
             server.note_finished()
 

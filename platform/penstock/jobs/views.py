@@ -1,11 +1,10 @@
 """The jobs' routes. A view parses, calls one service, renders."""
 
-import re
 from collections.abc import Callable
 from typing import Any, Final
 
 from apiflask import APIBlueprint
-from flask import Response, jsonify, url_for
+from flask import Response, g, jsonify, url_for
 from redis.exceptions import RedisError
 from sqlalchemy.orm import Session
 
@@ -34,11 +33,11 @@ from penstock.jobs.waiting import wait_asked, wait_until_final
 from penstock.logs import get_logger
 from penstock.routing.services import model_name_of
 from penstock.services import Services, current_services
+from penstock.tracing import valid_traceparent
 from penstock.webhooks.guard import check_numeric
 
 log = get_logger(__name__)
 routes: Final = APIBlueprint("api_jobs", __name__, url_prefix="/v1/jobs", tag="Jobs")
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _JSON: Final = "application/json"
 _STREAM: Final = {
     "description": (
@@ -250,5 +249,6 @@ def _as_sent(body: JobRequest) -> dict[str, Any]:
 
 
 def traceparent_of(given: str | None) -> str | None:
-    """The header, where it holds a trace context."""
-    return given if given and _TRACEPARENT.fullmatch(given) else None
+    """What names this request's trace to those who come after: its own span, or the header where that holds one."""
+    carried: str | None = g.get("traceparent")
+    return carried or valid_traceparent(given)

@@ -129,10 +129,10 @@ def _row(groups: Sequence[Grouping], row: Any) -> UsageRow:
     names, (currency, jobs, unmeasured, *figures) = row[: len(groups)], row[len(groups) :]
     counts, (seconds, recomputed, joules, cost) = figures[: len(_COUNTS)], figures[len(_COUNTS) :]
     return UsageRow(
-        dict(zip((group.value for group in groups), names, strict=True)),
-        currency or None,
-        jobs,
-        *map(int, counts),
+        group=dict(zip((group.value for group in groups), names, strict=True)),
+        currency=currency or None,
+        jobs=jobs,
+        **dict(zip(_COUNTS, map(int, counts), strict=True)),
         device_seconds=float(seconds),
         recomputed_seconds=float(recomputed),
         joules=None if unmeasured else joules,

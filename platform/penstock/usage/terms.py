@@ -29,10 +29,12 @@ class Terms:
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """The terms as the job's row has them."""
-        texts = ("price_id", "currency")
-        return cls(
-            **{name: value if name in texts or value is None else Decimal(value) for name, value in document.items()}
-        )
+        amounts = {
+            name: None if document[name] is None else Decimal(document[name])
+            for name in cls.__slots__
+            if name not in ("price_id", "currency")
+        }
+        return cls(price_id=document["price_id"], currency=document["currency"], **amounts)  # type: ignore[arg-type]  # the price's own amounts are never None
 
     @property
     def document(self) -> dict[str, Any]:
