@@ -109,9 +109,7 @@ class Bench:
 
     def claim(self) -> Held | None:
         with self.workshop.database.transaction() as session:
-            claim = lease.claim(
-                session, worker_id=self.worker_id, deployment_id=self.deployment_id, lease_seconds=30
-            )
+            claim = lease.claim(session, worker_id=self.worker_id, deployment_id=self.deployment_id, lease_seconds=30)
         return Held(claim.job.id, claim.fence) if claim is not None else None
 
     def finish(self, held: Held, state: JobState = JobState.SUCCEEDED, text: str = "done") -> None:
@@ -172,5 +170,3 @@ def bench(workshop: Workshop, caller: Caller, deployment: Deployment) -> Bench:
     with workshop.database.transaction() as session:
         worker = make_worker(session, session.merge(deployment, load=False))
     return Bench(caller, BatchTender(workshop), workshop, worker.id, deployment.id)
-
-

@@ -101,6 +101,7 @@ def _web(settings: Settings) -> Iterator[str]:
         "PENSTOCK_ENVIRONMENT": settings.environment,
         "PENSTOCK_WEB_PORT": str(port),
         "PENSTOCK_WEB_THREADS": "16",
+        "PENSTOCK_FILES_URL": settings.files_url or "",
     }
     program = "from penstock import web; from penstock.settings import Settings; web.serve(Settings.from_environment())"
     process = subprocess.Popen([sys.executable, "-c", program], env=os.environ | environment)

@@ -216,7 +216,10 @@ def _take_over(session: Session, old: Batch, new: Batch, custom_ids: Sequence[st
     )
     if custom_ids is not None:
         lines = lines.where(BatchLine.custom_id.in_(custom_ids))
-    taken = session.connection().execute(insert(BatchLine.__table__).from_select(["batch_id", *columns], lines))
+    taken = session.connection().execute(
+        insert(BatchLine.__table__).from_select(["batch_id", *columns], lines),
+        execution_options={"preserve_rowcount": True},
+    )
     if taken.rowcount < (len(set(custom_ids)) if custom_ids is not None else 1):
         which = "not every line that was named" if custom_ids is not None else "no line"
         raise NothingToRetry(f"{which} of {old.id} has failed, expired or been cancelled", field="custom_ids")

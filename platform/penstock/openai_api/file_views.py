@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 from apiflask import APIBlueprint
 from flask import Response, jsonify, request
+from werkzeug.exceptions import RequestedRangeNotSatisfiable
 from werkzeug.wsgi import FileWrapper
 
 from penstock.auth.services import Principal, Scope
@@ -118,7 +119,11 @@ def get_file_content(principal: Principal, headers: RangeHeaders, file_id: str) 
     response.set_etag(file.sha256 or "")
     response.headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(file.filename)}"
     response.headers["X-Content-Type-Options"] = "nosniff"
-    response.make_conditional(request.environ, accept_ranges=True, complete_length=file.bytes)
+    try:
+        response.make_conditional(request.environ, accept_ranges=True, complete_length=file.bytes)
+    except RequestedRangeNotSatisfiable:
+        opened.close()
+        raise
     return response
 
 
