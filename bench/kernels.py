@@ -5,7 +5,8 @@ python -m bench.kernels [--only NAME] [--json PATH]                  times besid
                                                                      the GPU can do
 
 `--largest` compiles, of each kernel and types, the largest tile alone. `--json -` writes to standard output. Without a
-GPU, measuring ends with status 1.
+GPU, measuring ends with status 1, as it does where a kernel could not be measured. A bandwidth with a star is of inputs
+that fit into the second-level cache.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -69,26 +71,31 @@ def compiled_rows(cases: Iterable[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
         }
 
 
-def measured_rows(only: str) -> Iterator[dict[str, Any]]:
-    """One row for each kernel and size whose name holds `only`, as it is measured."""
+def measured_rows(only: str, device: str = "cuda", sizes: Any = None) -> Iterator[dict[str, Any]]:
+    """One row for each kernel and size whose name holds `only`, as it is measured; with `error` where that failed."""
     from bench.kernel_parts.contest import Sizes
     from bench.kernel_parts.timing import measure, measure_ceilings
 
-    ceilings = measure_ceilings()
-    yield {"kernel": "ceilings", "copy_bytes_per_s": ceilings.copy, "matmul_flop_per_s": ceilings.matmul}
-    for case in measure_cases(Sizes()):
-        if only in case.kernel:
-            yield measure(case, ceilings)
+    ceilings = measure_ceilings(device) if sizes is None else measure_ceilings(device, elements=1 << 16, side=64)
+    yield {"kernel": "ceilings", **asdict(ceilings)}
+    for case in measure_cases(sizes or Sizes(device=device)):
+        if only not in case.kernel:
+            continue
+        try:
+            yield measure(case, ceilings, device)
+        except Exception as cause:  # whatever it is, the other kernels can still be measured
+            yield {"kernel": case.kernel, "size": case.size, "error": f"{type(cause).__name__}: {cause}"}
+        if device == "cuda":
             torch.cuda.empty_cache()
 
 
 def measure_cases(sizes: Any) -> list[Any]:
-    """Everything that is measured, at `sizes`."""
+    """Everything that is measured, at `sizes`, what decides most first."""
     from bench.kernel_parts.elementwise import elementwise_cases
     from bench.kernel_parts.heavy import attention_cases, quantized_cases
     from bench.kernel_parts.thin import lora_cases, sampling_cases
 
-    parts = (elementwise_cases, sampling_cases, lora_cases, attention_cases, quantized_cases)
+    parts = (attention_cases, quantized_cases, elementwise_cases, sampling_cases, lora_cases)
     return [case for part in parts for case in part(sizes)]
 
 
@@ -100,10 +107,15 @@ def line_of(row: dict[str, Any]) -> str:
             f"  stack {row['stack_bytes']:>4} B  spills {row['spill_instructions']:>4}"
         )
     if row["kernel"] == "ceilings":
-        return f"copy {row['copy_bytes_per_s'] / 1e12:.2f} TB/s, matmul {row['matmul_flop_per_s'] / 1e12:.0f} TFLOP/s"
+        rates = ", ".join(f"{name} {rate / 1e12:.0f} T/s" for name, rate in row["matmul"].items())
+        return f"copy {row['copy'] / 1e12:.2f} TB/s, read {row['read'] / 1e12:.2f} TB/s; products: {rates}"
+    of_floor = f"{row['of_floor']:>4.0%} of its floor" if row.get("of_floor") else "floor not known"
+    head = f"{row['kernel']:<26} {row['size']:<34}"
+    if "error" in row:
+        return f"{head} not measured: {row['error'].splitlines()[0]}"
     return (
-        f"{row['kernel']:<26} {row['size']:<34} {row['us']:>9.1f} us  {row['of_peer']:>6.2f}x peer"
-        f"  {row['of_copy']:>4.0%} of copy  {row['of_matmul']:>4.0%} of matmul"
+        f"{head} {row['us']:>9.1f} us  {row['of_peer']:>6.2f}x peer  {row['bytes_per_s'] / 1e12:>5.2f} TB/s"
+        f"{' ' if row['cold'] else '*'} {of_floor}"
     )
 
 
@@ -163,8 +175,8 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("bench.kernels: no GPU here; --compile-only needs none", file=sys.stderr)
         return 1
-    report(measured_rows(options.only), options.json or str(RESULT))
-    return 0
+    rows = report(measured_rows(options.only), options.json or str(RESULT))
+    return int(any("error" in row for row in rows))
 
 
 if __name__ == "__main__":

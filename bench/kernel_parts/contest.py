@@ -20,7 +20,8 @@ class MeasureCase:
     """One kernel at one size.
 
     `moved` is the fewest bytes of device memory that the work can do with: each input read once, each output written
-    once. `flops` counts a multiply-add as two; 0 where bytes alone decide.
+    once. `flops` counts a multiply-add as two; 0 where bytes alone decide. `arithmetic` names the operands' dtype, by
+    which the device's ceiling goes.
     """
 
     kernel: str
@@ -29,6 +30,7 @@ class MeasureCase:
     moved: int
     flops: int
     make: Callable[[], Contest]
+    arithmetic: str = "bfloat16"
 
 
 @dataclass(frozen=True)

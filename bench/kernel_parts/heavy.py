@@ -81,10 +81,10 @@ def _attention(sizes: Sizes, runs: int, queries: int, context: int) -> Contest:
 
 def quantized_cases(sizes: Sizes) -> list[MeasureCase]:
     """One linear layer in each format beside the same layer in the activations' own type."""
-    makers: dict[str, tuple[float, Callable[[Sizes, int], Contest]]] = {
-        "w4a16_matmul": (0.5 + 4 / GROUP, _w4a16),
-        "w8a8_matmul": (1.0, partial(_by_channel, quantize_int8, w8a8_matmul)),
-        "fp8_matmul": (1.0, partial(_by_channel, quantize_fp8, fp8_matmul)),
+    makers: dict[str, tuple[float, str, Callable[[Sizes, int], Contest]]] = {
+        "w4a16_matmul": (0.5 + 4 / GROUP, "bfloat16", _w4a16),
+        "w8a8_matmul": (1.0, "int8", partial(_by_channel, quantize_int8, w8a8_matmul)),
+        "fp8_matmul": (1.0, "fp8", partial(_by_channel, quantize_fp8, fp8_matmul)),
     }
     n, k = sizes.weight
     return [
@@ -95,8 +95,9 @@ def quantized_cases(sizes: Sizes) -> list[MeasureCase]:
             int(n * k * per_weight) + rows * (n + k) * sizes.element,
             2 * rows * n * k,
             partial(make, sizes, rows),
+            arithmetic,
         )
-        for kernel, (per_weight, make) in makers.items()
+        for kernel, (per_weight, arithmetic, make) in makers.items()
         for rows in sizes.products
     ]
 

@@ -1,19 +1,20 @@
 """Parts in processes of their own: what one does, and how long it takes, is nothing to the others."""
 
-import os
-import subprocess
+import importlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench.gpu import main as bench_main
 from bench.gpu_parts.parts import ABSENT, DONE, FAILED, LATE, UNREACHED, Outcome, Part, run_parts, table
-from tests.gpu.check import PYTEST, check, pytest_parts, sanitizer_parts
+from tests.gpu.check import check, pytest_parts, sanitizer_parts
+from tests.gpu.check import main as check_main
 
 ROOT = Path(__file__).parents[2]
-BARE = {"PYTHONPATH": ".:worker:kernels"}
 SLEEPING_CHILD = "sleep 600 & echo $!; wait"
 
 
@@ -55,12 +56,12 @@ def test_what_is_not_reached_is_said_to_be(tmp_path: Path) -> None:
     assert "not reached" in table([outcome])[0]
 
 
-def test_what_a_gpu_is_to_check_can_be_collected_without_one() -> None:
+def test_what_a_gpu_is_to_check_can_be_imported_without_one() -> None:
     """A name that has gone from the engine shows here, and not first where the GPU is."""
-    command = [sys.executable, *PYTEST, "--collect-only", "tests/gpu"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | BARE, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert len(list(pytest_parts(0))) == len(list((ROOT / "tests" / "gpu").glob("test_*.py"))) >= 4
+    files = sorted((ROOT / "tests" / "gpu").glob("*.py"))
+    modules = [importlib.import_module(f"tests.gpu.{file.stem}") for file in files]
+    testing = [module.__name__ for module in modules if any(name.startswith("test_") for name in vars(module))]
+    assert [f"tests.gpu.{part.name}" for part in pytest_parts(0)] == testing
 
 
 @pytest.mark.parametrize(("tool", "how"), [(None, ABSENT), ("/bin/false", FAILED)])
@@ -83,10 +84,13 @@ def test_a_check_with_a_failure_says_which_lines_fail_and_ends_with_one(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-@pytest.mark.parametrize("command", ["tests.gpu.check", "bench.gpu"])
-def test_without_a_gpu_each_command_says_so_in_one_line_and_fails(command: str) -> None:
-    done = subprocess.run([sys.executable, "-m", command], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert "needs a CUDA device" in done.stderr
+@pytest.mark.parametrize(("name", "main"), [("gpu-check", check_main), ("gpu-bench", bench_main)])
+def test_without_a_gpu_each_command_says_so_in_one_line_and_fails(
+    name: str, main: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name])
+    assert main() == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith(f"{name} needs a CUDA device")

@@ -21,7 +21,7 @@ from bench.gpu_parts.parts import FAILED, Outcome, Part, run_parts, table
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "bench" / "results"
-# The project's own options are for its whole suite, and for the versions that it is tested with: plugins, a time for each
+# The project's own options are for its whole suite and the versions that it is tested with: plugins, a time for each
 # test, a cache of the last run, and warnings as errors.
 ANEW = ("addopts=", "timeout=", "filterwarnings=")
 PYTEST = (
