@@ -1,6 +1,9 @@
 """Time as processes see it. Leases and deadlines are judged by the database's clock alone, never by this one."""
 
 from datetime import UTC, datetime
+from typing import Final
+
+_UNITS: Final = (("s", 1), ("min", 60), ("h", 3600))
 
 
 def utc_now() -> datetime:
@@ -23,3 +26,10 @@ def iso(moment: datetime | None) -> str | None:
     if moment is None:
         return None
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def between_words(earliest: float, latest: float) -> str:
+    """Two numbers of seconds from now as a person would say them: `in 20 to 50 s`, `in about 3 min`."""
+    unit, length = next(each for each in _UNITS if latest < 120 * each[1] or each is _UNITS[-1])
+    low, high = round(max(earliest, 0) / length), max(round(latest / length), 1)
+    return f"in {low} to {high} {unit}" if low < high else f"in about {high} {unit}"

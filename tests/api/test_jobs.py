@@ -45,7 +45,40 @@ def test_a_waiting_job_says_where_it_stands_and_what_it_waits_for(caller: Caller
 
     assert caller.get(f"/v1/jobs/{first}").json["queue"]["position"] == 1
     queue = caller.get(f"/v1/jobs/{second}").json["queue"]
-    assert queue == {"position": 2, "blocker": "no worker hosts version 1 of tiny"}
+    assert queue == {
+        "position": 2,
+        "position_is_exact": True,
+        "ahead": {"own": 1, "others": 0, "own_jobs": [first]},
+        "blocker": "no worker hosts version 1 of tiny",
+        "blocker_code": "no_worker",
+        "loading_progress": None,
+        "eta": None,
+        "eta_unknown": "not_served",
+    }
+
+
+def test_a_waiting_job_says_when_its_answer_should_come(caller: Caller, worker: Worker) -> None:
+    caller.submit()
+    worker.claim()
+    worker.write("done")
+    worker.finish()
+    job = caller.get(f"/v1/jobs/{caller.submit()}").json
+    queue = JobDetail.model_validate(job).queue
+    assert queue is not None
+    assert queue.eta is not None
+    assert (queue.blocker_code, queue.eta_unknown) == ("doorbell", None)
+    assert (queue.eta.coverage, queue.eta.based_on) == (0.8, 1)
+    assert queue.eta.earliest <= queue.eta.latest
+
+
+def test_other_tenants_ahead_are_counted_and_not_named(make_caller: Callable[..., Caller]) -> None:
+    mine, other = make_caller(), make_caller()
+    theirs = [other.submit() for _ in range(2)]
+    own = [mine.submit() for _ in range(3)]
+    answer = mine.get(f"/v1/jobs/{own[-1]}")
+    ahead = answer.json["queue"]["ahead"]
+    assert ahead == {"own": 2, "others": 2, "own_jobs": own[:2]}
+    assert not any(job_id in answer.text for job_id in theirs)
 
 
 def test_a_running_job_shows_its_output_so_far(caller: Caller, worker: Worker) -> None:

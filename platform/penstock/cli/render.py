@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from penstock.client import Job, JobState
+from penstock.client.models import Queue
+from penstock.clock import between_words, utc_now
 
 STYLES: Final = {
     JobState.QUEUED: "yellow",
@@ -96,6 +98,17 @@ def summary(job: Job) -> str:
     return printable(", ".join(parts))
 
 
+def queue_words(queue: Queue) -> str:
+    """One line on a waiting job: its place, what it waits for, and when its answer should come."""
+    past = "" if queue.position_is_exact else "after "
+    place = f"position {past}{queue.position}" if queue.position is not None else "held"
+    words = f"{place}: {queue.blocker}"
+    if queue.eta is not None:
+        seconds = [(moment - utc_now()).total_seconds() for moment in (queue.eta.earliest, queue.eta.latest)]
+        words += f"; answer {between_words(*seconds)} ({queue.eta.coverage:.0%} sure)"
+    return printable(words)
+
+
 def timeline_note(data: dict[str, Any]) -> str:
     """What a state event says beyond its name."""
     notes = [f"{name} {value}" for name, value in data.items() if isinstance(value, str | int | float)]
@@ -112,7 +125,7 @@ def _facts(job: Job) -> Table:
     table.add_row("status", state_text(job.status))
     table.add_row("model", printable(f"{job.model_name} version {job.model_version} (asked for: {job.model})"))
     if job.queue is not None:
-        table.add_row("queue", printable(f"position {job.queue.position}: {job.queue.blocker}"))
+        table.add_row("queue", queue_words(job.queue))
     for event in job.timeline:
         at = seconds_between(job.created_at, event.created_at)
         table.add_row(f"+{at}", Text(f"{event.type}  ").append(timeline_note(event.data), style="dim"))

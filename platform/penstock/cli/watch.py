@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -17,10 +19,21 @@ from rich.text import Text
 
 from penstock.cli.failure import EXIT_FAILURE, EXIT_INTERRUPTED
 from penstock.cli.options import with_client
-from penstock.cli.render import console_for, printable, seconds_between, state_text, summary, timeline_note, write_text
+from penstock.cli.render import (
+    console_for,
+    printable,
+    queue_words,
+    seconds_between,
+    state_text,
+    summary,
+    timeline_note,
+    write_text,
+)
 from penstock.client import Client, Event, Job, JobState, PenstockError, StateEvent, TokenEvent
+from penstock.client.models import Queue
 
 _FRAMES_PER_SECOND = 12
+_LOOK_SECONDS = 2.0
 _OTHER_LINES = 6
 
 
@@ -42,7 +55,7 @@ def watch(client: Client, job_id: str, last_event_id: str | None, as_json: bool)
 def follow(client: Client, job_id: str, last_event_id: str | None = None, *, as_json: bool) -> JobState:
     """Show the job's stream to its end; returns how it ended. Ctrl-C ends the process, not the job."""
     job = client.jobs.get(job_id)
-    view = View(job)
+    view = View(job, queue=job.queue)
     notes = console_for("stderr")
 
     def on_lost(error: PenstockError) -> None:
@@ -52,7 +65,7 @@ def follow(client: Client, job_id: str, last_event_id: str | None = None, *, as_
 
     events = view.follow(client.jobs.stream(job_id, last_event_id, on_lost=on_lost))
     try:
-        _show(view, events, as_json, notes)
+        _show(view, events, as_json, notes, lambda: client.jobs.get(job_id).queue)
     except KeyboardInterrupt:
         notes.print(f"\nstopped watching; the job goes on. Again: penstock watch {job_id}")
         sys.exit(EXIT_INTERRUPTED)
@@ -72,6 +85,16 @@ class View:
     texts: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
     tokens: int = 0
     trouble: str | None = None
+    queue: Queue | None = None
+    looked_at: float = field(default_factory=time.monotonic)
+
+    def look(self, ask: Callable[[], Queue | None]) -> None:
+        """Ask where the job stands, every two seconds while it waits. A failure is the stream's to tell."""
+        if self.state is not JobState.QUEUED or time.monotonic() - self.looked_at < _LOOK_SECONDS:
+            return
+        with suppress(PenstockError):
+            self.queue = ask()
+        self.looked_at = time.monotonic()
 
     def follow(self, events: Iterator[Event]) -> Iterator[Event]:
         """The same events, each taken note of."""
@@ -107,22 +130,27 @@ class View:
             self.texts[choice] = [piece for piece in pieces if piece[0] < position]
 
 
-def _show(view: View, events: Iterator[Event], as_json: bool, notes: Console) -> None:
+def _show(view: View, events: Iterator[Event], as_json: bool, notes: Console, ask: Callable[[], Queue | None]) -> None:
     out = console_for()
     if as_json:
         for event in events:
             click.echo(json.dumps(_document(event), ensure_ascii=False, default=_plain))
     elif out.is_terminal:
-        _show_live(view, events, out)
+        _show_live(view, events, out, ask)
     else:
         _write_through(view, events, out, notes)
 
 
-def _show_live(view: View, events: Iterator[Event], out: Console) -> None:
+def _show_live(view: View, events: Iterator[Event], out: Console, ask: Callable[[], Queue | None]) -> None:
     spinner = Spinner("dots")
+
+    def draw() -> RenderableType:
+        view.look(ask)
+        return _frame(view, spinner, out)
+
     with Live(
         console=out,
-        get_renderable=lambda: _frame(view, spinner, out),
+        get_renderable=draw,
         refresh_per_second=_FRAMES_PER_SECOND,
         transient=True,
     ):
@@ -134,6 +162,8 @@ def _show_live(view: View, events: Iterator[Event], out: Console) -> None:
 
 def _write_through(view: View, events: Iterator[Event], out: Console, notes: Console) -> None:
     """The first choice to standard output as it comes, the others at the end (they would mix); states to the other."""
+    if view.queue is not None:
+        notes.print(queue_words(view.queue), style="dim")
     for event in events:
         if isinstance(event, StateEvent):
             notes.print(f"{event.type} {timeline_note(event.data)}", style="dim")
@@ -148,6 +178,8 @@ def _frame(view: View, spinner: Spinner, out: Console) -> RenderableType:
     model = printable(f"{view.job.model_name} version {view.job.model_version}")
     head.add_row(spinner, Text(view.job.id, style="bold"), state_text(view.state), model, f"{view.tokens} tokens")
     parts: list[RenderableType] = [head, _timeline(view)]
+    if view.state is JobState.QUEUED and view.queue is not None:
+        parts.append(Text(queue_words(view.queue), style="yellow"))
     if view.trouble is not None:
         parts.append(Text(f"connection lost, trying again: {printable(view.trouble)}", style="yellow"))
     room = max(out.height - len(view.timeline) - _OTHER_LINES, 3)

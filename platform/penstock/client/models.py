@@ -189,11 +189,37 @@ class WebhookSecret(Document):
     secret: str
 
 
-class Queue(Document):
-    """Where a waiting job stands: `position` 1 is the next that a worker takes, `blocker` says what it waits for."""
+class Ahead(Document):
+    """Which jobs go before a waiting one; of `own_jobs` the first five are named."""
 
-    position: int
+    own: int
+    others: int
+    own_jobs: list[str]
+
+
+class Eta(Document):
+    """When the answer should be there: between the two with a chance of `coverage`, going by `based_on` jobs."""
+
+    earliest: datetime
+    latest: datetime
+    coverage: float
+    based_on: int
+
+
+class Queue(Document):
+    """Where a waiting job stands: `position` 1 is the next that a worker takes, `blocker` says what it waits for.
+
+    `eta` is None where `eta_unknown` says why.
+    """
+
+    position: int | None
+    position_is_exact: bool = True
+    ahead: Ahead | None = None
     blocker: str
+    blocker_code: str = ""
+    loading_progress: float | None = None
+    eta: Eta | None = None
+    eta_unknown: str | None = None
 
 
 class TimelineEvent(Document):

@@ -1,1 +1,1 @@
-"""Whose turn it is: virtual token counters of tenants, the order of claims, and what a waiting job may be told of it."""
+"""Whose turn it is: virtual token counters of tenants, the order of claims, and a waiting job's place in it."""

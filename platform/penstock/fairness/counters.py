@@ -8,7 +8,7 @@ that wakes, having had nothing that waited or ran, is lifted to the least of the
 Counters are the last rows that a transaction locks, in the order of tenant and deployment: so charges cannot deadlock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,11 +45,13 @@ _WAKE: Final = text(
     f"""
     WITH RECURSIVE woken AS (
         SELECT 1 AS yes WHERE NOT EXISTS (
-            SELECT FROM job WHERE deployment_id = :deployment_id AND tenant_id = :tenant_id AND id <> :besides
-              AND job_class IN (0, 1, 2) AND state = 'queued' AND NOT held
+            SELECT FROM job
+            WHERE deployment_id = :deployment_id AND job_class IN (0, 1, 2) AND tenant_id = :tenant_id
+              AND state = 'queued' AND NOT held AND id <> ALL(CAST(:besides AS text[]))
         ) AND NOT EXISTS (
-            SELECT FROM job WHERE deployment_id = :deployment_id AND tenant_id = :tenant_id AND id <> :besides
-              AND state = 'running'
+            SELECT FROM job
+            WHERE deployment_id = :deployment_id AND tenant_id = :tenant_id AND state = 'running'
+              AND id <> ALL(CAST(:besides AS text[]))
         )
     ), {LANES}, active AS (
         SELECT tenant_id FROM lane WHERE tenant_id <> :tenant_id
@@ -73,7 +75,7 @@ _WAKE: Final = text(
     INSERT INTO fair_share (tenant_id, deployment_id, charged)
     SELECT :tenant_id, :deployment_id, floor.charged FROM floor
     ON CONFLICT DO NOTHING
-    """
+    """  # noqa: S608  # made of constants alone
 )
 
 
@@ -93,16 +95,16 @@ def cost_of(*, computed_input: int, output: int) -> int:
 def charge(session: Session, due: Sequence[Due]) -> None:
     """Charge the tenants what their jobs cost beyond what was charged for them before.
 
-    The jobs' rows must be locked by this transaction, under a fence that holds: a cost is a total of the job, so whoever
+    The jobs' rows must be locked by this transaction, under a fence that holds. A cost is a total of the job: whoever
     did the work charges it once, and what a next holder generates again is not charged again.
     """
     if due:
         session.execute(_CHARGE, {"ids": [each.job_id for each in due], "costs": [each.cost for each in due]})
 
 
-def wake(session: Session, deployment_id: str, tenant_id: str, besides: str = "") -> None:
-    """Lift the tenant to the others' least, if nothing of it waits or runs there but the job `besides`.
+def wake(session: Session, deployment_id: str, tenant_id: str, *, besides: Collection[str]) -> None:
+    """Lift the tenant to the others' least, if nothing of it waits or runs there but the jobs `besides`: the new ones.
 
     It waits for no row: one that is locked is being charged, so its tenant is awake.
     """
-    session.execute(_WAKE, {"deployment_id": deployment_id, "tenant_id": tenant_id, "besides": besides})
+    session.execute(_WAKE, {"deployment_id": deployment_id, "tenant_id": tenant_id, "besides": list(besides)})

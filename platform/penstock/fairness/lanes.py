@@ -9,6 +9,12 @@ from typing import Final
 WAITING: Final = "job.deployment_id = :deployment_id AND job.state = 'queued' AND NOT job.held"
 """What may be claimed. As `ix_job_waiting` has it."""
 
+
+def level(charged: str, pledged: str, weight: str) -> str:
+    """By what tenants are ordered: what they were charged, and what their new jobs have pledged."""
+    return f"{charged} + ({pledged}) / {weight}"
+
+
 LANES: Final = f"""
 lane AS (
     (SELECT job_class, tenant_id FROM job WHERE {WAITING} ORDER BY job_class, tenant_id LIMIT 1)
@@ -19,7 +25,7 @@ lane AS (
         WHERE {WAITING} AND (job_class, tenant_id) > (lane.job_class, lane.tenant_id)
         ORDER BY job_class, tenant_id LIMIT 1
     ) AS following
-)"""
+)"""  # noqa: S608  # made of constants alone
 """The lanes of a deployment; needs `WITH RECURSIVE`."""
 
 TURNS: Final = f"""
@@ -29,14 +35,15 @@ TURNS: Final = f"""
     GROUP BY tenant_id
 ), turn AS MATERIALIZED (
     SELECT lane.job_class, lane.tenant_id, tenant.weight,
-           coalesce(fair_share.charged, 0) + coalesce(pledge.tokens, 0) / tenant.weight AS level
+           coalesce(fair_share.charged, 0) AS charged, coalesce(pledge.tokens, 0) AS pledged
     FROM lane
     JOIN tenant ON tenant.id = lane.tenant_id
     LEFT JOIN pledge ON pledge.tenant_id = lane.tenant_id
     LEFT JOIN fair_share
         ON fair_share.tenant_id = lane.tenant_id AND fair_share.deployment_id = :deployment_id
-    ORDER BY lane.job_class, level, lane.tenant_id
-)"""
+    ORDER BY lane.job_class, {level("coalesce(fair_share.charged, 0)", "coalesce(pledge.tokens, 0)", "tenant.weight")},
+        lane.tenant_id
+)"""  # noqa: S608  # made of constants alone
 """The lanes in the order of their turns.
 
 A job that runs and has not been charged yet counts with its prompt, as pledged: otherwise one tenant would take every

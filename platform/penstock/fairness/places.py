@@ -10,45 +10,56 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from penstock.fairness.lanes import IN_LANE, TURNS, WAITING
+from penstock.fairness.lanes import IN_LANE, TURNS, WAITING, level
 from penstock.jobs.models import Job
 
 MOST_COUNTED: Final = 500
 _MOST_NAMED: Final = 5
 
+# What a claim of the job would pledge: nothing once it has been charged for.
+_PLEDGE: Final = "CASE WHEN charged = 0 THEN coalesce(prompt_tokens, 0) ELSE 0 END"
+
+# The first jobs of the lane `turn`, each with its number in it and what those before it would pledge.
 _LANE: Final = f"""
-    SELECT id, row_number() OVER lane AS nth,
-           sum(CASE WHEN charged = 0 THEN prompt_tokens ELSE 0 END) OVER lane
-               - CASE WHEN charged = 0 THEN prompt_tokens ELSE 0 END AS pledged_before
+    SELECT id, row_number() OVER lane AS nth, pledge, sum(pledge) OVER lane - pledge AS before
     FROM (
-        SELECT id, coalesce(prompt_tokens, 0) AS prompt_tokens, charged, priority, deadline, queued_at FROM job
+        SELECT id, {_PLEDGE} AS pledge, priority, deadline, queued_at FROM job
         WHERE {WAITING} AND job.job_class = turn.job_class AND job.tenant_id = turn.tenant_id
           AND (deadline IS NULL OR deadline > now() OR id = :job_id)
         ORDER BY {IN_LANE} LIMIT :most + 1
     ) AS first
-    WINDOW lane AS (ORDER BY {IN_LANE} ROWS UNBOUNDED PRECEDING)"""
+    WINDOW lane AS (ORDER BY {IN_LANE} ROWS UNBOUNDED PRECEDING)"""  # noqa: S608  # made of constants alone
 
 _PLACE: Final = text(
     f"""
-    WITH RECURSIVE {TURNS}, mine AS (
-        SELECT turn.level + own.pledged_before / turn.weight AS level, own.nth
-        FROM turn CROSS JOIN LATERAL ({_LANE}) AS own
-        WHERE turn.job_class = :job_class AND turn.tenant_id = :tenant_id AND own.id = :job_id
-    ), before AS (
-        SELECT other.id, other.nth, turn.tenant_id = :tenant_id AS own
-        FROM mine
-        JOIN turn ON turn.job_class < :job_class OR (turn.job_class = :job_class AND turn.level <= mine.level)
-        CROSS JOIN LATERAL ({_LANE}) AS other
+    WITH RECURSIVE {TURNS}, earlier AS (
+        SELECT turn.tenant_id, turn.job_class, job.id, job.nth, job.pledge
+        FROM turn CROSS JOIN LATERAL ({_LANE}) AS job
         WHERE turn.job_class < :job_class
-           OR (turn.level + other.pledged_before / turn.weight, turn.tenant_id, other.nth)
-              < (mine.level, :tenant_id, mine.nth)
+    ), start AS (
+        SELECT turn.job_class, tenant_id, weight, charged, pledged + coalesce(
+            (SELECT sum(pledge) FROM earlier WHERE earlier.tenant_id = turn.tenant_id), 0
+        ) AS pledged
+        FROM turn WHERE turn.job_class = :job_class
+    ), mine AS (
+        SELECT {level("turn.charged", "turn.pledged + job.before", "turn.weight")} AS level, job.nth
+        FROM start AS turn CROSS JOIN LATERAL ({_LANE}) AS job
+        WHERE turn.tenant_id = :tenant_id AND job.id = :job_id
+    ), ahead AS (
+        SELECT id, job_class, nth, tenant_id = :tenant_id AS own FROM earlier
+        UNION ALL
+        SELECT job.id, turn.job_class, job.nth, turn.tenant_id = :tenant_id
+        FROM mine JOIN start AS turn ON {level("turn.charged", "turn.pledged", "turn.weight")} <= mine.level
+        CROSS JOIN LATERAL ({_LANE}) AS job
+        WHERE ({level("turn.charged", "turn.pledged + job.before", "turn.weight")}, turn.tenant_id, job.nth)
+            < (mine.level, :tenant_id, mine.nth)
         LIMIT :most + 1
     )
     SELECT count(*) FILTER (WHERE own) AS own, count(*) FILTER (WHERE NOT own) AS others,
-           (array_agg(id ORDER BY nth) FILTER (WHERE own))[1:{_MOST_NAMED}] AS own_jobs,
+           (array_agg(id ORDER BY job_class, nth) FILTER (WHERE own))[1:{_MOST_NAMED}] AS own_jobs,
            EXISTS (SELECT FROM mine) AS found
-    FROM before
-    """
+    FROM ahead
+    """  # noqa: S608  # made of constants alone
 )
 
 

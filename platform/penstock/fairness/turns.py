@@ -28,7 +28,7 @@ FROM turn CROSS JOIN LATERAL (
     WHERE {WAITING} AND {_ALIVE} AND job.job_class = turn.job_class AND job.tenant_id = turn.tenant_id
     ORDER BY {IN_LANE} LIMIT 1 FOR UPDATE SKIP LOCKED
 ) AS head
-LIMIT 1"""
+LIMIT 1"""  # noqa: S608  # made of constants alone
 """The job to claim, locked. Lanes whose jobs others are claiming are passed over."""
 
 _ALIKE: Final = f"""
@@ -39,7 +39,7 @@ FROM unnest(CAST(:prefixes AS bigint[])) WITH ORDINALITY AS recent (prefix, nth)
       AND job.priority = :priority AND job.deadline {{deadline}} AND job.queued_at < :bucket_end
     ORDER BY queued_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
 ) AS cached
-LIMIT 1"""
+LIMIT 1"""  # noqa: S608  # made of constants alone
 _ALIKE_WITH_DEADLINE: Final = text(_ALIKE.format(deadline="= :deadline"))
 _ALIKE_WITHOUT: Final = text(_ALIKE.format(deadline="IS NULL"))
 

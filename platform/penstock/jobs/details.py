@@ -13,7 +13,7 @@ from penstock.jobs.journal import Journal
 from penstock.jobs.models import Job, JobRun
 from penstock.jobs.output import assemble_output
 from penstock.jobs.presentation import job_document
-from penstock.jobs.states import JobState
+from penstock.jobs.standing import standing_of
 from penstock.jobs.stream import event_document, kept_entries
 
 
@@ -45,10 +45,8 @@ def with_newest_output(document: dict[str, Any], journal: Journal) -> dict[str, 
 
 
 def _queue(session: Session, job: Job) -> dict[str, Any] | None:
-    if job.state != JobState.QUEUED:
-        return None
-    waiting = jobs.explain_waiting(session, job)
-    return {"position": waiting.ahead + 1, "blocker": waiting.blocker}
+    standing = standing_of(session, job)
+    return standing.document if standing is not None else None
 
 
 def _run_history(session: Session, job: Job) -> list[dict[str, Any]]:

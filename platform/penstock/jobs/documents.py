@@ -138,11 +138,38 @@ class JobDocument(Document):
     finished_at: datetime | None
 
 
+class AheadDocument(Document):
+    """Which jobs go before a waiting one. Other tenants' are counted only."""
+
+    own: int
+    others: int
+    own_jobs: list[str] = Field(description="The first of your own, at most five")
+
+
+class EtaDocument(Document):
+    """When the answer should be there."""
+
+    earliest: datetime
+    latest: datetime
+    coverage: float = Field(description="How likely it comes between the two, as things stand")
+    based_on: int = Field(description="So many finished jobs of this version; few make the interval wide")
+
+
 class QueueDocument(Document):
     """Where a waiting job stands."""
 
-    position: int = Field(description="1 is the next that a worker takes")
+    position: int | None = Field(description="1 is the next that a worker takes; null while the job is held")
+    position_is_exact: bool = Field(description="False where it was not counted to the end: that far back, or further")
+    ahead: AheadDocument | None = Field(description="Null while it is held or not counted to the end")
     blocker: str = Field(description="What it waits for, in words")
+    blocker_code: Literal[
+        "batch_paused", "no_worker", "load_failed", "loading", "draining", "slots_full", "doorbell"
+    ]  # fmt: skip
+    loading_progress: float | None = Field(description="0 to 1, while the version is loading")
+    eta: EtaDocument | None
+    eta_unknown: Literal["held", "not_served", "nothing_finished", "too_far_back"] | None = Field(
+        description="Why there is no `eta`"
+    )
 
 
 class EventDocument(Document):

@@ -21,8 +21,8 @@ from typing import Final
 COVERAGE: Final = 0.8
 MOST_SEEN: Final = 64
 _TAIL: Final = 0.07
-"""Beyond either end in the rounds: less than half of what `COVERAGE` leaves, because where a few jobs take very long, some
-dozens of them tell too little of the longest. Chosen by simulation (the lab notes have the table)."""
+"""Beyond either end in the rounds: less than half of what `COVERAGE` leaves, because where a few jobs take very long,
+some dozens of them tell too little of the longest. Chosen by simulation (the lab notes have the table)."""
 _MOST_ROUNDS: Final = 200
 _LEAST_ROUNDS: Final = 40
 _INSTANT: Final = 1e-3

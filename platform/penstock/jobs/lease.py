@@ -199,7 +199,9 @@ def finish(session: Session, held: Held, result: Finish) -> Job:
     accounting.record(session, job, tally)
     record(session, [Happening(job, EventType(f"job.{result.state.value}"), _finish_data(job, result))])
     computed = _computed_input(tally.prompt_tokens, tally.cached_tokens, tally.computed_tokens, output_tokens)
-    charge(session, [Due(job.id, cost_of(computed_input=computed, output=output_tokens))])  # the last: it locks a counter
+    charge(
+        session, [Due(job.id, cost_of(computed_input=computed, output=output_tokens))]
+    )  # the last: it locks a counter
     return job
 
 
@@ -265,14 +267,10 @@ def _give_up(session: Session, held: Held, reason: str, crashes: int, spent: Spe
     kept = load_checkpoint(session, held.job_id)
     prompt_tokens = session.scalar(select(Job.prompt_tokens).where(Job.id == held.job_id)) or 0
     crashed = RunOutcome.CRASHED_ALONE
-    job = finish(
-        session, held, Finish(JobState.FAILED, kept, prompt_tokens, error=error, spent=spent, outcome=crashed)
-    )
+    job = finish(session, held, Finish(JobState.FAILED, kept, prompt_tokens, error=error, spent=spent, outcome=crashed))
     session.execute(update(Job).where(Job.id == job.id).values(own_crashes=crashes))
     session.execute(
-        update(JobRun)
-        .where(JobRun.job_id == held.job_id, JobRun.fence == held.fence)
-        .values(reason=reason)
+        update(JobRun).where(JobRun.job_id == held.job_id, JobRun.fence == held.fence).values(reason=reason)
     )
     return job
 
@@ -302,7 +300,7 @@ def _lock_held(session: Session, held: Sequence[Held]) -> dict[str, int]:
         return {}
     prompt_tokens = func.coalesce(Job.prompt_tokens, 0)
     locked = select(Job.id, prompt_tokens).where(*_is_held(held)).order_by(Job.id).with_for_update(skip_locked=True)
-    return {job_id: tokens for job_id, tokens in session.execute(locked)}
+    return dict(session.execute(locked).all())
 
 
 def _due(item: Progress, prompt_tokens: int) -> Due:
@@ -344,9 +342,7 @@ def _store_journals(session: Session, journals: Sequence[tuple[Held, Sequence[Jo
     )
 
 
-def _end_run(
-    session: Session, held: Held, outcome: RunOutcome, reason: str | None, spent: Spent | None = None
-) -> None:
+def _end_run(session: Session, held: Held, outcome: RunOutcome, reason: str | None, spent: Spent | None = None) -> None:
     session.execute(
         update(JobRun)
         .where(JobRun.job_id == held.job_id, JobRun.fence == held.fence, JobRun.ended_at.is_(None))

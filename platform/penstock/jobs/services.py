@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
 
-from sqlalchemy import Select, func, insert, or_, select, text, tuple_, update
+from sqlalchemy import Select, func, insert, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from penstock.errors import (
@@ -28,12 +28,11 @@ from penstock.jobs.presentation import budget_of
 from penstock.jobs.schemas import JobRequest
 from penstock.jobs.states import JobState
 from penstock.outbox.services import Topic, post
-from penstock.registry.models import Deployment, Hosting, Worker
+from penstock.registry.models import Deployment
 from penstock.routing.services import choose
 from penstock.usage import accounting
 from penstock.usage.budgets import agree
 
-_MOST_COUNTED: Final = 1000
 _MOST_AT_ONCE: Final = 256  # submits of one tenant that may be in flight together
 _QUEUE_RETRY_SECONDS: Final = 5
 
@@ -80,14 +79,6 @@ class Place:
 
     batch_id: str
     line: int
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Why a queued job waits: how many go before it, and what it waits for, in words."""
-
-    ahead: int
-    blocker: str
 
 
 def submit(
@@ -158,7 +149,7 @@ def submit(
     ).one()
     record(session, [Happening(job, EventType.QUEUED, {"model_version": job.model_version})])
     post(session, Topic.DOORBELL, {"deployment_id": job.deployment_id})
-    wake(session, job.deployment_id, tenant_id, besides=job.id)  # the last: it may lock a counter
+    wake(session, job.deployment_id, tenant_id, besides=[job.id])  # the last: it may lock a counter
     return job
 
 
@@ -250,51 +241,9 @@ def retry(
     )
 
 
-def explain_waiting(session: Session, job: Job) -> Waiting:
-    """How many jobs go before this one on its deployment, counted no further than 1,000, and what holds it up."""
-    mine = (job.job_class, -job.priority, job.queued_at, job.id)
-    before = (
-        select(Job.id)
-        .where(
-            Job.deployment_id == job.deployment_id,
-            Job.state == JobState.QUEUED,
-            tuple_(Job.job_class, -Job.priority, Job.queued_at, Job.id) < mine,
-        )
-        .limit(_MOST_COUNTED)
-        .subquery()
-    )
-    ahead = session.scalar(select(func.count()).select_from(before)) or 0
-    return Waiting(ahead, _blocker(session, job, ahead))
-
-
-def _blocker(session: Session, job: Job, ahead: int) -> str:
-    hosts = session.execute(
-        select(Hosting.state, Hosting.progress, Hosting.error)
-        .join(Worker, Worker.id == Hosting.worker_id)
-        .where(
-            Hosting.deployment_id == job.deployment_id,
-            Worker.heartbeat_at > func.now() - func.make_interval(0, 0, 0, 0, 0, 0, 15),
-        )
-    ).all()
-    version = f"version {job.model_version} of {job.model_name}"
-    if any(host.state == "ready" for host in hosts):
-        return _how_many_go_before(ahead) if ahead else "a worker is about to take it"
-    loading = [host.progress for host in hosts if host.state == "loading"]
-    if loading:
-        return f"{version} is loading ({max(loading):.0%})"
-    failures = [host.error for host in hosts if host.state == "failed"]
-    return f"{version} could not be loaded: {failures[0]}" if failures else f"no worker hosts {version}"
-
-
 def _draw_seed() -> int:
     """53 random bits: every JSON reader keeps such a number exactly, so that it can be asked for again."""
     return secrets.randbits(53)
-
-
-def _how_many_go_before(ahead: int) -> str:
-    if ahead == 1:
-        return "1 job goes before it"
-    return f"{_MOST_COUNTED:,} jobs or more go before it" if ahead == _MOST_COUNTED else f"{ahead} jobs go before it"
 
 
 def _filtered(query: Select[Job], wanted: JobFilter) -> Select[Job]:

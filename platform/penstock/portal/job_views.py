@@ -166,7 +166,7 @@ def _shown(job_id: str) -> dict[str, Any]:
         "curl": as_curl(page.job, services.settings.public_url or request.url_root.rstrip("/")),
         "document": _as_text(job_document(page.job)),
         "answers": _structured_answers(page),
-        "seen": _digest(f"{page.job.last_event} {page.job.first_token_at} {page.waiting}"),
+        "seen": _digest(f"{page.job.last_event} {page.job.first_token_at} {page.waiting and page.waiting.sentences}"),
     }
 
 

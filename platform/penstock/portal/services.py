@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from penstock.jobs import services as jobs
 from penstock.jobs.events import events_after
 from penstock.jobs.models import Event, Job, JobRun
-from penstock.jobs.states import JobState
+from penstock.jobs.standing import Standing, standing_of
 from penstock.portal.timeline import Waterfall, waterfall
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
 
@@ -34,7 +34,7 @@ class JobPage:
     runs: Sequence[JobRun]
     events: Sequence[Event]
     waterfall: Waterfall
-    waiting: jobs.Waiting | None
+    waiting: Standing | None
     retried_as: Sequence[str]
 
 
@@ -58,7 +58,7 @@ def job_page(session: Session, tenant_id: str, job_id: str) -> JobPage:
         runs=runs,
         events=events_after(session, job_id, 0),
         waterfall=waterfall(job, runs, _now(session)),
-        waiting=jobs.explain_waiting(session, job) if job.state == JobState.QUEUED else None,
+        waiting=standing_of(session, job),
         retried_as=list(
             session.scalars(select(Job.id).where(Job.retry_of == job_id, Job.tenant_id == tenant_id).order_by(Job.id))
         ),
