@@ -1,12 +1,11 @@
 """Rounded weights, and K and V in 8 bits, on a GPU's layers: interpreted, against `transformers` that rounds alike.
 
-The references keep the model's own arithmetic in float32 and round where the engine says that it does, in torch. What
-is left between the two is the order of sums, and now and then a number that lies on the edge between two roundings.
+What is left between the two is the order of sums, and now and then a number on the edge between two roundings.
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 import triton.language as tl
 from penstock_engine import Engine, EngineConfig, InvalidConfig, Request
-from penstock_engine.config import Quantization
+from penstock_engine.config import KVDType, Quantization
 from penstock_engine.kernel_choice import choose_kernels
 from penstock_engine.layers.gpu_linear import RoundedLinear, Rounding, round_int4
 from penstock_engine.layers.linear import Linear
@@ -23,28 +22,20 @@ from penstock_engine.models import CausalLM
 from penstock_engine.radix_cache import RadixCache
 from penstock_engine.request import PromptLogprobs
 from penstock_engine.sizing import KV_DTYPES
-from penstock_kernels import quant_matmul
 from penstock_kernels.gpu.quant_matmul_w4a16 import FUSED_ROWS
-from penstock_kernels.kv import dequantize_heads, quantize_heads
-from penstock_kernels.quant_int4 import pack_int4, unpack_int4
-from penstock_kernels.quant_matmul import ChannelWeight
-from penstock_kernels.quant_rows import quantize_fp8, quantize_int8
 from torch import Tensor, nn
-from transformers import DynamicCache
 from triton.runtime import interpreter
 
 from tests.engine.driving import Parity, greedy, parity, run_all
 from tests.engine.parity_table import LOGPROB_TOLERANCE
+from tests.engine.rounded import rounded
 from tests.engine.tiny import VOCABULARY, TinyModel, compiled_only, random_prompt
 
 LAYERS = 2
 WIDE = {"num_hidden_layers": LAYERS, "hidden_size": 128, "intermediate_size": 256, "initializer_range": 0.1}
 KINDS = {"int4": "W4A16", "int8": "W8A8", "fp8": "FP8"}
-CODES = {"int8": quantize_int8, "fp8": quantize_fp8}
-PRODUCTS = {"int8": quant_matmul.w8a8_matmul, "fp8": quant_matmul.fp8_matmul}
 MOVED = {"int8": 1 / 254, "fp8": 1 / 16}  # at most by a rounding: of a head's largest number, of a number itself
 STEM = random_prompt(19, seed=19)
-REQUESTS = (Request("a", STEM, greedy(4)), Request("b", [*STEM[:17], 5, 6], greedy(3)))
 # Triton's interpreter is numpy, which says that exp(90) is infinite, as a sigmoid on a GPU finds without a word.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
 
@@ -73,98 +64,31 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
-class RoundedLayer(nn.Module):
-    """A linear layer of `transformers` whose operands are rounded to 8 bits."""
-
-    def __init__(self, linear: nn.Linear, quantization: str) -> None:
-        super().__init__()
-        self.product, self.bias = PRODUCTS[quantization], linear.bias
-        self.codes = ChannelWeight(*CODES[quantization](linear.weight.detach()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.product(x[0], self.codes, self.bias)[None]
-
-
-def counterpart(linear: nn.Linear, quantization: str, loaded: torch.dtype) -> nn.Module:
-    if quantization != "int4":
-        return RoundedLayer(linear, quantization)
-    other = nn.Linear(linear.in_features, linear.out_features)
-    codes = round_int4(linear.weight.detach().to(loaded), min(128, linear.in_features))
-    other.weight = nn.Parameter(unpack_int4(pack_int4(codes)).dequantize(), requires_grad=False)
-    other.bias = linear.bias
-    return other
-
-
-@pytest.fixture
-def rounded(models: Any) -> Iterator[Callable[..., TinyModel]]:
-    """`rounded(kind, quantization)`: a reference whose layers but the head are rounded, for this test alone."""
-    undo: list[tuple[nn.Module, str, nn.Module]] = []
-
-    def make(kind: str, quantization: str, loaded: torch.dtype = torch.float32) -> TinyModel:
-        model: TinyModel = models(kind, **WIDE)
-        for parent in list(model.reference.model.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, nn.Linear):
-                    undo.append((parent, name, child))
-                    setattr(parent, name, counterpart(child, quantization, loaded))
-        return model
-
-    yield make
-    for parent, name, child in undo:
-        setattr(parent, name, child)
-
-
-class RoundedCache(DynamicCache):  # type: ignore[misc]  # transformers gives it no type
-    """Keeps K and V as a pool of 8 bits does."""
-
-    def __init__(self, kept_as: torch.dtype) -> None:
-        super().__init__()
-        self.kept_as = kept_as
-
-    def update(self, key_states: Tensor, value_states: Tensor, *others: Any, **named: Any) -> tuple[Tensor, Tensor]:
-        kept = (quantize_heads(each, self.kept_as, torch.float16) for each in (key_states, value_states))
-        found: tuple[Tensor, Tensor] = super().update(*(dequantize_heads(*each) for each in kept), *others, **named)
-        return found
-
-
-@dataclass(frozen=True)
-class RoundedContext(TinyModel):
-    """A model whose reference keeps K and V in `kept_as`."""
-
-    kept_as: torch.dtype = torch.int8
-
-    def logprobs(self, tokens: Sequence[int]) -> Tensor:
-        cache = RoundedCache(self.kept_as)
-        with torch.inference_mode():
-            logits: Tensor = self.reference(torch.tensor([list(tokens)]), past_key_values=cache).logits[0]
-        return logits.log_softmax(-1)
-
-
 def engine_of(model: TinyModel, **settings: Any) -> Engine:
     return Engine.from_folder(model.folder, EngineConfig(**{"dtype": "float32", "kv_pages": 12, **settings}))
 
 
-def parity_of(model: TinyModel, **settings: Any) -> Parity:
-    """Of two prompts in chunks, the second with a cached page and a copied one, mixed with decoding and alone."""
+def parity_of(model: TinyModel, *requests: Request, **settings: Any) -> tuple[Engine, Parity]:
+    """Of prompts in chunks, mixed with decoding, and decoding alone."""
     engine = engine_of(model, token_budget=12, max_running=3, **settings)
-    run = run_all(engine, REQUESTS)
+    run = run_all(engine, requests)
     assert run.failed == []
-    assert engine.stats().tokens_cached == 17
-    return parity(model, REQUESTS, run)
+    return engine, parity(model, requests, run)
 
 
 @pytest.mark.usefixtures("on_a_gpu")
 class TestRoundedWeights:
     @pytest.mark.parametrize(("kind", "quantization"), [("qwen2", "int4"), ("llama", "int8"), ("qwen2", "fp8")])
     def test_tokens_and_logprobs_are_those_of_a_rounded_reference(
-        self, rounded: Callable[..., TinyModel], kind: str, quantization: str
+        self, models: Any, kind: str, quantization: Quantization
     ) -> None:
-        found = parity_of(rounded(kind, quantization), quantization=quantization)
-        assert (found.wrong, found.tokens) == (0, 7)
+        made = rounded(models(kind, **WIDE), quantization)
+        _, found = parity_of(made, Request("a", STEM, greedy(3)), quantization=quantization)
+        assert (found.wrong, found.tokens) == (0, 3)
         assert found.worst_logprob < LOGPROB_TOLERANCE
 
-    def test_in_float16(self, rounded: Callable[..., TinyModel]) -> None:
-        model = rounded("qwen2", "int4", torch.float16)
+    def test_in_float16(self, models: Any) -> None:
+        model = rounded(models("qwen2", **WIDE), "int4", loaded=torch.float16)
         ours = engine_of(model, quantization="int4", dtype="float16").score(STEM)
         theirs = model.logprobs(STEM)[range(len(STEM) - 1), STEM[1:]]
         assert float((torch.tensor(ours) - theirs).abs().max()) < 0.01
@@ -241,9 +165,12 @@ class TestEachLayer:
 @pytest.mark.usefixtures("on_a_gpu")
 class TestRoundedContexts:
     @pytest.mark.parametrize("kept_as", KV_DTYPES)
-    def test_tokens_and_logprobs_are_those_of_a_rounded_reference(self, models: Any, kept_as: str) -> None:
-        model = models("qwen3", **WIDE)
-        found = parity_of(RoundedContext(model.folder, model.reference, kept_as=KV_DTYPES[kept_as]), kv_dtype=kept_as)
+    def test_tokens_and_logprobs_are_those_of_a_rounded_reference(self, models: Any, kept_as: KVDType) -> None:
+        """Of two prompts, the second with a cached page and a copied one."""
+        requests = Request("a", STEM, greedy(4)), Request("b", [*STEM[:17], 5, 6], greedy(3))
+        made = rounded(models("qwen3", **WIDE), kv_dtype=kept_as)
+        engine, found = parity_of(made, *requests, kv_dtype=kept_as)
+        assert engine.stats().tokens_cached == 17
         assert (found.wrong, found.tokens) == (0, 7)
         assert found.worst_logprob < LOGPROB_TOLERANCE
 
@@ -253,7 +180,7 @@ class TestRoundedContexts:
     ) -> None:
         """A layer's answer moves by no more than its K and V do, and logits by that share of what they spread over."""
         model: TinyModel = models("llama", **WIDE)
-        prompt = random_prompt(64, seed=64)
+        prompt = random_prompt(48, seed=64)
         ours, best = told(engine_of(model, kv_dtype=kept_as, prefix_cache=False), prompt)
         exact = model.logprobs(prompt)[:-1]
         apart = (ours - exact[range(len(ours)), prompt[1:]]).abs()

@@ -14,6 +14,8 @@ from penstock_kernels.gpu import fused_qkv as gpu_fused_qkv
 from penstock_kernels.gpu import rms_norm as gpu_rms_norm
 from penstock_kernels.gpu import rotary as gpu_rotary
 from penstock_kernels.gpu import rows as gpu_rows
+from penstock_kernels.gpu import store_kv as gpu_store_kv
+from penstock_kernels.kv import LARGEST
 from penstock_kernels.rms_norm import rms_norm, rms_norm_residual
 from penstock_kernels.rotary import rotary, rotary_at
 from penstock_kernels.rows import take_rows
@@ -243,6 +245,28 @@ def test_norm_rotary_store(tokens: int, rotated: int, norms: bool, dtype: torch.
     assert close(pool[written], expected[written])
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of numpy, in which the interpreter multiplies infinity by zero
+@pytest.mark.parametrize("pool_dtype", LARGEST)
+@pytest.mark.parametrize(("rotated", "norms", "dtype"), [(16, True, torch.float32), (10, False, torch.float16)])
+def test_norm_rotary_store_in_8_bits(rotated: int, norms: bool, dtype: torch.dtype, pool_dtype: torch.dtype) -> None:
+    """Bit for bit what is stored of the heads that it stores where nothing is rounded; one that broke, and zeros."""
+    arguments, qkv, plain = fused_case(17, rotated=rotated, norms=norms, dtype=dtype)
+    qkv[3, 4, 1], qkv[5, 3:] = torch.inf, 0
+    whole = qkv.clone()
+    gpu_fused_qkv.norm_rotary_store(whole, pool=plain, **arguments)  # type: ignore[arg-type]
+    pool = torch.full(plain.shape, 7.0).to(pool_dtype)
+    scales = torch.full(plain.shape[:2], 3.0).half()
+    expected, expected_scales = pool.clone(), scales.clone()
+    slots = arguments["slots"]
+    assert isinstance(slots, Tensor)
+    gpu_store_kv.store_kv(expected, slots, plain[slots], expected_scales)
+    gpu_fused_qkv.norm_rotary_store(qkv, pool=pool, scales=scales, **arguments)  # type: ignore[arg-type]
+    assert torch.equal(pool.view(torch.uint8), expected.view(torch.uint8))
+    torch.testing.assert_close(scales, expected_scales, rtol=0, atol=0, equal_nan=True)
+    assert scales.isnan().sum() == 1
+    torch.testing.assert_close(qkv[:, :3], whole[:, :3], rtol=0, atol=0, equal_nan=True)
+
+
 def test_wrong_fusions_are_caught() -> None:
     arguments, qkv, pool = fused_case(9, rotated=8, norms=True, dtype=torch.float32)
     norms, slots = arguments["norms"], arguments["slots"]
@@ -304,6 +328,8 @@ def test_a_pool_of_other_heads_or_type_is_refused() -> None:
     for change, error in (
         ({"pool": pool[:, :3]}, ShapeError),
         ({"pool": pool.half()}, DtypeError),
+        ({"pool": pool, "scales": torch.zeros(len(pool), 4)}, DtypeError),
+        ({"pool": pool.to(torch.int8), "scales": torch.zeros(len(pool), 2)}, ShapeError),
         ({"pool": pool, "heads": 4}, ShapeError),
         ({"pool": pool, "slots": torch.arange(5)}, ShapeError),
     ):
