@@ -49,7 +49,7 @@ def draw(
     uniform = torch.where(steepness < torch.inf, torch.from_numpy(bits), 0)
     columns = [each.unsqueeze(-1) for each in (steepness, top_k, top_p, min_p, uniform)]
     size = max(1, BLOCK // logits.shape[-1])
-    blocks = zip(*(each.split(size) for each in (logits, *columns)), strict=True)
+    blocks = zip(*(torch.split(each, size) for each in (logits, *columns)), strict=True)
     return torch.cat([_draw(*block) for block in blocks])
 
 

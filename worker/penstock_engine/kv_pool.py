@@ -3,9 +3,12 @@
 import mmap
 from math import prod
 
+import numpy as np
 import torch
 from penstock_kernels.kv import LARGEST
 from torch import Tensor
+
+from penstock_engine.staging import send
 
 SCALE_DTYPE = torch.float16  # in float32 they would take twice the room, and their rounding costs nothing: see `kv`
 
@@ -59,15 +62,16 @@ class KVPool:
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """Copy whole pages, source to destination; all are read before any is written."""
         if pairs:
-            source, destination = torch.tensor(pairs, device=self._moved[0].device).unbind(1)
+            source, destination = send(list(np.array(pairs).T), self._moved[0].device)
             for part in self._moved:
                 part.index_copy_(1, destination, part.index_select(1, source))
 
     def zero(self, pages: list[int]) -> None:
         """Wipe pages whose numbers must not reach their next owner: 0 * NaN is NaN even behind a mask."""
         if pages:
+            (wiped,) = send([np.array(pages)], self._moved[0].device)
             for part in self._moved:
-                part.index_fill_(1, torch.tensor(pages, device=part.device), 0)
+                part.index_fill_(1, wiped, 0)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

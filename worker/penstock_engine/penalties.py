@@ -12,6 +12,7 @@ from torch import Tensor
 
 from penstock_engine.masks import Masks
 from penstock_engine.request import Generation
+from penstock_engine.staging import send
 from penstock_engine.tables import RowTables
 
 Indices = NDArray[np.int64]
@@ -99,14 +100,12 @@ class Said:
         logits[chosen] = scores
 
     def _count_anew(self, generation: Generation) -> None:
-        row, split, device = generation.row, generation.prompt_len, self._counts.device
-        prompt, output = (
-            torch.tensor(ids, device=device) for ids in (generation.tokens[:split], generation.tokens[split:])
-        )
-        self._in_prompt[row] = False
-        self._in_prompt[row, prompt] = True
-        self._counts[row] = torch.bincount(output.long(), minlength=self._counts.shape[-1]).int()
+        row, split = generation.row, generation.prompt_len
+        ids = np.array(generation.tokens, np.int64)
+        prompt, output = send([ids[:split], ids[split:]], self._counts.device)
+        self._in_prompt[row].zero_().index_fill_(0, prompt, True)
+        self._counts[row].zero_().index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
 
 
 def _on(like: Tensor, values: NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(values).to(like.device)
+    return send([values], like.device)[0]
