@@ -12,13 +12,9 @@ from penstock.batches.turns import Turn, give_back, take
 from penstock.batches.workshop import Workshop
 from penstock.db import Database
 from penstock.events.services import place_committed
-from penstock.files.storage import FileStorage
 from penstock.jobs import lease
-from penstock.jobs.journal import Journal, JournalEntry
-from penstock.jobs.lease import Finish, Held
+from penstock.jobs.lease import Held
 from penstock.jobs.states import JobState
-from penstock.quotas.counters import Counters
-from penstock.quotas.gate import QuotaGate
 from penstock.registry.models import Deployment
 from penstock.settings import Settings
 from redis import Redis
@@ -30,7 +26,8 @@ from tests.api.conftest import caller as caller
 from tests.api.conftest import deployment as deployment
 from tests.api.conftest import make_caller as make_caller
 from tests.api.conftest import plain_logs as plain_logs
-from tests.factories import WordCounter, make_worker
+from tests.batches.serving import finish, workshop_of
+from tests.factories import make_worker
 
 WAITING = 6
 """Jobs that a batch of these tests has waiting at any time."""
@@ -113,13 +110,7 @@ class Bench:
         return Held(claim.job.id, claim.fence) if claim is not None else None
 
     def finish(self, held: Held, state: JobState = JobState.SUCCEEDED, text: str = "done") -> None:
-        entries = [
-            JournalEntry(0, 0, 5, text, None, held.fence),
-            JournalEntry(0, 1, None, "", None, held.fence, "stop"),
-        ]
-        error = {"code": "broken", "message": "it broke"} if state is JobState.FAILED else None
-        with self.workshop.database.transaction() as session:
-            lease.finish(session, held, Finish(state, entries, prompt_tokens=2, error=error))
+        finish(self.workshop.database, held, state, text)
 
     def serve(self, most: int = 1000, ends: Mapping[int, JobState] | None = None) -> int:
         """Claim and finish up to so many jobs; how many it were. `ends` says how those of some lines end."""
@@ -154,15 +145,7 @@ class Bench:
 
 @pytest.fixture
 def workshop(settings: Settings, database: Database, redis: Redis) -> Workshop:
-    few = settings.model_copy(update={"batch_waiting_jobs": WAITING, "batch_max_lines": 2000})
-    return Workshop(
-        few,
-        database,
-        FileStorage.of(settings),
-        WordCounter(),
-        QuotaGate(Counters(redis), settings),
-        Journal(redis, publisher="test"),
-    )
+    return workshop_of(settings, database, redis, batch_waiting_jobs=WAITING)
 
 
 @pytest.fixture

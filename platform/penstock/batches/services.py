@@ -217,7 +217,7 @@ def _take_over(session: Session, old: Batch, new: Batch, custom_ids: Sequence[st
     if custom_ids is not None:
         lines = lines.where(BatchLine.custom_id.in_(custom_ids))
     taken = session.connection().execute(
-        insert(BatchLine.__table__).from_select(["batch_id", *columns], lines),
+        insert(BatchLine).from_select(["batch_id", *columns], lines),
         execution_options={"preserve_rowcount": True},
     )
     if taken.rowcount < (len(set(custom_ids)) if custom_ids is not None else 1):

@@ -13,6 +13,7 @@ COMMANDS = {
         "watch": Lazy("penstock.cli.watch:watch", "Follow a job live."),
         "cancel": Lazy("penstock.cli.jobs:cancel", "Cancel jobs; what they wrote is kept."),
         "retry": Lazy("penstock.cli.jobs:retry", "Submit a finished job's request again."),
+        "batch": Lazy("penstock.cli.batches:batch", "Run files of requests, a line each."),
         "events": Lazy("penstock.cli.events:events", "Show all that happened, or follow it."),
         "webhooks": Lazy("penstock.cli.webhooks:webhooks", "Keep webhook endpoints; see and replay deliveries."),
     },

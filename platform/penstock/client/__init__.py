@@ -1,5 +1,6 @@
 """The Python client of Penstock: `from penstock import Client`. Needs httpx and pydantic alone."""
 
+from penstock.client.batches import Batch, BatchLines, BatchResult
 from penstock.client.client import Client
 from penstock.client.errors import (
     ConnectionFailed,
@@ -9,6 +10,7 @@ from penstock.client.errors import (
     WebhookInvalid,
 )
 from penstock.client.events import Event, StateEvent, TokenEvent
+from penstock.client.files import File
 from penstock.client.models import (
     Alternative,
     Budget,
@@ -37,12 +39,16 @@ from penstock.jobs.states import JobState
 
 __all__ = [
     "Alternative",
+    "Batch",
+    "BatchLines",
+    "BatchResult",
     "Budget",
     "Choice",
     "Client",
     "ConnectionFailed",
     "Event",
     "FeedEvent",
+    "File",
     "Job",
     "JobError",
     "JobState",

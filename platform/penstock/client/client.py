@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
+from penstock.client.batches import Batches
 from penstock.client.config import connection
 from penstock.client.endpoints import Webhooks
 from penstock.client.feed import FeedFollower, feed
+from penstock.client.files import Files
 from penstock.client.jobs import Jobs
 from penstock.client.models import FeedEvent, Model, ModelList, WebhookSecret, parse
 from penstock.client.patience import OnLost, Patience
@@ -34,6 +36,8 @@ class Client:
         self.url = self._transport.url
         self.jobs = Jobs(self._transport, patience_seconds=patience)
         self.webhooks = Webhooks(self._transport)
+        self.files = Files(self._transport)
+        self.batches = Batches(self._transport, self.files, patience_seconds=patience)
         self._patience_seconds = patience
 
     def models(self) -> list[Model]:

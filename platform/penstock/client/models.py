@@ -249,6 +249,13 @@ class Run(Document):
     device_seconds: float = 0.0
 
 
+class BatchPlace(Document):
+    """The line of a batch that a job serves."""
+
+    id: str
+    line: int
+
+
 class Job(Document):
     """A job as the server saw it at one moment; `queue`, `timeline` and `run_history` come with `get` and `wait`."""
 
@@ -269,6 +276,7 @@ class Job(Document):
     metadata: dict[str, str]
     webhook: dict[str, Any] | None
     retry_of: str | None
+    batch: BatchPlace | None = None
     output: Output | None
     error: JobError | None
     usage: Usage

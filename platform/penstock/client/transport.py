@@ -1,9 +1,9 @@
 """Requests to the server: the key, retries where they are safe, and errors as exceptions."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import httpx
 
@@ -17,6 +17,9 @@ IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
 _REFUSED_FOR_NOW: Final = frozenset({429, 503})
 _STREAM_TYPE: Final = "text/event-stream"
 _NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+Upload = tuple[str, IO[bytes], str]
+"""A file's name, its bytes, and their type."""
+
 STREAM_SILENCE_SECONDS: Final = 45.0
 """A stream that is silent for so long is dead: the server sends a comment every 15 seconds."""
 
@@ -78,6 +81,35 @@ class Transport:
                 raise error_from(response)
             time.sleep(delay)
 
+    def upload(self, path: str, fields: Mapping[str, str], file: Upload) -> dict[str, Any]:
+        """The answer to a form whose file is sent as it is read; sent once. Raises as `request` does."""
+        try:
+            response = self._http.post(path, data=dict(fields), files={"file": file})
+        except httpx.RequestError as error:
+            raise self.connection_failed(error) from error
+        if not response.is_success:
+            raise error_from(response)
+        return _object(response)
+
+    def download(self, path: str, write: Callable[[bytes], object]) -> None:
+        """Have each piece of the body written as it comes; a lost connection goes on where it broke off."""
+        received, failures, known = 0, 0, ""
+        while True:
+            part = {"Range": f"bytes={received}-", "If-Range": known} if received else {}
+            try:
+                with self._http.stream("GET", path, headers=part) as response:
+                    _refuse_failure(response, partial=bool(received))
+                    known = response.headers.get("ETag", "")
+                    for piece in response.iter_raw():
+                        write(piece)
+                        received, failures = received + len(piece), 0
+                return
+            except httpx.RequestError as error:
+                failures += 1
+                if failures > self._max_retries or (received and not known):
+                    raise self.connection_failed(error) from error
+                time.sleep(pause(failures))
+
     @contextmanager
     def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
         """One response whose body is read as it comes; not repeated. Raises its error, or what httpx raises."""
@@ -134,6 +166,15 @@ def _object(response: httpx.Response) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UnexpectedAnswer(f"{response.request.url} did not answer with a JSON object; is it a Penstock server's?")
     return document
+
+
+def _refuse_failure(response: httpx.Response, *, partial: bool) -> None:
+    """Raise the server's error; also when a part was asked for and something else comes."""
+    if not response.is_success:
+        response.read()
+        raise error_from(response)
+    if partial and response.status_code != httpx.codes.PARTIAL_CONTENT:
+        raise UnexpectedAnswer(f"{response.request.url} changed while it was read; begin again")
 
 
 def _refuse_other_than(media_type: str, response: httpx.Response) -> None:
