@@ -188,7 +188,7 @@ class TestRoundedContexts:
         agreement = float((best == exact.argmax(-1)).float().mean())
         record_property("greedy_agreement", agreement)
         assert bound / 100 < float(apart.mean()) < bound
-        assert agreement >= 0.9
+        assert agreement >= 0.8  # measured: 1.0 of int8, 0.91 of e4m3
 
     def test_what_is_kept_is_told(self, models: Any) -> None:
         engine = engine_of(models("llama", **WIDE), kv_dtype="fp8")
