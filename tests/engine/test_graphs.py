@@ -99,18 +99,18 @@ def told(run: Run) -> dict[str, list[int]]:
 
 @pytest.mark.usefixtures("references")
 class TestReplays:
-    @pytest.mark.parametrize("crowded", [False, True])
+    @pytest.mark.parametrize(("crowded", "overlap"), [(False, "off"), (False, "on"), (True, "on")])
     def test_tokens_are_those_of_steps_that_are_not_recorded(
-        self, model: TinyModel, replayed: list[tuple[int, Bucket]], crowded: bool
+        self, model: TinyModel, replayed: list[tuple[int, Bucket]], crowded: bool, overlap: str
     ) -> None:
         """All buckets of rows and of context have their turn; requests join and leave, or are preempted."""
-        settings = {"max_running": 9, "token_budget": 200, "kv_pages": 8 if crowded else 30}
+        settings = {"max_running": 9, "token_budget": 200, "kv_pages": 8 if crowded else 30, "overlap": overlap}
         requests = traffic(longer=20 if crowded else 0)
         engine = engine_of(model, **settings)
         replayed.clear()  # what warmed it up
         run = run_all(engine, requests)
         steps = [*replayed]
-        expected = run_all(engine_of(model, graphs="off", **settings), requests)
+        expected = run_all(engine_of(model, graphs="off", **{**settings, "overlap": "off"}), requests)
         assert [*replayed] == steps, "the other engine has recorded steps too"
 
         assert told(run) == told(expected)

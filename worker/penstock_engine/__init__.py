@@ -21,7 +21,8 @@ Reading order, from the data to the device:
     measures        how long each request took and what it cost
     trace           a record of the last steps
     tables          what the forward pass must know of each running generation, as arrays
-    forward_batch   a step as tensors
+    forward_batch   a step as tensors, which staging sends to the device in one copy
+    graphs          decoding steps recorded, and replayed over buffers that stay where they are
     runner          the only part that touches the device
     kv_pool         the memory behind the pages
     models/         the architectures, from layers/ (attention, feed_forward, linear, norm, rotary); models/bridge runs
@@ -29,7 +30,7 @@ Reading order, from the data to the device:
     kernel_choice   which layers give way to faster ones (layers/cpu, layers/gpu, prepack), and what is told of it
     scoring         log probabilities of the prompt's own tokens
     grammar, masks  which tokens an output's grammar lets come next
-    sampler         logits to tokens: penalties first, then filters, then a draw with philox's noise
+    sampler         logits to tokens: penalties first, then filters, then a draw (drawing) with philox's noise
     model_config, rope_config, config_fields, loading, sizing, admission, stats, config, errors     what each says
 """
 
