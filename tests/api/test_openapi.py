@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from penstock.auth.services import Scope
+from penstock.openai_api.problems import PREFIXES
 
 from tests.conftest import ROOT
 
@@ -24,7 +25,7 @@ def references(value: Any) -> set[str]:
 
 def error_form(path: str) -> tuple[str, str]:
     """OpenAI's paths have errors of their own form."""
-    theirs = path in ("/v1/chat/completions", "/v1/completions")
+    theirs = path.startswith(PREFIXES)
     return ("application/json", "OpenAIError") if theirs else ("application/problem+json", "Problem")
 
 

@@ -348,3 +348,18 @@ def test_the_rate_and_the_end_are_told_once_there_is_evidence(bench: Bench) -> N
     batch = bench.get(batch_id)
     assert batch["lines_per_minute"] == pytest.approx(12, rel=0.1)
     assert batch["eta"] is not None
+
+
+def test_endpoints_that_name_a_batchs_events_get_them(bench: Bench) -> None:
+    from penstock.webhooks.models import WebhookDelivery
+
+    asked = {"url": "http://127.0.0.1:9/hook", "events": ["batch.completed", "batch.paused"]}
+    assert bench.caller.post("/v1/webhook-endpoints", asked).status_code == 201
+    batch_id = bench.make(lines(1))
+    bench.run_to_end(batch_id)
+
+    with bench.workshop.database.transaction() as session:
+        (delivery,) = session.scalars(select(WebhookDelivery)).all()
+    assert delivery.payload["type"] == "batch.completed"
+    told = delivery.payload["data"]
+    assert (told["id"], told["status"], told["lines"]["succeeded"]) == (batch_id, "completed", 1)

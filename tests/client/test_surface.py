@@ -11,7 +11,9 @@ import pytest
 from penstock import client
 from penstock.cli import COMMANDS, main
 from penstock.client import Client
+from penstock.client.batches import Batches
 from penstock.client.endpoints import Webhooks
+from penstock.client.files import Files
 from penstock.client.jobs import Jobs
 
 from tests.conftest import ROOT
@@ -47,7 +49,8 @@ def test_every_name_is_documented() -> None:
 
 def test_every_call_is_documented_with_its_arguments() -> None:
     calls = {f"jobs.{name}": getattr(Jobs, name) for name in public(Jobs)}
-    calls |= {f"webhooks.{name}": getattr(Webhooks, name) for name in public(Webhooks)}
+    for place, kind in (("webhooks", Webhooks), ("files", Files), ("batches", Batches)):
+        calls |= {f"{place}.{name}": getattr(kind, name) for name in public(kind)}
     calls |= {name: getattr(Client, name) for name in public(Client)}
     arguments = {name: set(inspect.signature(call).parameters) - {"self"} for name, call in calls.items()}
     assert documented_calls() == arguments

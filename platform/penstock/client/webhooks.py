@@ -7,6 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import Discriminator, Tag, ValidationError
 
+from penstock.client.batches import Batch
 from penstock.client.errors import WebhookInvalid
 from penstock.client.models import Document, Job, WebhookEndpoint
 from penstock.webhooks.signing import is_signed
@@ -15,19 +16,25 @@ TOLERANCE_SECONDS: Final = 300
 
 
 def _kind(data: object) -> str:
-    return "endpoint" if isinstance(data, dict) and data.get("object") == "webhook_endpoint" else "job"
+    return str(data.get("object")) if isinstance(data, dict) else "job"
 
 
 class WebhookEvent(Document):
     """What a webhook tells: an event, and the job as it was then. `event_number` is the event's in its job.
 
-    `webhook_endpoint.test` and `webhook_endpoint.disabled` have the endpoint as `data`, and no number.
+    `webhook_endpoint.test` and `webhook_endpoint.disabled` have the endpoint as `data`, and no number; events of a
+    batch have the batch.
     """
 
     type: str
     timestamp: datetime
     event_number: int | None = None
-    data: Annotated[Annotated[Job, Tag("job")] | Annotated[WebhookEndpoint, Tag("endpoint")], Discriminator(_kind)]
+    data: Annotated[
+        Annotated[Job, Tag("job")]
+        | Annotated[WebhookEndpoint, Tag("webhook_endpoint")]
+        | Annotated[Batch, Tag("batch")],
+        Discriminator(_kind),
+    ]
 
 
 def verify_webhook(
