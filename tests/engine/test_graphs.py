@@ -1,6 +1,7 @@
 """Recorded decoding steps: the tokens of the others, from buffers that never move, and nobody else's page touched."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -131,6 +132,22 @@ class TestReplays:
         trial.replayed()
         assert trial.written() == {0, *trial.own_slots}
 
+    def test_what_a_recording_reads_outlives_the_recording(
+        self, model: TinyModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a GPU it is read by its address: memory given back meanwhile would be another's."""
+        read: list[Tensor] = []
+
+        def record(recorder: Reruns, run: Callable[[], Tensor]) -> Again:
+            read.extend(tensors_of(inspect.getclosurevars(run).nonlocals.values()))
+            return Again(run)
+
+        monkeypatch.setattr(Reruns, "record", record)
+        runner = engine_of(model, max_running=2, kv_pages=4)._runner
+        kept = {each.untyped_storage().data_ptr() for each in (runner.graphs._landed, runner._sampler.latest)}
+        assert len(read) >= 7
+        assert {each.untyped_storage().data_ptr() for each in read} <= kept
+
     def test_what_the_host_does_not_know_yet_is_read_on_the_device(self, model: TinyModel) -> None:
         trial = Trial(model)
         clean, latest, ids = trial.replayed(), trial.runner._sampler.latest, trial.layout.ids
@@ -155,6 +172,12 @@ class TestReplays:
             assert replayed == []
         engine.step()
         assert [rows for rows, _ in replayed] == [2]
+
+
+def tensors_of(values: Iterable[Any]) -> list[Tensor]:
+    """Those among `values`, and in tuples among them."""
+    flat = [each for value in values for each in (value if isinstance(value, tuple) else [value])]
+    return [each for each in flat if isinstance(each, Tensor)]
 
 
 class Trial:
@@ -231,6 +254,7 @@ class Buffers(NamedTuple):
     rows: Any
     positions: Any
     slots: Any
+    starts: Any
     lens: Any
     pages: Any
 

@@ -159,8 +159,18 @@ def test_blocks_of_rows_draw_alike(monkeypatch: pytest.MonkeyPatch, filters: str
 
 
 def test_a_device_draws_by_kernels_where_triton_compiles_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[torch.Size] = []
+    right = gpu_sampling.sample
+
+    def launch(logits: torch.Tensor, **parameters: torch.Tensor) -> torch.Tensor:
+        launched.append(logits.shape)
+        return right(logits, **parameters)
+
+    monkeypatch.setattr(gpu_sampling, "sample", launch)
     assert drawing_on(torch.device("cpu")) is draw
-    assert drawing_on(torch.device("cuda")) is gpu_sampling.sample
+    rows = rows_of(1, 40, "")
+    assert torch.equal(drawing_on(torch.device("cuda"))(**rows._asdict()), definition.sample(**rows._asdict()))
+    assert launched == [(1, 40)]
     assert drawing_on(torch.device("meta")) is definition.sample
     monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     assert drawing_on(torch.device("cuda")) is definition.sample

@@ -26,10 +26,16 @@ def drawing_on(device: torch.device) -> Draw:
     if device.type == "cpu":
         return draw
     if device.type == "cuda" and find_spec("triton") is not None:
-        from penstock_kernels.gpu.sampling import sample  # imports Triton
-
-        return sample
+        return _draw_by_kernels
     return definition.sample
+
+
+def _draw_by_kernels(logits: Tensor, **parameters: Tensor) -> Tensor:
+    from penstock_kernels.gpu.sampling import sample  # imports Triton
+
+    # Triton launches on the current device, wherever its tensors lie.
+    with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]  # torch gives it no types
+        return sample(logits, **parameters)
 
 
 def draw(

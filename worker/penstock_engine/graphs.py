@@ -189,10 +189,14 @@ class DecodeGraphs:
         return _native(self._model).logits(recording.answer[: len(layout.rows)])
 
     def _arrays(self, bucket: Bucket, layout: Layout | None = None) -> list[Array]:
-        """ids, rows, positions, slots, lengths of context and page table: `layout`, and padding up to `bucket`."""
+        """All that a recording reads and that is not the model's: `layout`, and padding up to `bucket`.
+
+        ids, rows, positions, slots, first queries, lengths of context and page table; none of it may lie elsewhere, as
+        memory that is given back after the recording would be another's when it is replayed.
+        """
         ids, rows, positions = (np.zeros(bucket.rows, np.int64) for _ in range(3))
         slots = np.full(bucket.rows, NULL_PAGE * self._pool.page_size, np.int64)
-        lens = np.ones(bucket.rows, np.int32)
+        starts, lens = np.arange(bucket.rows + 1, dtype=np.int32), np.ones(bucket.rows, np.int32)
         pages = np.full((bucket.rows, -(-bucket.context // self._pool.page_size)), NULL_PAGE, np.int32)
         if layout is not None:
             real, places = slice(len(layout.rows)), layout.places
@@ -200,11 +204,10 @@ class DecodeGraphs:
             slots[real], lens[real] = places.slots, places.positions + 1
             width = min(pages.shape[1], places.pages.shape[1])
             pages[real, :width] = places.pages[layout.rows, :width]
-        return [ids, rows, positions, slots, lens, pages]
+        return [ids, rows, positions, slots, starts, lens, pages]
 
     def _record(self, recorder: Recorder, bucket: Bucket) -> Recording:
-        ids, rows, positions, slots, lens, pages = send_into(self._landed, self._arrays(bucket))
-        starts = torch.arange(bucket.rows + 1, dtype=torch.int32, device=self._device)
+        ids, rows, positions, slots, starts, lens, pages = send_into(self._landed, self._arrays(bucket))
         runs = Runs(pages, starts, lens, max_query_len=1, max_context_len=bucket.context)
 
         def run() -> Tensor:
