@@ -107,10 +107,12 @@ def serve_metrics(registry: CollectorRegistry, host: str, port: int | None, vari
     if port is None:
         return None
     try:
-        return MetricsServer(registry, host, port)
+        server = MetricsServer(registry, host, port)
     except OSError as error:
         reason = error.strerror or str(error)
         raise SettingsError(f"{variable}: cannot listen on {host}:{port}: {reason}") from None
+    log.info("metrics.serving", host=host, port=server.port)
+    return server
 
 
 @dataclass(frozen=True, slots=True)

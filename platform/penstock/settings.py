@@ -195,10 +195,10 @@ class Settings(MlflowSettings):
         default="127.0.0.1", description="Address that control and worker processes serve Prometheus's metrics on"
     )
     control_metrics_port: int | None = Field(
-        default=None, ge=1, le=65535, description="Port of the control process's metrics; none without it"
+        default=None, ge=0, le=65535, description="Port of the control process's metrics; 0 is any, none without it"
     )
     worker_metrics_port: int | None = Field(
-        default=None, ge=1, le=65535, description="Port of the worker's metrics; none without it"
+        default=None, ge=0, le=65535, description="Port of the worker's metrics; 0 is any, none without it"
     )
 
     # Traces

@@ -55,11 +55,17 @@ class ConsumptionWatch:
     def run(self, stop: threading.Event) -> None:
         """Look until `stop` is set or claims have stalled."""
         while not stop.wait(min(self._stall_seconds / _LOOKS_PER_STALL, _LONGEST_WAIT_SECONDS)):
-            idle = time.monotonic() - self._alive_at
-            if idle >= self._stall_seconds and self._is_stalled():
-                log.error("consumption.stalled", seconds=round(idle, 1))
-                self._on_stall(idle)
+            if self.look():
                 return
+
+    def look(self) -> bool:
+        """Whether claims have stalled; then `on_stall` has been called."""
+        idle = time.monotonic() - self._alive_at
+        if idle < self._stall_seconds or not self._is_stalled():
+            return False
+        log.error("consumption.stalled", seconds=round(idle, 1))
+        self._on_stall(idle)
+        return True
 
     def _is_stalled(self) -> bool:
         """Jobs have waited here for long, and what brings doorbells answers: so it is this process that is deaf."""

@@ -64,9 +64,13 @@ class EnergyMeter:
 
 
 class EnergyMeters:
-    """One meter for each device of this worker, shared by all engines on it."""
+    """One meter for each device of this worker, shared by all engines on it.
 
-    def __init__(self) -> None:
+    `announce` is called with each that measures.
+    """
+
+    def __init__(self, announce: Callable[[str, EnergyMeter], None] = lambda _device, _meter: None) -> None:
+        self._announce = announce
         self._meters: dict[str, EnergyMeter] = {}
         self._lock = threading.Lock()
 
@@ -75,7 +79,9 @@ class EnergyMeters:
         with self._lock:
             name = device_uuid or device
             if name not in self._meters:
-                self._meters[name] = energy_meter(device, device_uuid)
+                self._meters[name] = meter = energy_meter(device, device_uuid)
+                if meter.reason is None:
+                    self._announce(name, meter)
             return self._meters[name]
 
 

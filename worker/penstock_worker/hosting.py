@@ -43,7 +43,7 @@ class Host:
         self._doorbells = doorbells
         self._changed = changed
         self._metrics = metrics or WorkerMetrics()
-        self._energy = EnergyMeters()
+        self._energy = EnergyMeters(self._metrics.watch_energy)
         self._models: dict[str, HostedModel] = {}
         self._lock = threading.Lock()
 

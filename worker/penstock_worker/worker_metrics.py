@@ -4,13 +4,16 @@ Names that begin with `vllm:` mean what vLLM means by them (v1/metrics/loggers.p
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from penstock.jobs.models import Job
 from penstock.metrics import HouseMetrics
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
+from penstock_worker.energy import EnergyMeter
 from penstock_worker.messages import Measures, StepReport
 
 _LABELS: Final = ("model_name", "model_version", "engine")
@@ -94,6 +97,10 @@ class WorkerMetrics:
         """Jobs wait, places are free, and nothing is being claimed."""
         self._stalls.inc()
 
+    def watch_energy(self, device_uuid: str, meter: EnergyMeter) -> None:
+        """Tell what a device draws, for as long as its meter can tell."""
+        self.registry.register(_EnergyCollector(device_uuid, meter))
+
     def of(self, model_name: str, model_version: str, deployment_id: str) -> "EngineMetrics":
         """The metrics of one hosted model."""
         return EngineMetrics(self, (model_name, model_version, deployment_id))
@@ -106,6 +113,18 @@ class WorkerMetrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, _LABELS, buckets=buckets, registry=self.registry)
+
+
+class _EnergyCollector(Collector):
+    """Reads a meter when Prometheus asks."""
+
+    def __init__(self, device_uuid: str, meter: EnergyMeter) -> None:
+        self._device_uuid, self._meter = device_uuid, meter
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily("penstock_energy_joules", "What a GPU drew", labels=("device",))
+        family.add_metric([self._device_uuid], self._meter.total_joules)
+        yield family
 
 
 class EngineMetrics:

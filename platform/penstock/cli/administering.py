@@ -49,7 +49,7 @@ def find_tenant(session: Session, name: str) -> Tenant:
     return tenant
 
 
-def checked(model: type[Model], **members: Any) -> Model:
+def checked(model: type[Model], /, **members: Any) -> Model:
     """What was given, by the API's own rules. Raises `ValidationFailed` as it does."""
     try:
         return model.model_validate(members)

@@ -84,7 +84,7 @@ def report(
 
 def _entries(wanted: Wanted) -> Subquery:
     """The usage entries that are asked for, each with the names of its groups; by tag one for each of a job's tags."""
-    tags = func.unnest(Job.tags).table_valued("tag", name="tags").lateral()
+    tags = func.unnest(Job.tags).table_valued("tag").render_derived(name="tags")
     names: dict[Grouping, ColumnElement[str]] = {
         Grouping.DAY: func.to_char(func.timezone("UTC", UsageEntry.created_at), "YYYY-MM-DD"),
         Grouping.MODEL: UsageEntry.model_name.expression,
@@ -115,14 +115,18 @@ def _sums(entries: Subquery) -> list[ColumnElement[Any]]:
 
 
 def _conditions(wanted: Wanted) -> list[ColumnElement[bool]]:
-    given: list[tuple[object, ColumnElement[bool]]] = [
-        (wanted.tenant_id, UsageEntry.tenant_id == wanted.tenant_id),
-        (wanted.since, UsageEntry.created_at >= wanted.since),
-        (wanted.until, UsageEntry.created_at < wanted.until),
-        (wanted.model, UsageEntry.model_name == wanted.model),
-        (wanted.tag, Job.tags.contains([wanted.tag])),
-    ]
-    return [condition for value, condition in given if value is not None]
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.tenant_id is not None:
+        conditions.append(UsageEntry.tenant_id == wanted.tenant_id)
+    if wanted.since is not None:
+        conditions.append(UsageEntry.created_at >= wanted.since)
+    if wanted.until is not None:
+        conditions.append(UsageEntry.created_at < wanted.until)
+    if wanted.model is not None:
+        conditions.append(UsageEntry.model_name == wanted.model)
+    if wanted.tag is not None:
+        conditions.append(Job.tags.contains([wanted.tag]))
+    return conditions
 
 
 def _row(groups: Sequence[Grouping], row: Any) -> UsageRow:
