@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 import time
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Any, Final
@@ -15,6 +16,7 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import TConn, ThreadWorker
+from werkzeug.exceptions import RequestTimeout
 
 from penstock.app import create_app
 from penstock.embedded.errors import PortInUse
@@ -25,6 +27,11 @@ from penstock.settings import Settings, variable_name
 _GRACE_SECONDS: Final = 10
 _KEEP_ALIVE_SECONDS: Final = 15
 _LINGER_SECONDS: Final = 1.0
+_HEAD_SECONDS: Final = 10.0  # in which a request's head must have come
+_HEAD_LOOKS: Final = (0.0, 0.01, 0.04, 0.2)  # pauses before a thread looks whether it is there
+_HEAD_BYTES: Final = 65_536  # beyond any head that gunicorn takes
+_BODY_SECONDS: Final = 5.0  # that a body may take beyond what it takes at the slowest rate
+_SLOWEST_BODY: Final = 16_384  # bytes in a second
 _BACKLOG: Final = 512
 _CONNECTIONS_BESIDE_THREADS: Final = 1000  # idle keep-alive connections, which hold no thread
 log = get_logger(__name__)
@@ -94,14 +101,54 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no 
 
 
 class StreamingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
-    """gunicorn's threaded worker, made fit for long streams and for leaving in time."""
+    """gunicorn's threaded worker, made fit for long streams, for slow clients and for leaving in time.
+
+    No thread waits for a request's head: a connection that has not sent all of it is parked until the rest is there.
+    A body must come at a rate, else 408.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._parked: list[tuple[TConn, float]] = []
 
     def handle(self, conn: TConn) -> object:
         """Runs in a thread of the pool and lingers there; gunicorn would in the thread that accepts for everybody."""
+        if not conn.wait_for_data(_HEAD_LOOKS[-1]) or not any(_is_served(conn.sock, after) for after in _HEAD_LOOKS):
+            return _PARKED
         keep = super().handle(conn)
         if not keep or not self.alive:
             _linger(conn.sock)
         return keep
+
+    def handle_request(self, req: Any, conn: TConn) -> object:
+        """The body is read within its time."""
+        reader = req.unreader
+        reader.sock = _HastySocket(conn.sock)
+        try:
+            return super().handle_request(req, conn)
+        finally:
+            reader.sock = conn.sock
+
+    def finish_request(self, conn: TConn, fs: Future[object]) -> None:
+        """Runs in the main thread, as does the next."""
+        if not fs.cancelled() and fs.exception() is None and fs.result() is _PARKED and self.alive:
+            self._parked.append((conn, time.monotonic() + _HEAD_SECONDS))
+        else:
+            super().finish_request(conn, fs)
+
+    def murder_pending(self) -> None:
+        """Every second: whose head has come is served, whose has not in its time is closed."""
+        super().murder_pending()
+        waiting, self._parked = self._parked, []
+        for conn, deadline in waiting:
+            if _is_served(conn.sock):
+                conn.data_ready = True
+                self.enqueue_req(conn)
+            elif self.alive and time.monotonic() < deadline:
+                self._parked.append((conn, deadline))
+            else:
+                self.nr_conns -= 1
+                conn.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ends what would outlast the grace: idle connections and streams. Runs in the main thread."""
@@ -114,6 +161,44 @@ class StreamingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
             connection.timeout = 0.0
         self.murder_keepalived()
         self.murder_pending()
+
+
+_PARKED: Final = object()
+
+
+class _HastySocket:
+    """A connection that a request's body is read from, for so long as its bytes allow."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._deadline = time.monotonic() + _BODY_SECONDS
+
+    def recv(self, most: int) -> bytes:
+        """Raises `RequestTimeout`, which is answered with 408."""
+        self._connection.settimeout(max(self._deadline - time.monotonic(), 0.001))
+        try:
+            data = self._connection.recv(most)
+        except TimeoutError:
+            raise RequestTimeout(f"the body came slower than {_SLOWEST_BODY} bytes in a second") from None
+        finally:
+            self._connection.settimeout(None)
+        self._deadline += len(data) / _SLOWEST_BODY
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+
+def _is_served(connection: socket.socket, after: float = 0.0) -> bool:
+    """Whether, after so many seconds, a whole head is there; or so much that it is none, or the client has left."""
+    time.sleep(after)
+    try:
+        seen = connection.recv(_HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return not seen or b"\r\n\r\n" in seen or len(seen) >= _HEAD_BYTES
 
 
 def _linger(connection: socket.socket) -> None:

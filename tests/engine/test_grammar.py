@@ -225,6 +225,7 @@ class TestRefusals:
             ("json_schema", '{"type": "nonsense"}', "nonsense"),
             ("json_schema", '{"type": "string", "minLength": 5, "maxLength": 2}', "nsatisfiable"),
             ("json_schema", "{type: object}", "no JSON"),
+            ("json_schema", '{"const": 1' + "0" * 400 + "}", "out of range"),
             ("regex", "a(b", "a(b"),
             ("lark", 'start: "a" | missing', "missing"),
             ("choice", (), "choice"),

@@ -75,7 +75,11 @@ class Grammars:
         return self._compiled[grammar].copy()
 
     def _compile(self, grammar: Grammar) -> Matcher:
-        state = LLMatcher(self._tokenizer, _source(grammar), log_level=0)
+        try:
+            source = _source(grammar)
+        except ValueError as cause:  # such as a number beyond its reach
+            raise InvalidGrammar(grammar.kind, _first_line(str(cause))) from cause
+        state = LLMatcher(self._tokenizer, source, log_level=0)
         if state.is_error():
             raise InvalidGrammar(grammar.kind, _first_line(state.get_error()))
         return Matcher(state)
@@ -85,7 +89,9 @@ def _source(grammar: Grammar) -> str:
     """As llguidance reads it."""
     match grammar.kind, grammar.source:
         case "json_schema", str(schema):
-            return LLMatcher.grammar_from_json_schema(_checked_json(schema), defaults={"whitespace_pattern": WHITESPACE})
+            return LLMatcher.grammar_from_json_schema(
+                _checked_json(schema), defaults={"whitespace_pattern": WHITESPACE}
+            )
         case "regex", str(regex):
             return LLMatcher.grammar_from_regex(regex)
         case "lark", str(lark):

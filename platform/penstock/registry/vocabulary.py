@@ -101,7 +101,11 @@ class Vocabulary:
 
 
 def _problem(tokenizer: LLTokenizer, kind: str, source: str | Sequence[str]) -> str:
-    matcher = LLMatcher(tokenizer, _as_llguidance_reads_it(kind, source), log_level=0)
+    try:
+        grammar = _as_llguidance_reads_it(kind, source)
+    except ValueError as error:  # such as a number beyond its reach
+        return _in_one_line(str(error))
+    matcher = LLMatcher(tokenizer, grammar, log_level=0)
     if matcher.is_error():
         return _in_one_line(matcher.get_error())
     matcher.compute_logit_bias()  # the first step tells whether anything can come at all
