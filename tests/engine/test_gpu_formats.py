@@ -33,7 +33,6 @@ from tests.engine.tiny import VOCABULARY, TinyModel, compiled_only, random_promp
 
 LAYERS = 2
 WIDE = {"num_hidden_layers": LAYERS, "hidden_size": 128, "intermediate_size": 256, "initializer_range": 0.1}
-KINDS = {"int4": "W4A16", "int8": "W8A8", "fp8": "FP8"}
 MOVED = {"int8": 1 / 254, "fp8": 1 / 16}  # at most by a rounding: of a head's largest number, of a number itself
 STEM = random_prompt(19, seed=19)
 # Triton's interpreter is numpy, which says that exp(90) is infinite, as a sigmoid on a GPU finds without a word.
@@ -97,7 +96,7 @@ class TestRoundedWeights:
         """The head stays, and the routers of experts do."""
         model = models("mixtral", num_hidden_layers=1, num_local_experts=2)
         told = engine_of(model, quantization="int8", kv_pages=4).kernels
-        expected = {"layers": "compiled by Triton", "Linear": "2", "PoolAttention": "1", "W8A8": str(2 + 2 * 2)}
+        expected = {"layers": "compiled by Triton", "tiles": "in code", "Linear": "2", "PoolAttention": "1", "W8A8": str(2 + 2 * 2)}
         assert told == expected
 
     def test_no_layer_is_there_twice(self, models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,14 +150,19 @@ class TestEachLayer:
         assert not kept[0, :128].any()
         assert kept[2, 5] == 0
 
-    @pytest.mark.parametrize("quantization", KINDS)
-    def test_in_the_lane_of_fixed_bits_a_row_is_what_it_is_alone(self, quantization: Quantization) -> None:
-        """Beside so many rows that it lies in another tile; in 4 bits, of more than the fused product takes."""
-        layer = Linear(256, 20, bias=False, dtype=torch.float32, device=torch.device("cpu"))
+    @pytest.mark.parametrize(
+        ("quantization", "rows", "outputs", "columns"),
+        [("int4", FUSED_ROWS + 1, 20, 256), ("int8", 17, 20, 256), ("fp8", 65, 260, 1024)],
+    )
+    def test_in_the_lane_of_fixed_bits_a_row_is_what_it_is_alone(
+        self, quantization: Quantization, rows: int, outputs: int, columns: int
+    ) -> None:
+        """Beside so many rows that, were it not for the lane, its depth would be cut otherwise, or not at all."""
+        layer = Linear(columns, outputs, bias=False, dtype=torch.float32, device=torch.device("cpu"))
         draw = torch.Generator().manual_seed(1)
         layer.weight.normal_(generator=draw)
         made = Rounding(quantization, torch.device("cpu"), deterministic=True).linear(layer)
-        x = torch.randn(FUSED_ROWS + 1 if quantization == "int4" else 65, 256, generator=draw)
+        x = torch.randn(rows, columns, generator=draw)
         assert torch.equal(made(x)[-1], made(x[-1:])[0])
 
 

@@ -130,8 +130,9 @@ class Rows:
     def batch(self, tables: RowTables) -> ScheduleBatch:
         """All on the null page, which many may name and whose content nobody reads."""
         batch = ScheduleBatch(sum(extend_len for _, extend_len in self.lens))
+        longest = [0] * max(context for context, _ in self.lens)
         for at, (context, extend_len) in enumerate(self.lens):
-            tokens = [0] * context
+            tokens = longest if context == len(longest) else longest[:context]  # long ones are many: they share it
             request = Request(f"profile-{at}", tokens, self.sampling)
             generation = Generation(
                 request, 0, at, tokens, prompt_len=context, limit=context + 1, stop_ids=frozenset(), seed=at
