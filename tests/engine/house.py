@@ -1,7 +1,12 @@
-"""A scheduler with made-up tokens for a model: its pages, its cache, and a check of all of them after every step."""
+"""A scheduler with made-up tokens for a model: its pages, its cache, and a check of all of them after every step.
+
+Where steps overlap, the device here is as late as it can be: it begins with a step when that is waited for.
+"""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
+from typing import NamedTuple
 
 from penstock_engine.admission import Limits, admitted
 from penstock_engine.batch import RunScores, ScheduleBatch, StepSamples
@@ -37,18 +42,39 @@ class ShadowPool:
         for page in pages:
             self.slots[page] = [0] * PAGE
 
-    def run(self, batch: ScheduleBatch) -> None:
-        self.copy(batch.copies)
-        runs = list(zip(batch.generations, batch.extend_lens, strict=True))
-        for generation, extend_len in runs:
-            for at in range(generation.computed_len, generation.computed_len + extend_len):
-                page = self.tables.pages[generation.row, at // PAGE]
-                self.slots[page][at % PAGE] = prefix_numbers(generation)[at]
-        for generation, extend_len in runs:
-            context = generation.computed_len + extend_len
-            pages = self.tables.pages[generation.row, : -(-context // PAGE)].tolist()
-            held = [number for page in pages for number in self.slots[page]]
-            assert held[:context] == prefix_numbers(generation)[:context], "the context of another"
+    def lay_out(self, batch: ScheduleBatch) -> "Layout":
+        """What the device is told of a step when it is launched."""
+        pages = self.tables.pages
+        runs = [
+            (each, each.computed_len, extend_len, pages[each.row].tolist())
+            for each, extend_len in zip(batch.generations, batch.extend_lens, strict=True)
+        ]
+        return Layout(runs, list(batch.copies))
+
+    def run(self, layout: "Layout") -> None:
+        """What the device does of it, which may be later. Who failed meanwhile runs a token that nobody knows."""
+        self.copy(layout.copies)
+        for generation, start, extend_len, pages in layout.runs:
+            for at, number in list(enumerate(prefix_numbers(generation)))[start : start + extend_len]:
+                self.slots[pages[at // PAGE]][at % PAGE] = number
+        for generation, start, extend_len, pages in layout.runs:
+            known = prefix_numbers(generation)[: start + extend_len]
+            held = [number for page in pages[: -(-len(known) // PAGE)] for number in self.slots[page]]
+            assert held[: len(known)] == known, "the context of another"
+
+
+class Layout(NamedTuple):
+    """Each generation with its start, its tokens and its row of the page table; and pages to copy before."""
+
+    runs: list[tuple[Generation, int, int, list[int]]]
+    copies: list[tuple[int, int]]
+
+
+class Launched(NamedTuple):
+    """A step in flight."""
+
+    batch: ScheduleBatch
+    layout: Layout
 
 
 def prefix_numbers(generation: Generation) -> list[int]:
@@ -68,6 +94,7 @@ class House:
         policy: Policy = "continuous",
         cached: bool = True,
         quantum: int = 1024,
+        overlap: bool = False,
     ) -> None:
         self.allocator = PageAllocator(pages)
         self.cache: PrefixCache = RadixCache(PAGE) if cached else NoCache()
@@ -86,6 +113,8 @@ class House:
         )
         self.arrivals = 0
         self.last: ScheduleBatch | None = None
+        self.overlap = overlap
+        self.flight: Launched | None = None  # on its way behind the last; the device has done nothing of it yet
 
     def submit(self, request: Request) -> list[Generation]:
         generations = admitted(request, self.limits, arrival=self.arrivals, drawn_seed=0).waiting
@@ -103,13 +132,46 @@ class House:
         now: float = 0.0,
     ) -> list[TokenDelta]:
         """`finite` says of whom the logits are, `fault` what a run of some of the batch raises."""
-        batch = self.last = self.schedule()
+        flight = self.flight or self._launch()
+        self.flight = self._launch_behind() if flight.batch.generations else None
+        batch = self.last = flight.batch
+        self._end(flight, partial(self._ran, token=token, finite=finite, fault=fault))
+        self.scheduler.expire(now, batch)
+        self.drain()
+        self.check()
+        return batch.deltas
 
-        def run(part: ScheduleBatch) -> StepSamples:
-            self.pool.run(part)
-            if error := fault(part):
-                raise error
-            return self.samples(part, token, finite)
+    def _launch(self, *, behind: bool = False) -> Launched:
+        batch = self.schedule(behind=behind)
+        flight = Launched(batch, self.pool.lay_out(batch))
+        self.scheduler.launched(batch)
+        return flight
+
+    def _launch_behind(self) -> Launched | None:
+        if not self.overlap or not self.scheduler.can_run_ahead:
+            return None
+        behind = self._launch(behind=True)
+        if behind.batch.generations:
+            return behind
+        self.scheduler.retract(behind.batch)
+        return None
+
+    def _ran(
+        self,
+        batch: ScheduleBatch,
+        layout: Layout,
+        *,
+        token: Callable[[Generation], int],
+        finite: Callable[[Generation], bool],
+        fault: Callable[[ScheduleBatch], Exception | None],
+    ) -> StepSamples:
+        self.pool.run(layout)
+        if error := fault(batch):
+            raise error
+        return self.samples(batch, token, finite)
+
+    def _end(self, flight: Launched, ran: Callable[[ScheduleBatch, Layout], StepSamples]) -> None:
+        batch = flight.batch
 
         def commit(part: ScheduleBatch, samples: StepSamples) -> None:
             self.scheduler.launched(part)
@@ -120,23 +182,51 @@ class House:
             self.scheduler.fail(generation, batch, "forward_failed", str(cause))
 
         try:
-            samples = run(batch)
+            samples = ran(*flight)
         except (ValueError, MemoryError):
-            isolate(batch, run=run, commit=commit, blame=blame)
+            self._retract(flight)
+            isolate(batch, run=lambda part: ran(part, self.pool.lay_out(part)), commit=commit, blame=blame)
         else:
-            self.scheduler.launched(batch)
             self.scheduler.commit(batch, samples)
+        self._tidy(batch)
+
+    def _retract(self, flight: Launched) -> None:
+        """And what was launched behind it."""
+        if self.flight is not None:
+            self.scheduler.retract(self.flight.batch)
+            flight.batch.absorb(self.flight.batch)
+            self.flight = None
+        self.scheduler.retract(flight.batch)
+
+    def _tidy(self, batch: ScheduleBatch) -> None:
         self.pool.copy(batch.tail_copies)
         self.pool.wipe([*batch.dirty_pages, *self.allocator._free])  # what is free may be anybody's by now
-        self.scheduler.expire(now, batch)
-        self.check()
-        return batch.deltas
 
-    def schedule(self) -> ScheduleBatch:
+    def failed_step(self) -> None:
+        """The device dies in the middle of a step: the copies may be done or not, nothing is committed."""
+        flight = self.flight or self._launch()
+        self.flight = self._launch_behind() if flight.batch.generations else None
+        self.pool.run(flight.layout)
+        self._retract(flight)
+        self.check()
+
+    def abort(self, name: str) -> bool:
+        dropped = self.scheduler.abort(name)
+        self.drain()
+        return dropped
+
+    def drain(self) -> None:
+        """Where nobody is left, the step in flight is waited for."""
+        if self.flight is None or self.busy:
+            return
+        flight, self.flight = self.flight, None
+        self._end(flight, partial(self._ran, token=lambda _: 0, finite=lambda _: True, fault=lambda _: None))
+
+    def schedule(self, *, behind: bool = False) -> ScheduleBatch:
         batch = self.scheduler.schedule()
         assert sum(batch.extend_lens) <= self.budget
         assert len(self.scheduler.running) + len(batch.twins) <= self.max_running
-        assert batch.generations or not self.busy, "nothing moves"
+        assert batch.generations or behind or not self.busy, "nothing moves"
         return batch
 
     def check(self) -> None:

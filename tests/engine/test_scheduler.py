@@ -32,6 +32,7 @@ REQUESTS = st.lists(
     extra_budget=st.integers(0, 20),
     policy=st.sampled_from(["continuous", "static", "request"]),
     cached=st.booleans(),
+    overlap=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_every_request_ends_whatever_the_pool(
@@ -41,10 +42,12 @@ def test_every_request_ends_whatever_the_pool(
     extra_budget: int,
     policy: Policy,
     cached: bool,
+    overlap: bool,
     seed: int,
 ) -> None:
     """Ten pages hold the largest request alone and no more, so most pools here force preemption."""
-    house = House(pages=pages, max_running=max_running, budget=max_running + extra_budget, policy=policy, cached=cached)
+    budget = max_running + extra_budget
+    house = House(pages=pages, max_running=max_running, budget=budget, policy=policy, cached=cached, overlap=overlap)
     draw = random.Random(seed)
     got: dict[str, list[TokenDelta]] = {}
     aborted: set[str] = set()
@@ -54,7 +57,7 @@ def test_every_request_ends_whatever_the_pool(
             if comes == step:
                 house.submit(Request(str(at), prompt, SamplingParams(max_tokens=max_tokens)))
         for at, (_, _, comes, goes) in enumerate(requests):
-            if goes and comes + 3 == step and house.scheduler.abort(str(at)):
+            if goes and comes + 3 == step and house.abort(str(at)):
                 aborted.add(str(at))
                 check_pages(house.scheduler, house.allocator, house.cache)
         for delta in house.step(lambda _: draw.randrange(2)):

@@ -7,6 +7,7 @@ each request has ended exactly once, with just the tokens that it would have got
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 from zlib import crc32
 
@@ -16,7 +17,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from penstock_engine import waiting
 from penstock_engine.batch import ScheduleBatch
 from penstock_engine.choices import LiveRequests
-from penstock_engine.config import Policy
 from penstock_engine.request import Generation, Request, SamplingParams, TokenDelta
 
 from tests.engine.house import House
@@ -64,14 +64,10 @@ class Traffic(RuleBasedStateMachine):
         policy=st.sampled_from(["continuous", "continuous", "continuous", "static", "request"]),
         cached=st.sampled_from([True, True, True, False]),
         quantum=st.sampled_from([1, 50]),
+        overlap=st.booleans(),
     )
-    def build(
-        self, pages: int, max_running: int, extra_budget: int, policy: Policy, cached: bool, quantum: int
-    ) -> None:
-        budget = max_running + extra_budget
-        self.house = House(
-            pages=pages, max_running=max_running, budget=budget, policy=policy, cached=cached, quantum=quantum
-        )
+    def build(self, pages: int, max_running: int, extra_budget: int, **others: Any) -> None:
+        self.house = House(pages=pages, max_running=max_running, budget=max_running + extra_budget, **others)
         self.live = LiveRequests()
         self.requests: dict[str, Request] = {}
         self.told: dict[str, list[TokenDelta]] = {}
@@ -122,7 +118,7 @@ class Traffic(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.requests)))
         was_live = name in self.live
         self.live.discard([name])
-        assert self.house.scheduler.abort(name) == was_live
+        assert self.house.abort(name) == was_live
         self.ends[name] += was_live
         self.house.check()
 
@@ -159,9 +155,7 @@ class Traffic(RuleBasedStateMachine):
     def failed_step(self) -> None:
         """The device dies in the middle of a step: the copies may be done or not, nothing is committed."""
         with self._watched():
-            batch = self.house.schedule()
-        self.house.pool.run(batch)
-        self.house.check()
+            self.house.failed_step()
 
     @rule()
     def lack_memory(self) -> None:

@@ -123,7 +123,7 @@ class ScheduleBatch:
             assert scoring is not None  # it was when this step was chosen
             scoring.logprobs += scores.logprobs
             scoring.top_logprobs += scores.top_logprobs
-            if not scoring.lacking:
+            if scoring.is_complete:
                 found = PromptLogprobs(generation.request.id, scoring.start, scoring.logprobs, scoring.top_logprobs)
                 self.prompt_logprobs.append(found)
                 generation.scoring = None

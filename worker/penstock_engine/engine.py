@@ -122,8 +122,8 @@ class Engine:
     def warm_up(self) -> None:
         """Run a small prefill and some steps of decoding, so that what is compiled on first use is compiled now.
 
-        The first step of a shape runs layer by layer, a later one as a program: both are tried. CUDA graphs are captured.
-        No trace shows it. Raises EngineBusy while requests are in flight, InvalidConfig, StepFailed.
+        The first step of a shape runs layer by layer, a later one as a program: both are tried. CUDA graphs are
+        captured. No trace shows it. Raises EngineBusy while requests are in flight, InvalidConfig, StepFailed.
         """
         if self._live:
             raise EngineBusy(len(self._live))

@@ -33,6 +33,7 @@ class Holdings:
         self._flights = flights
         self._running = running
         self._page_size = tables.page_size
+        self._dirty_pages: list[int] = []
         self.cached_tokens = 0
 
     @property
@@ -110,18 +111,26 @@ class Holdings:
         else:
             self.release(generation)
 
-    def release_left(self, batch: ScheduleBatch) -> None:
-        """`batch` is in flight no more."""
+    def release_left(self, batch: ScheduleBatch) -> list[int]:
+        """`batch` is in flight no more. Returns the pages that are to be zeroed."""
         self._allocator.give_back(batch.spare_pages)
         for generation in batch.left:
             self.release(generation)
         batch.left, batch.spare_pages = [], []
+        return self.take_dirty()
+
+    def take_dirty(self) -> list[int]:
+        """Pages that were released since this was last asked, and may hold NaN."""
+        dirty, self._dirty_pages = self._dirty_pages, []
+        return dirty
 
     def release(self, generation: Generation) -> None:
         """Its own pages to the allocator, its row to the table, all locks undone."""
         for each in self._running:
             if each.copy_from is generation:
                 self._compute_instead(each)
+        if generation.spoiled:
+            self._dirty_pages += generation.own_pages
         self._allocator.give_back(generation.own_pages)
         self._cache.unlock(generation.node)
         self.forget_copy(generation)

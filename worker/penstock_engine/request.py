@@ -160,8 +160,8 @@ class RequestFailure(NamedTuple):
 class Scoring:
     """Tokens whose log probabilities are gathered while the ones before them run.
 
-    targets:  [ given ... | found ........ | to be found ...... ]
-              0           start            next                 len(targets)
+    targets:  [ given ... | found ........ | asked | to be found ...... ]
+              0           start                    next                 len(targets)
 
     The logits of token i score targets[i + 1]. It may be longer by one than what runs.
     """
@@ -175,11 +175,17 @@ class Scoring:
 
     @property
     def next(self) -> int:
+        """The first that no step has asked for."""
         return self.start + len(self.logprobs) + self.asked
 
     @property
     def lacking(self) -> int:
+        """How many are still to be asked for."""
         return len(self.targets) - self.next
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.lacking and not self.asked
 
 
 @dataclass(slots=True, eq=False)
@@ -196,6 +202,7 @@ class Generation:
     seed: int
     row: int = -1  # index into the batch's per-row tables while running
     awaited: int = 0  # tokens behind `tokens` that steps in flight choose
+    spoiled: bool = False  # its own pages may hold NaN
     ended: bool = False  # nothing more is said of it, though a step in flight may still run it
     computed_len: int = 0  # tokens whose K and V are in the pool, or will be once the steps in flight have ended
     settled_len: int = 0  # of these, computed by steps that have ended

@@ -105,8 +105,8 @@ class Scheduler:
         """The latest step in flight came to nothing: its tokens are to be run again."""
         self._flights.undo(batch)
         for generation in batch.left:
-            batch.dirty_pages += generation.own_pages
-        self._holdings.release_left(batch)
+            generation.spoiled = True
+        batch.dirty_pages += self._holdings.release_left(batch)
         batch.drop_ended()
 
     def commit(self, batch: ScheduleBatch, samples: StepSamples) -> None:
@@ -128,14 +128,13 @@ class Scheduler:
             self._take_sample(generation, at, tails, samples, batch)
         for twin in [twin for twin, _ in batch.twins if twin in self._lent]:
             self._take_back(twin)
-        self._holdings.release_left(batch)
+        batch.dirty_pages += self._holdings.release_left(batch)
 
     def _take_sample(
         self, generation: Generation, at: int, tails: dict[Generation, int], samples: StepSamples, batch: ScheduleBatch
     ) -> None:
         if generation.ended:
-            if not samples.finite[at]:  # what ran in vain was stored all the same
-                batch.dirty_pages += generation.own_pages
+            generation.spoiled |= not samples.finite[at]  # what ran in vain was stored all the same
         elif generation in tails and not samples.finite[at]:
             return  # its leader's failure, until it has tried for itself
         elif problem := samples.problem_at(at, generation.output_len):
@@ -324,10 +323,11 @@ class Scheduler:
         request = generation.request
         batch.failures.append(RequestFailure(request.id, generation.choice, code, f"request {request.id!r}: {problem}"))
         for each in [each for each in self.running if each.request is request]:
-            batch.dirty_pages += each.own_pages
+            each.spoiled = True
             self._end(each, publish=False)
         for each in [each for each in self.waiting if each.request is request]:
             self._drop(each)
+        batch.dirty_pages += self._holdings.take_dirty()
 
     def _drop(self, generation: Generation) -> None:
         """End one that waits."""

@@ -118,7 +118,7 @@ class StepTrace:
         record = StepRecord(
             step=now.steps,
             start=round(start, 6),
-            seconds=round(seconds, 6),
+            seconds=round(round(start + seconds, 6) - round(start, 6), 6),  # it ends where the next begins, or before
             extended=extended,
             decoded=decoded,
             admitted={each.name: cached for each, cached in batch.entered},
