@@ -12,10 +12,10 @@ Reading order, from the data to the device:
 
     request         what is asked, what is answered, where each generation stands in between
     batch           one step's state
-    scheduler       who runs in each step; with waiting, fairness, page_allocator, radix_cache and reuse, the whole
-                    policy, free of torch
+    scheduler       who runs in each step; with waiting, fairness, page_allocator, radix_cache, reuse, holdings (what
+                    each has of the pool) and flights (steps that were launched), the whole policy, free of torch
     choices         when a request of several choices has begun and ended, and which of them are told
-    engine          submit, abort, step: the parts put together
+    engine          submit, abort, step: the parts put together; a step on its way through is a flight
     bisection       who made a step fail
     determinism     whether numbers depend on neighbours, tried out at start
     measures        how long each request took and what it cost
@@ -23,7 +23,7 @@ Reading order, from the data to the device:
     tables          what the forward pass must know of each running generation, as arrays
     forward_batch   a step as tensors, which staging sends to the device in one copy
     graphs          decoding steps recorded, and replayed over buffers that stay where they are
-    runner          the only part that touches the device
+    runner          the only part that touches the device; what it launched is pending until its result is there
     kv_pool         the memory behind the pages
     models/         the architectures, from layers/ (attention, feed_forward, linear, norm, rotary); models/bridge runs
                     transformers' own code with our attention in it

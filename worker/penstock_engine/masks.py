@@ -3,7 +3,8 @@
     run:      forward ........................ | choose
     thread:   advance matchers, fill masks ... |
 
-What may come next depends on tokens that are known before the forward pass begins, so both go on at once.
+What may come next depends on tokens that are known before the forward pass begins, so both go on at once. Where steps
+overlap, the last of them is known only after its launch: the masks are begun then, while a GPU still runs the model.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
