@@ -105,3 +105,12 @@ def test_a_list_is_a_table(connected: Client, worker: Worker, where: dict[str, s
     with on_terminal("list", **where) as terminal:
         shown = terminal.read_until(job.id)
     assert re.search(r"id +status +model", shown)
+
+
+def test_a_waiting_job_shows_its_place_as_it_changes(connected: Client, worker: Worker, where: dict[str, str]) -> None:
+    connected.jobs.submit(model="tiny", prompt="first")
+    job = connected.jobs.submit(model="tiny", prompt="second")
+    with on_terminal("watch", job.id, **where) as terminal:
+        terminal.read_until("position 2: a worker is about to take it")
+        worker.claim()
+        terminal.read_until("position 1: ")

@@ -19,6 +19,7 @@ from penstock.jobs.journal import JournalEntry
 from penstock.jobs.models import Job
 from penstock.jobs.reaper import reap
 from penstock.jobs.states import JobState, RunOutcome
+from penstock.outbox.relay import count_waiting
 from penstock.registry.models import Deployment, Worker
 from penstock.usage.spent import Spent
 from sqlalchemy import func, select, text, update
@@ -180,6 +181,7 @@ def test_what_is_late_or_held_is_passed_over(house: House) -> None:
     with house.database.transaction() as session:
         session.execute(text("UPDATE job SET deadline = now() WHERE id = :id"), {"id": late})
         session.execute(update(Job).where(Job.id == paused).values(held=True))
+        assert count_waiting(session, house.deployment.id, at_most=10) == 2, "nobody rings for what is held"
     assert house.claimed().job.id == good
     assert house.claim() is None
 

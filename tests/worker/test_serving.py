@@ -122,6 +122,18 @@ def run_reasons(database: Database) -> list[tuple[str | None, str | None]]:
         return [(run.outcome, run.reason) for run in session.scalars(select(JobRun).order_by(JobRun.fence))]
 
 
+def test_what_begins_as_the_last_one_did_is_claimed_first(house: House) -> None:
+    server = house.deploy()
+    house.submit(input={"prompt": "the same beginning"})
+    house.answer(server)
+    eventually(lambda: len(house.held) == 1, "a running job")
+    house.submit(input={"prompt": "something else"})
+    alike = house.submit(input={"prompt": "the same beginning"})
+    house.answer(server)
+    eventually(lambda: len(house.held) == 2, "two running jobs")
+    assert alike in [job.id for job, _ in house.held.snapshot()]
+
+
 def test_no_more_is_claimed_than_the_engine_admits(house: House) -> None:
     server = house.deploy()
     ids = [house.submit() for _ in range(4)]

@@ -36,6 +36,7 @@ _PLACE: Final = text(
         SELECT turn.tenant_id, turn.job_class, job.id, job.nth, job.pledge
         FROM turn CROSS JOIN LATERAL ({_LANE}) AS job
         WHERE turn.job_class < :job_class
+        LIMIT :most + 1
     ), start AS (
         SELECT turn.job_class, tenant_id, weight, charged, pledged + coalesce(
             (SELECT sum(pledge) FROM earlier WHERE earlier.tenant_id = turn.tenant_id), 0

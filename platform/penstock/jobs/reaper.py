@@ -38,9 +38,8 @@ def reap(session: Session, read_journal: ReadJournal, *, max_own_crashes: int) -
         .limit(_BATCH)
         .with_for_update(skip_locked=True)
     ).all()
-    by_tenant = sorted(
-        lost, key=lambda job: (job.tenant_id, job.deployment_id, job.id)
-    )  # budgets, counters: locked in order
+    # Budgets and counters are locked in this order everywhere.
+    by_tenant = sorted(lost, key=lambda job: (job.tenant_id, job.deployment_id, job.id))
     return [_take_back(session, job, read_journal, max_own_crashes) for job in by_tenant]
 
 

@@ -97,6 +97,9 @@ def free_slots(session: Session, deployment_id: str) -> int:
 def count_waiting(session: Session, deployment_id: str, *, at_most: int) -> int:
     """How many jobs wait for the deployment, counted no further than `at_most`."""
     waiting = (
-        select(Job.id).where(Job.deployment_id == deployment_id, Job.state == JobState.QUEUED).limit(at_most).subquery()
+        select(Job.id)
+        .where(Job.deployment_id == deployment_id, Job.state == JobState.QUEUED, ~Job.held)
+        .limit(at_most)
+        .subquery()
     )
     return session.scalar(select(func.count()).select_from(waiting)) or 0
