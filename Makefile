@@ -1,7 +1,7 @@
 # Penstock. `make` lists the targets; `make demo` and `make test` do all that a fresh machine needs.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint bench bench-peers drill gpu-check gpu-bench screenshots pins clean
+.PHONY: help setup demo up test lint bench bench-peers drill gpu-check gpu-bench gpu-tune screenshots pins clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -41,6 +41,7 @@ lint: setup  ## Style, types and the import rule
 bench: setup  ## Measure submit latency, doorbells and the engine; writes bench/results/
 	@$(BIN)/python -m bench.submit --json bench/results/submit.json
 	@$(BIN)/python -m bench.job_path --json bench/results/job-path.json
+	@$(BIN)/python -m bench.claims --json bench/results/claims.json
 	@$(BIN)/python -m bench.engine --json bench/results/engine-cpu.json
 
 bench-peers: .venv-peers/.installed  ## Compile llama.cpp for this machine, for `make bench` to measure beside the engine
@@ -55,7 +56,7 @@ bench-peers: .venv-peers/.installed  ## Compile llama.cpp for this machine, for 
 drill: setup  ## Kill engines, workers, Redis and the supervisor under load, and see that nothing is lost
 	@$(BIN)/python -m pytest tests/worker tests/embedded -m drill
 
-# These two run on a bare machine with torch, transformers and pytest: nothing is installed, no service is needed.
+# These run on a bare machine with torch, transformers and pytest: nothing is installed, no service is needed.
 # Logs and figures go to $OUT where that is set.
 GPU_RUN = PYTHONPATH=.:worker:kernels $(PYTHON) -u -m
 
@@ -64,6 +65,9 @@ gpu-check:  ## Check kernels and engine on this machine's GPU (needs torch with 
 
 gpu-bench:  ## Measure engine, kernels and peers on this machine's GPU, in nine minutes
 	@$(GPU_RUN) bench.gpu --out "$${OUT:-bench/results}"
+
+gpu-tune:  ## Measure tiles on this machine's GPU, and write the table of its name
+	@$(GPU_RUN) bench.kernels --tune --json "$${OUT:-bench/results}/gpu-tiles.json"
 
 screenshots: setup  ## Take docs/screenshots anew from a running platform
 	@$(BIN)/python -m tests.browser.screenshots

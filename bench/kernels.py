@@ -3,6 +3,8 @@
 python -m bench.kernels --compile-only [--largest] [--json PATH]     what each takes of a multiprocessor; needs no GPU
 python -m bench.kernels [--only NAME] [--json PATH]                  times beside torch and cuBLAS, and shares of what
                                                                      the GPU can do
+python -m bench.kernels --tune [--only NAME] [--json PATH]           the fastest tiles, into the table of this GPU's
+                                                                     name, the cache that launchers ask first, and PATH
 
 `--largest` compiles, of each kernel and types, the largest tile alone. `--json -` writes to standard output. Without a
 GPU, measuring ends with status 1, as it does where a kernel could not be measured. A bandwidth with a star is of inputs
@@ -19,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,26 @@ def measured_rows(only: str, device: str = "cuda", sizes: Any = None) -> Iterato
             yield {"kernel": case.kernel, "size": case.size, "error": f"{type(cause).__name__}: {cause}"}
         if device == "cuda":
             torch.cuda.empty_cache()
+
+
+def tune(only: str, copy: str | None) -> None:
+    """Measure the tiles of the kernels whose name holds `only`; each table is written anew as a class is done."""
+    from penstock_kernels.gpu.tuning import CACHE, SHIPPED, Measured, cache_file, shipped_file, write
+
+    from bench.kernel_parts.sweep import Workload, measure_on, sweep, trials
+
+    work, gpu = Workload(), torch.cuda.get_device_name()
+    files = [cache_file(gpu, CACHE), shipped_file(gpu, SHIPPED), *([Path(copy)] if copy else [])]
+    found: dict[tuple[str, str], Measured] = {}
+    chosen = [trial for trial in trials(work) if only in trial.kernel]
+    for (kernel, shapes), best in sweep(chosen, partial(measure_on, work)):
+        found[kernel, shapes] = best
+        gain = best.seconds_in_code / best.seconds
+        print(f"{kernel:<18} {shapes:<28} {best.tile} {best.seconds * 1e6:.1f} us, {gain:.2f}x of in code", flush=True)
+        torch.cuda.empty_cache()
+        for file in files:
+            write(file, gpu, found)
+    print(*(f"written: {file}" for file in files), sep="\n")
 
 
 def measure_cases(sizes: Any) -> list[Any]:
@@ -167,6 +190,7 @@ def main() -> int:
     parser.add_argument(
         "--json", metavar="PATH", help=f"- for standard output; measuring writes {RESULT.name} unless told"
     )
+    parser.add_argument("--tune", action="store_true", help="measure tiles, and write the table of this GPU")
     options = parser.parse_args()
     if options.compile_only:
         cases = compile_cases()
@@ -175,6 +199,9 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("bench.kernels: no GPU here; --compile-only needs none", file=sys.stderr)
         return 1
+    if options.tune:
+        tune(options.only, options.json)
+        return 0
     rows = report(measured_rows(options.only), options.json or str(RESULT))
     return int(any("error" in row for row in rows))
 

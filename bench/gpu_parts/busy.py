@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 Span = tuple[float, float]
@@ -30,5 +29,5 @@ def gpu_seconds(run: Callable[[], object]) -> float | None:
         run()
         torch.cuda.synchronize()
     events = record.events() or []
-    spans = [(each.time_range.start, each.time_range.end) for each in events if each.device_type == DeviceType.CUDA]
+    spans = [(each.time_range.start, each.time_range.end) for each in events if each.device_type.name == "CUDA"]
     return covered(spans) / 1e6 if spans else None

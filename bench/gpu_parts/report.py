@@ -42,7 +42,7 @@ def _share(row: Row, ceilings: Row | None) -> float | None:
     if ceilings is None or not set(row["flops"]) <= set(ceilings["matmul"]):
         return None
     floor = Cost(row["moved"], row["flops"]).floor(max(ceilings["copy"], ceilings["read"]), ceilings["matmul"])
-    return floor / row["seconds"]
+    return floor / float(row["seconds"])
 
 
 def verdicts(rows: Iterable[Row], gpu: str | None, shape: str) -> list[Row]:

@@ -1,15 +1,18 @@
 """Attention over the paged pool, and products with quantized weights."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from penstock_kernels.gpu.attention_variants import Variant
 from penstock_kernels.gpu.decode_attention import decode_attention
 from penstock_kernels.gpu.extend_attention import extend_attention
 from penstock_kernels.gpu.quant_matmul_8bit import fp8_matmul, w8a8_matmul
 from penstock_kernels.gpu.quant_matmul_w4a16 import w4a16_matmul
 from penstock_kernels.gpu.split_k import split_arrivals
+from penstock_kernels.kv import quantize_heads
 from penstock_kernels.quant_formats import Int4Codes
 from penstock_kernels.quant_int4 import pack_int4
 from penstock_kernels.quant_matmul import ChannelWeight
@@ -19,6 +22,7 @@ from torch import Tensor
 from bench.kernel_parts.contest import Contest, MeasureCase, Sizes
 
 PAGE = 16
+SOFTCAP = 50.0
 GROUP = 128
 
 
@@ -54,29 +58,78 @@ def _extend(sizes: Sizes, tokens: int) -> MeasureCase:
 
 
 def _attention(sizes: Sizes, runs: int, queries: int, context: int) -> Contest:
-    q = sizes.random(runs * queries, sizes.heads, sizes.head_dim)
-    pages = -(-context // PAGE)
-    pool = sizes.random(runs * pages + 1, PAGE, 2 * sizes.kv_heads, sizes.head_dim)
-    table = 1 + torch.randperm(runs * pages, device=sizes.device).view(runs, pages)
-    pages_of = table.int()
-    dense = pool[table].view(runs, pages * PAGE, 2, sizes.kv_heads, sizes.head_dim)[:, :context]
-    k, v = (dense[:, :, at].transpose(1, 2).contiguous() for at in (0, 1))
-    out = torch.empty(runs * queries, sizes.heads * sizes.head_dim, dtype=sizes.dtype, device=sizes.device)
-    starts = torch.arange(runs + 1, dtype=torch.int32, device=sizes.device) * queries
-    lens = torch.full((runs,), context, dtype=torch.int32, device=sizes.device)
+    layer = Variant(heads=sizes.heads, kv_heads=sizes.kv_heads, head_dim=sizes.head_dim, dtype=sizes.dtype)
+    given = PagedRuns.draw(sizes.device, sizes.dtype, layer, runs, queries, context)
+    k, v = given.dense()
+    split = given.q.view(runs, queries, sizes.heads, sizes.head_dim).transpose(1, 2)
     attend = decode_attention if queries == 1 else extend_attention
-    bounds = {"scale": sizes.head_dim**-0.5, "max_query_len": queries, "max_context_len": context}
-    split = q.view(runs, queries, sizes.heads, sizes.head_dim).transpose(1, 2)
-
-    def ours() -> Tensor:
-        attend(q, pool, pages_of, starts, lens, out, **bounds)
-        return out
 
     def peer() -> Tensor:
         answer = F.scaled_dot_product_attention(split, k, v, is_causal=queries > 1, enable_gqa=True)
-        return answer.transpose(1, 2).reshape(out.shape)
+        return answer.transpose(1, 2).reshape(given.out.shape)
 
-    return Contest(ours, peer)
+    return Contest(partial(given.answer, attend), peer)
+
+
+@dataclass(frozen=True)
+class PagedRuns:
+    """Runs of one length whose pages lie anywhere in the pool, and what a layer asks of them."""
+
+    layer: Variant
+    queries: int
+    context: int
+    q: Tensor
+    pool: Tensor
+    scales: Tensor | None
+    table: Tensor
+    starts: Tensor
+    lens: Tensor
+    out: Tensor
+
+    @classmethod
+    def draw(
+        cls, device: str, dtype: torch.dtype, layer: Variant, runs: int, queries: int, context: int
+    ) -> "PagedRuns":
+        pages = -(-context // PAGE)
+        kept = torch.randn(runs * pages + 1, PAGE, 2 * layer.kv_heads, layer.head_dim, device=device).to(dtype)
+        pool, scales = (kept, None) if layer.pool is None else quantize_heads(kept, layer.pool, torch.float16)
+        return cls(
+            layer,
+            queries,
+            context,
+            q=torch.randn(runs * queries, layer.heads, layer.head_dim, device=device).to(dtype),
+            pool=pool,
+            scales=scales,
+            table=(1 + torch.randperm(runs * pages, device=device).view(runs, pages)).int(),
+            starts=torch.arange(runs + 1, dtype=torch.int32, device=device) * queries,
+            lens=torch.full((runs,), context, dtype=torch.int32, device=device),
+            out=torch.empty(runs * queries, layer.heads * layer.head_dim, dtype=dtype, device=device),
+        )
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """K and V [runs, kv_heads, context, head_dim], side by side in memory, of a pool that is not quantized."""
+        runs, pages = self.table.shape
+        heads = self.pool[self.table.long()].view(runs, pages * PAGE, 2, self.layer.kv_heads, self.layer.head_dim)
+        k, v = (heads[:, : self.context, at].transpose(1, 2).contiguous() for at in (0, 1))
+        return k, v
+
+    def answer(self, attend: Callable[..., None], **options: object) -> Tensor:
+        attend(
+            self.q,
+            self.pool,
+            self.table,
+            self.starts,
+            self.lens,
+            self.out,
+            scale=self.layer.head_dim**-0.5,
+            window=self.context // 2 if self.layer.windowed else None,
+            softcap=SOFTCAP if self.layer.capped else None,
+            max_query_len=self.queries,
+            max_context_len=self.context,
+            scales=self.scales,
+            **options,
+        )
+        return self.out
 
 
 def quantized_cases(sizes: Sizes) -> list[MeasureCase]:

@@ -15,6 +15,7 @@ from bench.gpu_parts.job import Job, read_rows
 from bench.gpu_parts.report import GOALS, lines, missing, verdicts, with_rooflines
 from bench.gpu_parts.shapes import PRECISIONS, SHAPES, Cost
 from bench.kernel_parts import timing
+from bench.kernel_parts.contest import MeasureCase
 
 ROOT = Path(__file__).parents[2]
 DRY = SHAPES["dry"]
@@ -77,7 +78,7 @@ def test_attention_has_three_contestants_at_each_size(job: Job) -> None:
 def test_a_kernel_that_fails_stops_no_other(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = timing.measure
 
-    def failing(case: timing.MeasureCase, ceilings: timing.Ceilings, device: str) -> dict[str, object]:
+    def failing(case: MeasureCase, ceilings: timing.Ceilings, device: str) -> dict[str, object]:
         if case.kernel != "store_kv":
             raise RuntimeError("this one fails")
         return measure(case, ceilings, device)

@@ -96,7 +96,13 @@ class TestRoundedWeights:
         """The head stays, and the routers of experts do."""
         model = models("mixtral", num_hidden_layers=1, num_local_experts=2)
         told = engine_of(model, quantization="int8", kv_pages=4).kernels
-        expected = {"layers": "compiled by Triton", "tiles": "in code", "Linear": "2", "PoolAttention": "1", "W8A8": str(2 + 2 * 2)}
+        expected = {
+            "layers": "compiled by Triton",
+            "tiles": "in code",
+            "Linear": "2",
+            "PoolAttention": "1",
+            "W8A8": str(2 + 2 * 2),
+        }
         assert told == expected
 
     def test_no_layer_is_there_twice(self, models: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,7 +235,9 @@ class TestWhatIsChosen:
         model = make("llama")
         counts = {"Linear": str(4 * LAYERS + 1), "PoolAttention": str(LAYERS)}
         assert (
-            self.chosen(model) == self.chosen(model, kernels="compiled") == {"layers": "compiled by Triton", **counts}
+            self.chosen(model)
+            == self.chosen(model, kernels="compiled")
+            == {"layers": "compiled by Triton", "tiles": "in code", **counts}
         )
         assert self.chosen(model, kernels="torch")["layers"] == "torch (as asked for)"
 

@@ -67,7 +67,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @torch.inference_mode()
 def said_by_transformers(model: TinyModel, request: Request) -> list[int]:
     """Greedy, on the GPU, each token by a pass over all before it: no cache whose layout could be at fault."""
-    reference = model.reference.to("cuda")  # type: ignore[arg-type]  # transformers decorates `to` beyond recognition
+    reference = model.reference.to("cuda")
     ids = list(request.prompt_ids)
     for _ in range(request.sampling.max_tokens or 0):
         logits = reference(torch.tensor([ids], device="cuda"), use_cache=False).logits
@@ -77,7 +77,7 @@ def said_by_transformers(model: TinyModel, request: Request) -> list[int]:
 
 def test_every_mode_says_what_transformers_says_here(model: TinyModel) -> None:
     expected = {request.id: said_by_transformers(model, request) for request in requests()}
-    model.reference.to("cpu")  # type: ignore[arg-type]  # as above
+    model.reference.to("cpu")
     runs = [run_all(engine_of(model.folder, **mode), requests()) for mode in MODES]
     for mode, run in zip(MODES, runs, strict=True):
         assert told(run) == expected, mode

@@ -64,7 +64,9 @@ def _compile(
 
 def _use_gpu(model: DecoderLM, config: EngineConfig, device: torch.device) -> Mapping[str, str]:
     _refuse_formats_on_gpu(config)
-    from penstock_engine.layers.gpu import use_gpu_kernels  # imports Triton
+    from penstock_kernels.gpu.tuning import table_of  # imports Triton, as these do
+
+    from penstock_engine.layers.gpu import use_gpu_kernels
     from penstock_engine.layers.gpu_linear import round_linears
 
     rounded: Counter[str] = Counter()
@@ -73,7 +75,7 @@ def _use_gpu(model: DecoderLM, config: EngineConfig, device: torch.device) -> Ma
         model.to(device)
     counts = use_gpu_kernels(model, deterministic=config.deterministic)
     kept = {} if config.kv_dtype == "auto" else {"kv": config.kv_dtype}
-    return {"layers": "compiled by Triton", **_told(counts + rounded), **kept}
+    return {"layers": "compiled by Triton", "tiles": table_of(device).source, **_told(counts + rounded), **kept}
 
 
 def _told(counts: Counter[str]) -> dict[str, str]:

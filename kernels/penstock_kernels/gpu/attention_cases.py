@@ -29,4 +29,5 @@ def attention_case(
     }
     if variant.pool is None:
         own["scales"] = None
-    return CompileCase(kernel, signature, own, tiles.num_warps, tiles.num_stages, name + variant.label(), STRIDES)
+    label = f"{name}{variant.label()} {tiles.label}"
+    return CompileCase(kernel, signature, own, tiles.num_warps, tiles.num_stages, label, STRIDES)

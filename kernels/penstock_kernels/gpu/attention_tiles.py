@@ -4,7 +4,7 @@ A row of a tile is one query of one head; all query heads of a K/V head lie in o
 K and V is read once for the whole group. `block_m` counts rows, `block_n` positions of the context.
 
 No figure below is measured yet: they follow from what a multiprocessor of Hopper holds (227 KB of shared memory, 65,536
-registers) and from what the compiler reports for sm_90, stated with each. `candidates` is what a tuner should try.
+registers) and from what the compiler reports for sm_90, stated with each. `tuning` replaces those that were.
 """
 
 from dataclasses import dataclass, replace
@@ -25,6 +25,10 @@ class Tiles:
     block_n: int
     num_warps: int
     num_stages: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.block_m}x{self.block_n}, {self.num_warps} warps, {self.num_stages} stages"
 
     def holding(self, group: int) -> "Tiles":
         """With rows enough for one query of every head of a group."""
@@ -74,18 +78,6 @@ def _chosen(table: dict[_Kind, Tiles], layer: Variant, capability: int) -> Tiles
     tiles = table[_Kind(max(64, layer.dim_pad), 8 * layer.dtype.itemsize)].holding(layer.group)
     # Other GPUs have as little as 99 KB of shared memory for a program, which two stages of small tiles keep below.
     return tiles if capability == 90 else replace(tiles, block_n=min(tiles.block_n, 32), num_stages=2)
-
-
-def candidates(chosen: Tiles) -> list[Tiles]:
-    """`chosen` and its neighbours, for a tuner to measure."""
-    widths = {max(16, chosen.block_n // 2), chosen.block_n, chosen.block_n * 2}
-    warps = {4, 8} if chosen.block_m > 16 else {2, 4, 8}
-    return [
-        replace(chosen, block_n=width, num_warps=warp, num_stages=stages)
-        for width in sorted(widths)
-        for warp in sorted(warps)
-        for stages in (2, 3, 4)
-    ]
 
 
 @lru_cache

@@ -22,6 +22,8 @@ from penstock_kernels.gpu.attention_core import NEVER, TINY, attend
 from penstock_kernels.gpu.attention_tiles import Tiles, decode_tiles, device_capability, multiprocessors
 from penstock_kernels.gpu.attention_variants import VARIANTS, Variant
 from penstock_kernels.gpu.cases import SM90, CompileCase, pointer
+from penstock_kernels.gpu.tile_candidates import DECODE, attention_candidates, attention_class
+from penstock_kernels.gpu.tuning import tuned
 
 SHORTEST_SPLIT = 128  # positions: below, a program takes longer to start than to read them, 64 KB
 LONGEST_SPLIT = 4096  # positions: a longer one, of the longest run, would still be reading when all others are done
@@ -70,7 +72,8 @@ def decode_attention(
     if len(q) == 0 or runs == 0 or max_query_len == 0:
         return
     layer = Variant.of(q, pool, window, softcap, scales)
-    chosen = tiles or decode_tiles(layer, device_capability(q.device))
+    in_code = decode_tiles(layer, device_capability(q.device))
+    chosen = tiles or tuned(DECODE, attention_class(layer), in_code, q.device).holding(layer.group)
     blocks = triton.cdiv(max_query_len, chosen.block_m // layer.group)
     programs = runs * layer.kv_heads * blocks
     reach = max_context_len if window is None else min(max_context_len, window + max_query_len)
@@ -232,13 +235,14 @@ def merge_splits_kernel(
 
 
 def compile_cases() -> list[CompileCase]:
-    """Each layer of `VARIANTS`, with the tiles of the table, whole and split, and the second kernel."""
+    """Each layer of `VARIANTS` with all tiles that may be chosen, split, and once whole; and the second kernel."""
     attending = [
-        _case(each, decode_tiles(each, SM90), split=split)
+        _case(each, tiles.holding(each.group), split=True)
         for each in VARIANTS
-        for split in ((False, True) if each == VARIANTS[0] else (True,))
+        for tiles in attention_candidates(DECODE, each, decode_tiles(each, SM90))
     ]
-    return [*attending, *(_merge_case(dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32))]
+    whole = _case(VARIANTS[0], decode_tiles(VARIANTS[0], SM90), split=False)
+    return [whole, *attending, *(_merge_case(dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32))]
 
 
 def _case(layer: Variant, tiles: Tiles, *, split: bool) -> CompileCase:

@@ -18,6 +18,8 @@ from penstock_kernels.gpu.attention_core import TINY, attend
 from penstock_kernels.gpu.attention_tiles import Tiles, device_capability, extend_tiles
 from penstock_kernels.gpu.attention_variants import VARIANTS, Variant
 from penstock_kernels.gpu.cases import SM90, CompileCase
+from penstock_kernels.gpu.tile_candidates import EXTEND, attention_candidates, attention_class
+from penstock_kernels.gpu.tuning import tuned
 
 
 def extend_attention(
@@ -47,7 +49,8 @@ def extend_attention(
     if tokens == 0 or runs == 0:
         return
     layer = Variant.of(q, pool, window, softcap, scales)
-    chosen = tiles or extend_tiles(layer, device_capability(q.device))
+    in_code = extend_tiles(layer, device_capability(q.device))
+    chosen = tiles or tuned(EXTEND, attention_class(layer), in_code, q.device).holding(layer.group)
     blocks = tokens // (chosen.block_m // layer.group) + runs
     extend_attention_kernel[(blocks * layer.kv_heads,)](
         q, pool, scales, page_table, query_starts, context_lens, out, runs, scale, window or 0, softcap or 0.0,
@@ -132,8 +135,9 @@ def run_of_block(query_starts, runs, block, QUERIES: tl.constexpr):
 
 
 def compile_cases() -> list[CompileCase]:
-    """Each layer of `VARIANTS`, with the tiles of the table."""
+    """Each layer of `VARIANTS` with all tiles that may be chosen."""
     return [
-        attention_case(extend_attention_kernel, "extend_attention", each, extend_tiles(each, SM90), {})
+        attention_case(extend_attention_kernel, "extend_attention", each, tiles.holding(each.group), {})
         for each in VARIANTS
+        for tiles in attention_candidates(EXTEND, each, extend_tiles(each, SM90))
     ]

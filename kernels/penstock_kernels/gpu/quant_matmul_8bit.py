@@ -26,6 +26,8 @@ from penstock_kernels.gpu.split_k import (
     store_product,
     sum_splits,
 )
+from penstock_kernels.gpu.tile_candidates import FP8, FP8_BLOCKS, INT8, rows_candidates, rows_class
+from penstock_kernels.gpu.tuning import tuned
 from penstock_kernels.quant_matmul import BlockWeight, ChannelWeight
 from penstock_kernels.quant_rows import BLOCK
 
@@ -42,6 +44,7 @@ _FP8_TILES = (
     Tile(rows=64, columns=64, depth=BLOCK, num_warps=4, num_stages=4),
     Tile(rows=128, columns=128, depth=BLOCK, num_warps=8, num_stages=4),
 )
+_TILES = {INT8: _INT8_TILES, FP8: _FP8_TILES, FP8_BLOCKS: _FP8_TILES}
 
 
 def w8a8_matmul(
@@ -85,7 +88,7 @@ def channel_matmul(
     check_dtype("codes", codes, weight.codes.dtype)
     check_shape("scales", scales, (codes.shape[0],))
     integers = codes.dtype == torch.int8
-    chosen = tile or _tile_for(_INT8_TILES if integers else _FP8_TILES, codes, weight)
+    chosen = tile or _tile_for(INT8 if integers else FP8, codes, weight)
     sums = torch.int32 if integers else torch.float32
     return _launch(_channel_kernel, codes, scales, weight, bias, dtype, arrivals, chosen, sums)
 
@@ -103,16 +106,17 @@ def block_matmul(
     """As `penstock_kernels.quant_matmul.block_matmul`; `arrivals` and `tile` as in `channel_matmul`."""
     check_dtype("codes", codes, torch.float8_e4m3fn)
     check_shape("scales", scales, (codes.shape[0], weight.scales.shape[1]))
-    chosen = tile or _tile_for(_FP8_TILES, codes, weight)
+    chosen = tile or _tile_for(FP8_BLOCKS, codes, weight)
     if chosen.depth != BLOCK:
         raise ShapeError(f"tile.depth is {chosen.depth} and should be {BLOCK}, the width of a block")
     by_run = scales.T.contiguous()  # as `quantize_fp8_runs` writes them: then nothing moves
     return _launch(_block_kernel, codes, by_run, weight, bias, dtype, arrivals, chosen, torch.float32)
 
 
-def _tile_for(tiles: tuple[Tile, ...], codes: Tensor, weight: ChannelWeight | BlockWeight) -> Tile:
+def _tile_for(kernel: str, codes: Tensor, weight: ChannelWeight | BlockWeight) -> Tile:
     m, (n, k) = len(codes), weight.codes.shape
-    fitting = next((tile for tile in tiles if tile.rows >= m), tiles[-1])
+    in_code = next((tile for tile in _TILES[kernel] if tile.rows >= m), _TILES[kernel][-1])
+    fitting = tuned(kernel, rows_class(in_code), in_code, codes.device)
     return fitting.split_for(m, n, k, processors(codes.device))
 
 
@@ -265,11 +269,15 @@ def _block_kernel(
 
 
 def compile_cases() -> list[CompileCase]:
-    """Every tile: of int8, e4m3 and e4m3 in blocks."""
-    int8, fp8 = torch.int8, torch.float8_e4m3fn
-    channel = [_case(_channel_kernel, int8, tile) for tile in _INT8_TILES]
-    channel += [_case(_channel_kernel, fp8, tile) for tile in _FP8_TILES]
-    return channel + [_case(_block_kernel, fp8, tile) for tile in _FP8_TILES]
+    """Every tile that may be chosen: of int8, e4m3 and e4m3 in blocks."""
+    kinds = {INT8: (_channel_kernel, torch.int8), FP8: (_channel_kernel, torch.float8_e4m3fn)}
+    kinds[FP8_BLOCKS] = (_block_kernel, torch.float8_e4m3fn)
+    return [
+        _case(*kinds[name], tile)
+        for name, in_code in _TILES.items()
+        for each in in_code
+        for tile in rows_candidates(name, each)
+    ]
 
 
 def _case(kernel: Any, codes: torch.dtype, tile: Tile) -> CompileCase:
@@ -282,6 +290,6 @@ def _case(kernel: Any, codes: torch.dtype, tile: Tile) -> CompileCase:
         {"bias": None, **_constants(kernel, codes, split, whole=True)},
         tile.num_warps,
         tile.num_stages,
-        f"{kernel.__name__.strip('_')} {types['x'][1:]} {tile.rows}x{tile.columns}",
+        f"{kernel.__name__.strip('_')} {types['x'][1:]} {tile.label}",
         divisible=("n", "k", "x_stride"),
     )

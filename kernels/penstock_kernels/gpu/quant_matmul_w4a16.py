@@ -32,6 +32,8 @@ from penstock_kernels.gpu.split_k import (
     store_product,
     sum_splits,
 )
+from penstock_kernels.gpu.tile_candidates import FUSED, W4A16, Limit, rows_candidates, rows_class
+from penstock_kernels.gpu.tuning import tuned
 from penstock_kernels.quant_int4 import Int4Weight
 
 FUSED_ROWS = (
@@ -61,16 +63,21 @@ def w4a16_matmul(
     check_dtype("x", x, *_DTYPES)
     check_operands(x, arrivals, bias, weight.n, words=weight.words, scales=weight.scales)
     taken = weight.activations(x)
-    if tile is None and len(x) > FUSED_ROWS:
+    if tile is None and len(x) > tuned(W4A16, FUSED, Limit(FUSED_ROWS), x.device).rows:
         return F.linear(taken, dequantize_int4(weight, x.dtype), bias)
-    chosen = tile or tile_for(len(x), weight.n, weight.k, processors(x.device))
+    in_code = _fitting(len(x))
+    base = tile or tuned(W4A16, rows_class(in_code), in_code, x.device)
+    chosen = tile or base.split_for(len(x), weight.n, weight.k, processors(x.device))
     return _launch(taken, weight, bias, arrivals, chosen)
 
 
 def tile_for(m: int, n: int, k: int, sms: int) -> Tile:
     """The tile for `m` rows times [n, k] on `sms` multiprocessors."""
-    fitting = next((tile for tile in _TILES if tile.rows >= m), _TILES[-1])
-    return fitting.split_for(m, n, k, sms)
+    return _fitting(m).split_for(m, n, k, sms)
+
+
+def _fitting(m: int) -> Tile:
+    return next((tile for tile in _TILES if tile.rows >= m), _TILES[-1])
 
 
 def dequantize_int4(weight: Int4Weight, dtype: torch.dtype) -> Tensor:
@@ -217,9 +224,9 @@ def _dequantize_kernel(words, scales, out, n, k, padded_n, SLAB: tl.constexpr, C
 
 
 def compile_cases() -> list[CompileCase]:
-    """Every tile in bfloat16, and each slab width, zero to one bias, both kernels in float16 once."""
+    """Every tile that may be chosen in bfloat16, each slab width, zero to one bias, both kernels in float16 once."""
     bf16, fp16 = torch.bfloat16, torch.float16
-    tiles = [_case(bf16, tile, slab=128) for tile in _TILES]
+    tiles = [_case(bf16, tile, slab=128) for each in _TILES for tile in rows_candidates(W4A16, each)]
     slabs = [_case(bf16, _TILES[0], slab) for slab in (32, 64)]
     return [*tiles, *slabs, _case(fp16, _TILES[0], 128, bias=True), _dequantize_case(bf16), _dequantize_case(fp16)]
 
@@ -244,7 +251,7 @@ def _case(dtype: torch.dtype, tile: Tile, slab: int, bias: bool = False) -> Comp
         constants if bias else {**constants, "bias": None},
         tile.num_warps,
         tile.num_stages,
-        f"w4a16 {data[1:]} {tile.rows}x{tile.columns} slab {slab}" + (" bias" if bias else ""),
+        f"w4a16 {data[1:]} {tile.label}, slab {slab}" + (" bias" if bias else ""),
         divisible=("n", "k", "x_stride", "padded_n"),
     )
 

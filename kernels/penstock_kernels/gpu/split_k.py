@@ -30,6 +30,10 @@ class Tile:
     num_stages: int
     splits: int = 1
 
+    @property
+    def label(self) -> str:
+        return f"{self.rows}x{self.columns}x{self.depth}, {self.num_warps} warps, {self.num_stages} stages"
+
     def grid(self, m: int, n: int) -> tuple[int, int, int]:
         """Row tiles first, so that programs that run together read the same weights."""
         return triton.cdiv(m, self.rows), triton.cdiv(n, self.columns), self.splits
