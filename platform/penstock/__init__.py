@@ -7,16 +7,16 @@ The bare install is the Python client (`from penstock import Client`); the rooms
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from penstock.client import Client
+    from penstock.client import AsyncClient, Client
 
-__all__ = ["Client", "__version__"]
+__all__ = ["AsyncClient", "Client", "__version__"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     # Late, so that a server process that needs no client does not load one.
-    if name == "Client":
-        from penstock.client import Client
+    if name in ("AsyncClient", "Client"):
+        from penstock import client
 
-        return Client
+        return getattr(client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

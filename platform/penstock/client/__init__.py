@@ -1,5 +1,6 @@
 """The Python client of Penstock: `from penstock import Client`. Needs httpx and pydantic alone."""
 
+from penstock.client.async_client import AsyncClient
 from penstock.client.batches import Batch, BatchLines, BatchResult
 from penstock.client.client import Client
 from penstock.client.errors import (
@@ -39,6 +40,7 @@ from penstock.jobs.states import JobState
 
 __all__ = [
     "Alternative",
+    "AsyncClient",
     "Batch",
     "BatchLines",
     "BatchResult",

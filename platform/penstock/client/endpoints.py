@@ -14,7 +14,7 @@ from penstock.client.models import (
     WebhookReplay,
     parse,
 )
-from penstock.client.transport import Transport
+from penstock.client.reading import Asking, Pages
 
 _ENDPOINTS: Final = "/v1/webhook-endpoints"
 _DELIVERIES: Final = "/v1/webhook-deliveries"
@@ -23,7 +23,7 @@ _DELIVERIES: Final = "/v1/webhook-deliveries"
 class Webhooks:
     """The webhook endpoints of the key's tenant. To make, change and delete them takes the scope `admin`."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Asking) -> None:
         self._transport = transport
 
     def create(
@@ -81,11 +81,7 @@ class Webhooks:
     ) -> Iterator[WebhookDelivery]:
         """All deliveries that match, newest first; each page is fetched when the iterator gets there."""
         query: dict[str, Any] = {"endpoint": endpoint_id, "job": job_id, "status": status, "limit": page_size}
-        more = True
-        while more:
-            found = parse(WebhookDeliveryPage, self._transport.request("GET", _DELIVERIES, query=query))
-            yield from found.data
-            more, query["after"] = found.has_more, found.next
+        return self._transport.pages(Pages(WebhookDeliveryPage, _DELIVERIES, query))
 
     def delivery(self, delivery_id: str) -> WebhookDelivery:
         """The delivery with its payload and every attempt. Raises `NotFound`."""

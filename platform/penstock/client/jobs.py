@@ -11,9 +11,10 @@ from penstock.client.errors import WaitTimedOut
 from penstock.client.events import Cursor, Event
 from penstock.client.models import Job, JobPage, Message, Params, Webhook, parse
 from penstock.client.patience import OnLost, Patience
-from penstock.client.stream import Follower
-from penstock.client.transport import IDEMPOTENCY_HEADER, Transport, is_temporary
-from penstock.errors import PenstockError, ValidationFailed
+from penstock.client.reading import Asking, Pages, Waiting
+from penstock.client.stream import JobReader
+from penstock.client.transport import IDEMPOTENCY_HEADER
+from penstock.errors import ValidationFailed
 from penstock.jobs.states import JobState
 
 _PATH: Final = "/v1/jobs"
@@ -24,7 +25,7 @@ _LONGEST_PAUSE_SECONDS: Final = 1.0
 class Jobs:
     """The jobs of the key's tenant."""
 
-    def __init__(self, transport: Transport, *, patience_seconds: float) -> None:
+    def __init__(self, transport: Asking, *, patience_seconds: float) -> None:
         self._transport = transport
         self._patience_seconds = patience_seconds
 
@@ -89,12 +90,7 @@ class Jobs:
             "created_before": in_utc(created_before),
             "limit": page_size,
         }
-        more = True
-        while more:
-            page = self._transport.request("GET", _PATH, query=query)
-            found = parse(JobPage, page)
-            yield from found.data
-            more, query["after"] = found.has_more, found.next
+        return self._transport.pages(Pages(JobPage, _PATH, query))
 
     def cancel(self, job_id: str) -> Job:
         """Stop the job: at once while it waits, at its next token while it runs. What it wrote is kept.
@@ -112,15 +108,8 @@ class Jobs:
 
         Raises `WaitTimedOut` after `timeout` seconds; the job goes on. Outages are borne for the client's `patience`.
         """
-        deadline = time.monotonic() + timeout if timeout is not None else float("inf")
-        seconds = _FIRST_PAUSE_SECONDS
         patience = Patience(min(self._patience_seconds, timeout or float("inf")))
-        while not (job := self._get_patiently(job_id, patience)).finished:
-            if time.monotonic() + seconds > deadline:
-                raise WaitTimedOut(f"{job_id} is {job.status.value} after {timeout:g} seconds; it goes on", job=job)
-            time.sleep(seconds)
-            seconds = min(seconds * 1.5, _LONGEST_PAUSE_SECONDS)
-        return job
+        return self._transport.poll(_JobWait(job_id, timeout), patience)
 
     def stream(
         self, job_id: str, last_event_id: str | None = None, *, on_lost: OnLost = lambda _error: None
@@ -133,23 +122,29 @@ class Jobs:
         each connection that was lost.
         """
         cursor = _cursor(last_event_id) if last_event_id is not None else Cursor()
-        path = f"{_path(job_id)}/events"
-        return Follower(self._transport, path, cursor, Patience(self._patience_seconds, on_lost)).events()
-
-    def _get_patiently(self, job_id: str, patience: Patience) -> Job:
-        while True:
-            try:
-                job = self.get(job_id)
-            except PenstockError as error:
-                if not is_temporary(error):
-                    raise
-                patience.bear(error)
-            else:
-                patience.note_progress()
-                return job
+        reader = JobReader(f"{_path(job_id)}/events", cursor)
+        return self._transport.read(reader, Patience(self._patience_seconds, on_lost))
 
     def _job(self, method: str, path: str, *, body: Any = None, headers: Mapping[str, str] | None = None) -> Job:
         return parse(Job, self._transport.request(method, path, body=body, headers=headers))
+
+
+class _JobWait(Waiting[Job]):
+    """Looks at a job ever more seldom."""
+
+    def __init__(self, job_id: str, timeout: float | None) -> None:
+        self.path, self._timeout = _path(job_id), timeout
+        self._deadline = time.monotonic() + timeout if timeout is not None else float("inf")
+        self._pause = _FIRST_PAUSE_SECONDS
+
+    def take(self, answer: Mapping[str, Any], /) -> tuple[Job, float | None]:
+        job = parse(Job, answer)
+        if job.finished:
+            return job, None
+        if time.monotonic() + self._pause > self._deadline:
+            raise WaitTimedOut(f"{job.id} is {job.status.value} after {self._timeout:g} seconds; it goes on", job=job)
+        pause, self._pause = self._pause, min(self._pause * 1.5, _LONGEST_PAUSE_SECONDS)
+        return job, pause
 
 
 def _cursor(last_event_id: str) -> Cursor:

@@ -24,6 +24,10 @@ class Patience:
 
     def bear(self, error: PenstockError) -> None:
         """Wait before another try, or raise the error when that would take too long."""
+        time.sleep(self.pause_after(error))
+
+    def pause_after(self, error: PenstockError) -> float:
+        """The seconds to wait before another try. Raises the error when that would take too long."""
         if self._failures == 0:
             self._failing_since = time.monotonic()
         self._failures += 1
@@ -31,4 +35,4 @@ class Patience:
         if time.monotonic() + seconds - self._failing_since > self._seconds:
             raise error
         self._on_lost(error)
-        time.sleep(seconds)
+        return seconds

@@ -22,14 +22,35 @@ class Message:
 
 def messages(chunks: Iterable[bytes]) -> Iterator[Message]:
     """The messages of a stream, each as soon as its closing blank line is there. One that is cut off is never given."""
-    block = _Block()
-    for line in _lines(chunks):
-        if line:
-            block.take(line)
-            continue
-        if block.data:
-            yield block.message()
-        block = _Block()
+    decoder = Decoder()
+    for chunk in chunks:
+        yield from decoder.feed(chunk)
+
+
+class Decoder:
+    """Makes messages of a stream's bytes as they come."""
+
+    def __init__(self) -> None:
+        self._block = _Block()
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> Iterator[Message]:
+        """The messages that end in this chunk."""
+        for line in self._lines(chunk):
+            if line:
+                self._block.take(line)
+                continue
+            block, self._block = self._block, _Block()
+            if block.data:
+                yield block.message()
+
+    def _lines(self, chunk: bytes) -> list[bytes]:
+        data = self._rest + chunk
+        # A carriage return at the end may be the first half of a line end.
+        held = data[-1:] if data.endswith(b"\r") else b""
+        *whole, rest = _LINE_END.split(data[: len(data) - len(held)])
+        self._rest = rest + held
+        return whole
 
 
 @dataclass(slots=True)
@@ -50,14 +71,3 @@ class _Block:
 
     def message(self) -> Message:
         return Message(self.event, "\n".join(self.data), self.id)
-
-
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for chunk in chunks:
-        rest += chunk
-        # A carriage return at the end may be the first half of a line end.
-        held = rest[-1:] if rest.endswith(b"\r") else b""
-        *whole, rest = _LINE_END.split(rest[: len(rest) - len(held)])
-        rest += held
-        yield from whole

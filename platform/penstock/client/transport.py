@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import IO, Any, Final
 
 import httpx
@@ -11,6 +10,8 @@ import penstock
 from penstock.client.backoff import LONGEST_ASKED_SECONDS, asked_pause, pause
 from penstock.client.config import Connection
 from penstock.client.errors import GATEWAY_STATUSES, ConnectionFailed, UnexpectedAnswer, error_from
+from penstock.client.patience import Patience
+from penstock.client.reading import Listening, Pages, Reader, T, Waiting
 from penstock.errors import IdempotencyKeyInUse, PenstockError
 
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
@@ -24,27 +25,46 @@ STREAM_SILENCE_SECONDS: Final = 45.0
 """A stream that is silent for so long is dead: the server sends a comment every 15 seconds."""
 
 
-class Transport:
-    """One server and one key. Thread-safe.
+class Attempts:
+    """The tries of one request: when to try again, and with what to give up.
 
     A GET, and what carries an `Idempotency-Key`, is repeated after every connection error and after 429, 502, 503, 504.
     Anything else is repeated only where the server cannot have acted on it: when the connection was never made, and
     after 429.
     """
 
+    def __init__(self, request: httpx.Request, *, url: str, max_retries: int) -> None:
+        self._request, self._url, self._max_retries = request, url, max_retries
+        self._failures = 0
+
+    def pause_after_error(self, error: httpx.RequestError) -> float:
+        """The seconds to wait before the next try. Raises `ConnectionFailed` when there is none."""
+        self._failures += 1
+        safe = _acts_once(self._request) or isinstance(error, _NEVER_SENT)
+        if self._failures > self._max_retries or not safe:
+            raise connection_failed(self._url, error) from error
+        return pause(self._failures)
+
+    def pause_after(self, response: httpx.Response) -> float | None:
+        """The same after an answer; None when it is one. Raises the error that it tells when there is no next try."""
+        if response.is_success:
+            return None
+        self._failures += 1
+        refused = response.status_code == 429 or (_acts_once(self._request) and _refused_for_now(response))
+        asked = asked_pause(response) or 0.0
+        if not refused or self._failures > self._max_retries or asked > LONGEST_ASKED_SECONDS:
+            raise error_from(response)
+        return max(asked, pause(self._failures))
+
+
+class Transport:
+    """One server and one key. Thread-safe. What is repeated, and when, `Attempts` tells."""
+
     def __init__(self, connection: Connection, *, timeout: float, max_retries: int) -> None:
         self.url = connection.url
         self._max_retries = max_retries
         self._timeout = timeout
-        self._http = httpx.Client(
-            base_url=connection.url,
-            timeout=timeout,
-            headers={
-                "Authorization": f"Bearer {connection.api_key}",
-                "User-Agent": f"penstock-python/{penstock.__version__}",
-                "Accept": "application/json, application/problem+json",
-            },
-        )
+        self._http = httpx.Client(**http_options(connection, timeout))
 
     def close(self) -> None:
         """Close every connection."""
@@ -63,30 +83,60 @@ class Transport:
 
         Raises its error, or one of `penstock.client.errors`.
         """
-        request = self._http.build_request(method, path, params=_query(query), json=body, headers=headers)
-        failures = 0
+        request = self._http.build_request(method, path, params=given_query(query), json=body, headers=headers)
+        attempts = Attempts(request, url=self.url, max_retries=self._max_retries)
         while True:
-            failures += 1
             try:
                 response = self._http.send(request)
             except httpx.RequestError as error:
-                if failures > self._max_retries or not (_acts_once(request) or isinstance(error, _NEVER_SENT)):
-                    raise self.connection_failed(error) from error
-                time.sleep(pause(failures))
+                time.sleep(attempts.pause_after_error(error))
                 continue
-            if response.is_success:
-                return _object(response) if response.status_code != httpx.codes.NO_CONTENT else {}
-            delay = self._repeat_in(request, response, failures)
-            if delay is None:
-                raise error_from(response)
-            time.sleep(delay)
+            seconds = attempts.pause_after(response)
+            if seconds is None:
+                return answer_of(response)
+            time.sleep(seconds)
+
+    def pages(self, pages: Pages[T]) -> Iterator[T]:
+        """All that is listed; each page is fetched when the iterator gets there."""
+        while pages.more:
+            yield from pages.take(self.request("GET", pages.path, query=pages.query))
+
+    def read(self, reader: Reader[T], patience: Patience) -> Iterator[T]:
+        """All that the stream tells. A connection that breaks is made again, until patience ends with nothing new.
+
+        Raises `ConnectionFailed` then. A refusal that is not for now (`NotFound`, `Unauthenticated`, ...) is raised at
+        once.
+        """
+        while not reader.ended:
+            try:
+                yield from self._one_connection(reader, patience)
+            except httpx.RequestError as error:
+                patience.bear(connection_failed(self.url, error))
+            except PenstockError as error:
+                patience.bear(refused_for_now(error))
+            else:
+                if not reader.ended:
+                    patience.bear(UnexpectedAnswer(reader.cut_short()))
+
+    def poll(self, waiting: Waiting[T], patience: Patience) -> T:
+        """The document once it is over. Outages are borne."""
+        while True:
+            try:
+                document, seconds = waiting.take(self.request("GET", waiting.path))
+            except PenstockError as error:
+                patience.bear(refused_for_now(error))
+                continue
+            patience.note_progress()
+            if seconds is None:
+                return document
+            time.sleep(seconds)
 
     def upload(self, path: str, fields: Mapping[str, str], file: Upload) -> dict[str, Any]:
         """The answer to a form whose file is sent as it is read; sent once. Raises as `request` does."""
         try:
             response = self._http.post(path, data=dict(fields), files={"file": file})
         except httpx.RequestError as error:
-            raise self.connection_failed(error) from error
+            raise connection_failed(self.url, error) from error
         if not response.is_success:
             raise error_from(response)
         return _object(response)
@@ -107,35 +157,60 @@ class Transport:
             except httpx.RequestError as error:
                 failures += 1
                 if failures > self._max_retries or (received and not known):
-                    raise self.connection_failed(error) from error
+                    raise connection_failed(self.url, error) from error
                 time.sleep(pause(failures))
 
-    @contextmanager
-    def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
-        """One response whose body is read as it comes; not repeated. Raises its error, or what httpx raises."""
-        timeout = httpx.Timeout(self._timeout, read=STREAM_SILENCE_SECONDS)
-        with self._http.stream("GET", path, headers={"Accept": _STREAM_TYPE, **headers}, timeout=timeout) as response:
+    def _one_connection(self, reader: Reader[T], patience: Patience) -> Iterator[T]:
+        if (query := reader.question()) is not None:
+            reader.learn(self.request("GET", reader.path, query=query))
+        with self._http.stream("GET", reader.path, **stream_options(reader, self._timeout)) as response:
             if not response.is_success:
                 response.read()
-                raise _with_pause(error_from(response), response)
-            if response.status_code != httpx.codes.NO_CONTENT:
-                _refuse_other_than(_STREAM_TYPE, response)
-            yield response
+            reader.ended = is_over(response)
+            listening = Listening(reader, patience)
+            for chunk in response.iter_bytes():
+                yield from listening.hear(chunk)
+                if reader.ended:
+                    return
 
-    def connection_failed(self, error: Exception) -> ConnectionFailed:
-        """That error, told with the address."""
-        reason = str(error) or type(error).__name__
-        return ConnectionFailed(
-            f"{self.url} does not answer ({reason}); is the server running, and is that its address?"
-        )
 
-    def _repeat_in(self, request: httpx.Request, response: httpx.Response, failures: int) -> float | None:
-        """Seconds after which to repeat, or None when that is not safe, not asked for, or too far away."""
-        refused = response.status_code == 429 or (_acts_once(request) and _refused_for_now(response))
-        if not refused or failures > self._max_retries:
-            return None
-        asked = asked_pause(response) or 0.0
-        return max(asked, pause(failures)) if asked <= LONGEST_ASKED_SECONDS else None
+def http_options(connection: Connection, timeout: float) -> dict[str, Any]:
+    """What httpx's clients are made with."""
+    headers = {
+        "Authorization": f"Bearer {connection.api_key}",
+        "User-Agent": f"penstock-python/{penstock.__version__}",
+        "Accept": "application/json, application/problem+json",
+    }
+    return {"base_url": connection.url, "timeout": timeout, "headers": headers}
+
+
+def stream_options(reader: Reader[Any], timeout: float) -> dict[str, Any]:
+    """What a stream is asked for with."""
+    headers = {"Accept": _STREAM_TYPE, **reader.headers()}
+    return {"headers": headers, "timeout": httpx.Timeout(timeout, read=STREAM_SILENCE_SECONDS)}
+
+
+def is_over(response: httpx.Response) -> bool:
+    """Whether the answer to a request for a stream is that there is no more. Raises the error that it tells."""
+    if not response.is_success:
+        raise _with_pause(error_from(response), response)
+    if response.status_code == httpx.codes.NO_CONTENT:
+        return True
+    _refuse_other_than(_STREAM_TYPE, response)
+    return False
+
+
+def connection_failed(url: str, error: Exception) -> ConnectionFailed:
+    """That error, told with the address."""
+    reason = str(error) or type(error).__name__
+    return ConnectionFailed(f"{url} does not answer ({reason}); is the server running, and is that its address?")
+
+
+def refused_for_now(error: PenstockError) -> PenstockError:
+    """The error, where trying again may help; any other is raised."""
+    if not is_temporary(error):
+        raise error
+    return error
 
 
 def is_temporary(error: PenstockError) -> bool:
@@ -154,8 +229,14 @@ def _refused_for_now(response: httpx.Response) -> bool:
     return response.status_code in GATEWAY_STATUSES
 
 
-def _query(query: Mapping[str, Any] | None) -> dict[str, Any]:
+def given_query(query: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The parameters that are not None."""
     return {name: value for name, value in (query or {}).items() if value is not None}
+
+
+def answer_of(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object of a good answer, empty where there is none. Raises `UnexpectedAnswer`."""
+    return _object(response) if response.status_code != httpx.codes.NO_CONTENT else {}
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:

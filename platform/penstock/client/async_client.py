@@ -1,0 +1,171 @@
+"""The client for asyncio: the calls of `Client`, awaited.
+
+What each call asks for and makes of the answer is written once, in the classes of `Client`. Here they run with a
+stand-in for their transport, which tells what would be asked; `AsyncTransport` asks it, and the answer goes back in.
+"""
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from functools import wraps
+from types import TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+
+from penstock.client.async_transport import AsyncTransport
+from penstock.client.config import connection
+from penstock.client.endpoints import Webhooks
+from penstock.client.house import House
+from penstock.client.jobs import Jobs
+from penstock.client.patience import Patience
+from penstock.client.reading import Asking, Pages, Reader, Waiting
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+Calls = TypeVar("Calls")
+
+
+class _Asked(BaseException):
+    """What a call asks the transport for: the method of that name, with these arguments."""
+
+    def __init__(self, name: str, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+        super().__init__(name)
+        self._name, self._arguments, self._options = name, arguments, options
+
+    def of(self, transport: AsyncTransport) -> Any:
+        """Ask it: what is to be awaited, or iterated over."""
+        return getattr(transport, self._name)(*self._arguments, **self._options)
+
+
+class _Probe:
+    """Stands in for a transport: gives the answers that there are, and raises what is asked beyond them."""
+
+    def __init__(self, answers: Sequence[Any]) -> None:
+        self._answers = iter(answers)
+
+    def request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self._answer("request", method, path, **options)
+        return answer
+
+    def poll(self, waiting: Waiting[T], patience: Patience) -> T:
+        answer: T = self._answer("poll", waiting, patience)
+        return answer
+
+    def pages(self, pages: Pages[T]) -> Iterator[T]:
+        raise _Asked("pages", (pages,), {})
+
+    def read(self, reader: Reader[T], patience: Patience) -> Iterator[T]:
+        raise _Asked("read", (reader, patience), {})
+
+    def _answer(self, name: str, *arguments: Any, **options: Any) -> Any:
+        for answer in self._answers:
+            return answer
+        raise _Asked(name, arguments, options)
+
+
+class _Awaited(Generic[Calls]):
+    """Calls that are written elsewhere. `make` makes the object that has them, with a transport of its own."""
+
+    def __init__(self, transport: AsyncTransport, make: Callable[[Asking], Calls]) -> None:
+        self._transport, self._make = transport, make
+
+    async def _ask(self, call: Callable[[Calls], R]) -> R:
+        answers: list[Any] = []
+        while True:
+            try:
+                return call(self._make(_Probe(answers)))
+            except _Asked as asked:
+                answers.append(await asked.of(self._transport))
+
+    def _iterate(self, call: Callable[[Calls], Iterator[T]]) -> AsyncIterator[T]:
+        try:
+            call(self._make(_Probe(())))
+        except _Asked as asked:
+            items: AsyncIterator[T] = asked.of(self._transport)
+            return items
+        raise AssertionError("an iterator is made by the transport")
+
+
+def _awaited(
+    call: Callable[Concatenate[Calls, P], R],
+) -> Callable[Concatenate[_Awaited[Calls], P], Coroutine[Any, Any, R]]:
+    @wraps(call)
+    async def ask(self: _Awaited[Calls], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await self._ask(lambda calls: call(calls, *args, **kwargs))
+
+    return ask
+
+
+def _iterated(
+    call: Callable[Concatenate[Calls, P], Iterator[T]],
+) -> Callable[Concatenate[_Awaited[Calls], P], AsyncIterator[T]]:
+    @wraps(call)
+    def iterate(self: _Awaited[Calls], /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
+        return self._iterate(lambda calls: call(calls, *args, **kwargs))
+
+    return iterate
+
+
+class AsyncJobs(_Awaited[Jobs]):
+    """`Jobs`, awaited."""
+
+    submit = _awaited(Jobs.submit)
+    get = _awaited(Jobs.get)
+    list = _iterated(Jobs.list)
+    cancel = _awaited(Jobs.cancel)
+    retry = _awaited(Jobs.retry)
+    wait = _awaited(Jobs.wait)
+    stream = _iterated(Jobs.stream)
+
+
+class AsyncWebhooks(_Awaited[Webhooks]):
+    """`Webhooks`, awaited."""
+
+    create = _awaited(Webhooks.create)
+    list = _awaited(Webhooks.list)
+    get = _awaited(Webhooks.get)
+    change = _awaited(Webhooks.change)
+    delete = _awaited(Webhooks.delete)
+    rotate_secret = _awaited(Webhooks.rotate_secret)
+    test = _awaited(Webhooks.test)
+    deliveries = _iterated(Webhooks.deliveries)
+    delivery = _awaited(Webhooks.delivery)
+    replay = _awaited(Webhooks.replay)
+    replay_since = _awaited(Webhooks.replay_since)
+
+
+class AsyncClient(_Awaited[House]):
+    """Talks to a Penstock server from one event loop; close it, or use it in an `async with` block.
+
+    Everything is as in `Client`, but that calls are awaited and iterators are asynchronous.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = 30.0,
+        max_retries: int = 5,
+        patience: float = 120.0,
+    ) -> None:
+        transport = AsyncTransport(connection(url, api_key), timeout=timeout, max_retries=max_retries)
+        super().__init__(transport, lambda asking: House(asking, patience_seconds=patience))
+        self.url = transport.url
+        self.jobs = AsyncJobs(transport, lambda asking: Jobs(asking, patience_seconds=patience))
+        self.webhooks = AsyncWebhooks(transport, Webhooks)
+
+    models = _awaited(House.models)
+    events = _iterated(House.events)
+    follow_events = _iterated(House.follow_events)
+    webhook_secret = _awaited(House.webhook_secret)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
