@@ -8,11 +8,13 @@ import pytest
 import torch
 from penstock_engine import Engine, EngineConfig, InvalidRequest, Request, SamplingParams, StepFailed
 from penstock_engine.batch import ScheduleBatch
+from penstock_engine.config import Overlap
 from penstock_engine.pending import Pending
 
 from tests.engine.driving import Run, check_pages, greedy, parity, run_all, step_once
 from tests.engine.tiny import TinyModel, make_tiny, random_prompt
 
+BOTH: tuple[Overlap, ...] = ("off", "on")
 POISON = 0  # a token whose embedding is not a number; padding rows run this very one
 
 
@@ -39,9 +41,11 @@ def healthy_requests() -> list[Request]:
     "sampling",
     [greedy(10), SamplingParams(max_tokens=10), SamplingParams(top_k=5, top_p=0.9, max_tokens=10, logprobs=3)],
 )
-@pytest.mark.parametrize("place", [0, 19])
-def test_nan_fails_its_own_request_alone(poisoned: TinyModel, place: int, sampling: SamplingParams) -> None:
-    engine = Engine.from_folder(poisoned.folder, EngineConfig(dtype="float32"))
+@pytest.mark.parametrize(("place", "overlap"), [(0, "off"), (19, "off"), (19, "on")])
+def test_nan_fails_its_own_request_alone(
+    poisoned: TinyModel, place: int, overlap: Overlap, sampling: SamplingParams
+) -> None:
+    engine = Engine.from_folder(poisoned.folder, EngineConfig(dtype="float32", overlap=overlap))
     prompt = random_prompt(20, seed=77)
     prompt[place] = POISON
     healthy = healthy_requests()
@@ -53,9 +57,10 @@ def test_nan_fails_its_own_request_alone(poisoned: TinyModel, place: int, sampli
     assert engine.stats().running == 0
 
 
-def test_pages_that_held_nan_are_clean_for_their_next_owner(poisoned: TinyModel) -> None:
+@pytest.mark.parametrize("overlap", BOTH)
+def test_pages_that_held_nan_are_clean_for_their_next_owner(poisoned: TinyModel, overlap: Overlap) -> None:
     """The pool is so small that the next request gets the same pages, and reads them past its own length."""
-    engine = Engine.from_folder(poisoned.folder, EngineConfig(dtype="float32", kv_pages=3))
+    engine = Engine.from_folder(poisoned.folder, EngineConfig(dtype="float32", kv_pages=3, overlap=overlap))
     bad = [POISON] * 40
     assert [each.request_id for each in run_all(engine, [Request("bad", bad, greedy(5))]).failed] == ["bad"]
     healthy = healthy_requests()[:1]
@@ -119,14 +124,18 @@ def ten_requests() -> list[Request]:
     return [Request(f"r{n}", [*stem[: 10 + 3 * n], n], greedy(12)) for n in range(10)]
 
 
+@pytest.mark.parametrize("overlap", BOTH)
 @pytest.mark.parametrize("after", [0, 1, 5])
 @pytest.mark.parametrize("poison", [{"r0"}, {"r9"}, {"r3", "r4", "r8"}])
-def test_a_failing_step_is_searched_for_those_at_fault(llama: TinyModel, poison: set[str], after: int) -> None:
+def test_a_failing_step_is_searched_for_those_at_fault(
+    llama: TinyModel, poison: set[str], after: int, overlap: Overlap
+) -> None:
     """They alone fail, in their prefill or when `after` tokens are out; the others miss nothing."""
-    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32", token_budget=64, kv_pages=60))
+    config = EngineConfig(dtype="float32", token_budget=64, kv_pages=60, overlap=overlap)
+    engine = Engine.from_folder(llama.folder, config)
 
     def fault(batch: ScheduleBatch) -> Exception | None:
-        guilty = any(each.request.id in poison and each.output_len >= after for each in batch.generations)
+        guilty = any(each.request.id in poison and each.length - each.prompt_len >= after for each in batch.generations)
         return ValueError("bad luck") if guilty else None
 
     saboteur = Saboteur(engine, fault, before=after == 0)
@@ -139,12 +148,13 @@ def test_a_failing_step_is_searched_for_those_at_fault(llama: TinyModel, poison:
     assert {len(run.deltas.get(name, [])) for name in poison} == {after}
     found = parity(llama, healthy, run)
     assert (found.wrong, found.worst_logprob < 1e-4) == (0, True)
-    assert len(saboteur.tokens) <= len(run.steps) + 9 * len(poison)  # a search in halves, not one by one
+    assert len(saboteur.tokens) <= len(run.steps) + 10 * len(poison)  # a search in halves, not one by one
     assert engine.stats().pages_in_use == 0
 
 
-def test_a_fault_that_does_not_come_back_harms_nobody(llama: TinyModel) -> None:
-    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32", token_budget=64))
+@pytest.mark.parametrize("overlap", BOTH)
+def test_a_fault_that_does_not_come_back_harms_nobody(llama: TinyModel, overlap: Overlap) -> None:
+    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32", token_budget=64, overlap=overlap))
     faults = iter([None, ValueError("once"), None, None, RuntimeError("and again")])
     Saboteur(engine, lambda _: next(faults, None))
     requests = ten_requests()
@@ -154,11 +164,16 @@ def test_a_fault_that_does_not_come_back_harms_nobody(llama: TinyModel) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    ("error", "overlap"),
+    [
+        (torch.OutOfMemoryError("no room"), "off"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "off"),
+        (MemoryError("no room"), "on"),
+    ],
 )
-def test_where_memory_lacks_the_batch_shrinks(llama: TinyModel, error: Exception) -> None:
+def test_where_memory_lacks_the_batch_shrinks(llama: TinyModel, error: Exception, overlap: Overlap) -> None:
     """No more than eleven tokens fit: prompts are cut smaller, nobody fails, and the next steps are small at once."""
-    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32", max_running=8))
+    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32", max_running=8, overlap=overlap))
     saboteur = Saboteur(engine, lambda batch: error if sum(batch.extend_lens) > 11 else None)
     requests = [*ten_requests(), Request("long", random_prompt(120, seed=8), greedy(4))]
     run = run_all(engine, requests)
@@ -192,9 +207,12 @@ def test_progress_stands_still_while_nothing_runs(llama: TinyModel) -> None:
     assert seen == [0, 1, 1, 2]
 
 
+@pytest.mark.parametrize("overlap", BOTH)
 @pytest.mark.parametrize("at_call", [1, 2, 3, 9])
-def test_a_dead_model_is_nobodys_fault_and_the_step_can_be_repeated(llama: TinyModel, at_call: int) -> None:
-    config = EngineConfig(dtype="float32", token_budget=16, max_running=3, kv_pages=14)
+def test_a_dead_model_is_nobodys_fault_and_the_step_can_be_repeated(
+    llama: TinyModel, at_call: int, overlap: Overlap
+) -> None:
+    config = EngineConfig(dtype="float32", token_budget=16, max_running=3, kv_pages=14, overlap=overlap)
     engine = Engine.from_folder(llama.folder, config)
     stem = random_prompt(37, seed=3)
     requests = [Request(f"r{n}", [*stem[: 30 + n], n], greedy(12)) for n in range(4)]
@@ -220,9 +238,10 @@ def test_a_dead_model_is_nobodys_fault_and_the_step_can_be_repeated(llama: TinyM
     assert parity(llama, requests, run).wrong == 0
 
 
-def test_suspects_can_be_aborted_after_a_failed_step(llama: TinyModel) -> None:
+@pytest.mark.parametrize("overlap", BOTH)
+def test_suspects_can_be_aborted_after_a_failed_step(llama: TinyModel, overlap: Overlap) -> None:
     """The suspect was just admitted, with a part of a cached page still to be copied."""
-    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32"))
+    engine = Engine.from_folder(llama.folder, EngineConfig(dtype="float32", overlap=overlap))
     prompt = random_prompt(40, seed=5)
     run_all(engine, [Request("before", prompt, greedy(1))])
     good = Request("good", random_prompt(18, seed=4), greedy(8))

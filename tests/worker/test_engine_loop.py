@@ -200,3 +200,35 @@ def test_a_prompts_log_probabilities_and_the_likeliest_tokens_come_along(far: Fa
     (delta,) = report.deltas
     assert len(delta.top_logprobs) == 2
     assert delta.top_logprobs[0] == (delta.token_id, delta.logprob)
+
+
+def test_overlapping_steps_are_reported_as_they_end(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a ping and an abort between them, and a stop while one is in flight."""
+    engine = Engine.from_folder(model_folder, EngineConfig(max_running=4, kv_bytes=2**25, threads=1, overlap="on"))
+    launches = one_step_at_a_time(engine, monkeypatch)
+    near, other = Pipe()
+    far = Far(near, EngineLoop(other, engine))
+    far.tell(submits=[submit("a", max_tokens=6), submit("b", max_tokens=50)])
+    far.thread.start()
+    launches.release(2)
+    first = far.report()
+    assert (first.step, first.received, [delta.request_id for delta in first.deltas]) == (1, 2, ["a", "b"])
+    far.tell(ping=7, aborts=[("b", None)])
+    launches.release(4)
+    rest = [far.report() for _ in range(5)]  # of the next the launch may have begun, and the one behind it
+    assert [report.step for report in rest] == [2, 3, 4, 5, 6]
+    assert (rest[-1].pong, rest[-1].free_slots) == (7, 4)
+    assert [delta.request_id for report in rest[2:] for delta in report.deltas] == ["a"] * 3
+    assert rest[-1].deltas[-1].finish_reason == "length"
+
+    far.tell(submits=[submit("c", max_tokens=50)])
+    launches.release(2)
+    assert far.report().deltas
+    far.tell(stop=True)
+    launches.release(1)
+    far.thread.join(PATIENCE_SECONDS)
+    assert not far.thread.is_alive()
+    assert engine.abort("c")
+    assert (engine.has_work, engine.stats().pages_in_use) == (False, 0)
+    near.close()
+    other.close()
