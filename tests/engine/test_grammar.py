@@ -23,6 +23,7 @@ from penstock_engine import (
     SamplingParams,
     StepFailed,
 )
+from penstock_engine.config import Overlap
 from scipy.stats import chisquare  # type: ignore[import-untyped]  # scipy ships no types
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -154,15 +155,24 @@ def test_draws_follow_the_models_distribution_within_the_grammar(engine: Engine,
     assert chisquare(counts, weights * count).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("grammar", [GRAMMARS["json_schema"], Grammar("regex", "([a-d]x?){40}")])
-def test_crowds_preemption_and_resume_change_nothing(llama: TinyModel, tokenizer: str, grammar: Grammar) -> None:
+@pytest.mark.parametrize(
+    ("grammar", "overlap"),
+    [
+        (GRAMMARS["json_schema"], "off"),
+        (Grammar("regex", "([a-d]x?){40}"), "off"),
+        (Grammar("regex", "([a-d]x?){40}"), "on"),
+    ],
+)
+def test_crowds_preemption_and_resume_change_nothing(
+    llama: TinyModel, tokenizer: str, grammar: Grammar, overlap: Overlap
+) -> None:
     """Neither of the constrained output, nor of its neighbours that have no grammar."""
     prompt = random_prompt(20, seed=3)
     request = Request("x", prompt, sampled(grammar, repetition_penalty=1.2))
     free = [Request(f"n{n}", random_prompt(15 + n, seed=n), greedy(30)) for n in range(6)]
     alone = run_all(engine_of(llama, tokenizer), [request]).tokens("x")
     undisturbed = run_all(engine_of(llama, tokenizer), free)
-    crowded = engine_of(llama, tokenizer, max_running=5, kv_pages=7, token_budget=16)
+    crowded = engine_of(llama, tokenizer, max_running=5, kv_pages=7, token_budget=16, overlap=overlap)
     run = run_all(crowded, [*free[:3], request, *free[3:]])
     assert crowded.stats().preemptions > 0
     assert run.tokens("x") == alone
