@@ -1,6 +1,8 @@
 """What a real worker's jobs are charged, and what its metrics say of the same."""
 
+import os
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,6 +13,7 @@ import pytest
 from penstock.auth.models import Tenant
 from penstock.db import Database
 from penstock.jobs.models import Job
+from penstock.jobs.states import RunOutcome
 from penstock.settings import Settings
 from penstock.tables import Base
 from penstock.usage.models import UsageEntry
@@ -124,6 +127,27 @@ def test_choices_and_stops_are_counted_like_the_engine_does(counting: Counting) 
     assert grown["vllm:inter_token_latency_seconds_count"] == 6 * 11
     assert grown["vllm:prompt_tokens_total"] == sum(job.prompt_tokens or 0 for job in ended)
     assert grown["penstock_job_e2e_seconds_count"] == 6
+
+
+def test_a_run_that_crashed_is_not_charged(counting: Counting) -> None:
+    """The engine dies in the middle; its successor goes on at the exact token, and the job has one entry."""
+    job_id = counting.jobs.submit("Invoice 5", params=GREEDY | {"max_tokens": 300})
+    eventually(lambda: any(run.computed_tokens > 20 for run in counting.jobs.runs(job_id)), "a checkpoint")
+    for engine in counting.worker.children:
+        os.kill(engine, signal.SIGKILL)
+    job = counting.jobs.finished(job_id)
+    lost, last = counting.jobs.runs(job_id)
+    assert (lost.outcome, last.outcome) == (RunOutcome.CRASHED_ALONE, RunOutcome.FINISHED)
+    assert job.output_tokens == 300
+    with counting.database.transaction() as session:
+        entry = session.get_one(UsageEntry, job_id)
+    assert entry.device_seconds == pytest.approx(last.device_seconds)
+    assert entry.recomputed_seconds == pytest.approx(lost.device_seconds)
+    assert (entry.computed_tokens, entry.recomputed_tokens) == (
+        lost.computed_tokens + last.computed_tokens,
+        lost.computed_tokens,
+    )
+    assert last.resumed_at_position > 20
 
 
 def test_what_tenants_are_charged_is_what_the_engine_was_busy(counting: Counting) -> None:

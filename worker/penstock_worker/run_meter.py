@@ -4,6 +4,7 @@ The definitions are those of the engine's own measures, which come only for requ
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from penstock.jobs.models import Job
 from penstock.usage.spent import Spent
@@ -82,8 +83,8 @@ class RunMeter:
     def phases(self) -> list[tuple[str, tuple[float, float], int]]:
         """What it has been through in the engine: name, begin and end by the steady clock, and its steps."""
         marks = (self.submitted_at, self._began_at, self._first_token_at, self.last_token_at)
-        found = zip(("queue", "prefill", "decode"), marks, marks[1:], (0, *self._steps), strict=True)
-        return [(name, (start, end), steps) for name, start, end, steps in found if start and end]
+        found = zip(("queue", "prefill", "decode"), pairwise(marks), (0, *self._steps), strict=True)
+        return [(name, (start, end), steps) for name, (start, end), steps in found if start and end]
 
     @property
     def _repeats(self) -> bool:
