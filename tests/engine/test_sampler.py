@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock_engine import Engine, EngineConfig, Request, SamplingParams, drawing
-from penstock_engine.drawing import draw, drawing_on
+from penstock_engine.drawing import draw, drawing_on, logprobs_on
 from penstock_engine.philox import philox4x32, uniforms
 from penstock_kernels import sampling as definition
 from penstock_kernels.gpu import sampling as gpu_sampling
@@ -171,6 +171,9 @@ def test_a_device_draws_by_kernels_where_triton_compiles_them(monkeypatch: pytes
     rows = rows_of(1, 40, "")
     assert torch.equal(drawing_on(torch.device("cuda"))(**rows._asdict()), definition.sample(**rows._asdict()))
     assert launched == [(1, 40)]
+    own, finite = logprobs_on(torch.device("cuda"))(rows.logits, torch.tensor([3]))
+    assert own.tolist() == pytest.approx([float(rows.logits.log_softmax(-1)[0, 3])], abs=1e-5)
+    assert finite.tolist() == [True]
     assert drawing_on(torch.device("meta")) is definition.sample
     monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     assert drawing_on(torch.device("cuda")) is definition.sample

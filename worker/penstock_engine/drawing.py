@@ -10,12 +10,14 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 from penstock_kernels import sampling as definition
+from penstock_kernels.logprobs import chosen_logprobs
 from penstock_kernels.sampling import LOG2_E, ONE, TAYLOR, UNIFORM_BITS, share
 from torch import Tensor
 
 from penstock_engine.philox import uniform_bits
 
 Draw = Callable[..., Tensor]  # as `penstock_kernels.sampling.sample`
+Logprobs = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # as `penstock_kernels.logprobs.chosen_logprobs`
 
 PROBES = (64, 1024, 8192)  # widths of the partial sorts that are tried in turn
 BLOCK = 65_536  # logits worked on at once, 256 KB: what one operation leaves is still in a core's cache for the next
@@ -25,9 +27,16 @@ def drawing_on(device: torch.device) -> Draw:
     """What draws there: kernels where Triton compiles them, this module on a CPU, elsewhere the definition itself."""
     if device.type == "cpu":
         return draw
-    if device.type == "cuda" and find_spec("triton") is not None:
-        return _draw_by_kernels
-    return definition.sample
+    return _draw_by_kernels if _compiles(device) else definition.sample
+
+
+def logprobs_on(device: torch.device) -> Logprobs:
+    """What finds the log probabilities of tokens there."""
+    return _logprobs_by_kernels if _compiles(device) else chosen_logprobs
+
+
+def _compiles(device: torch.device) -> bool:
+    return device.type == "cuda" and find_spec("triton") is not None
 
 
 def _draw_by_kernels(logits: Tensor, **parameters: Tensor) -> Tensor:
@@ -36,6 +45,13 @@ def _draw_by_kernels(logits: Tensor, **parameters: Tensor) -> Tensor:
     # Triton launches on the current device, wherever its tensors lie.
     with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]  # torch gives it no types
         return sample(logits, **parameters)
+
+
+def _logprobs_by_kernels(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    from penstock_kernels.gpu import logprobs  # imports Triton
+
+    with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]  # as above
+        return logprobs.chosen_logprobs(logits, tokens)
 
 
 def draw(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock_engine.batch import StepSamples
-from penstock_engine.drawing import drawing_on
+from penstock_engine.drawing import drawing_on, logprobs_on
 from penstock_engine.masks import Masks
 from penstock_engine.penalties import Adjustments
 from penstock_engine.request import Generation
@@ -31,7 +31,7 @@ Indices = NDArray[np.int64]
 class Chosen:
     """One token for each row, on the device."""
 
-    packed: Tensor  # int32 [lines, rows]: ids, finite, then `_logprobs`, as bits where they are float32
+    packed: Tensor  # int32 [lines, rows]: ids, then `Sampler._judged`
     wanted: Indices  # [rows], alternatives beside each token; -1: no log probability either
     broken: dict[int, str]  # by row: what is wrong with a grammar that nothing can follow
 
@@ -55,7 +55,7 @@ class Sampler:
     def __init__(self, tables: RowTables, device: torch.device) -> None:
         self._tables = tables
         self._device = device
-        self._draw = drawing_on(device)
+        self._draw, self._logprobs = drawing_on(device), logprobs_on(device)
         self._adjustments = Adjustments(tables)
         self.latest = torch.zeros(len(tables.temperature), dtype=torch.int64, device=device)  # [rows of the tables]
 
@@ -65,11 +65,10 @@ class Sampler:
         Where a row's logits are not finite, its token means nothing, and it says so.
         """
         rows, output_index = self._places(generations)
-        finite = logits.amax(dim=-1).isfinite()  # the largest is NaN or infinite if any is
         allowed = self._adjustments.apply(logits, generations, rows, output_index, masks)
         tokens = self._tokens(allowed, rows, output_index)
         wanted = self._tables.logprobs[rows]
-        lines = [tokens.int().unsqueeze(0), finite.int().unsqueeze(0), *_logprobs(logits, tokens, int(wanted.max()))]
+        lines = [tokens.int().unsqueeze(0), *self._judged(logits, tokens, int(wanted.max()))]
         return Chosen(torch.cat(lines), wanted, {} if masks is None else masks.broken)
 
     def _places(self, generations: list[Generation]) -> tuple[Indices, Indices]:
@@ -93,17 +92,17 @@ class Sampler:
         self.latest.index_copy_(0, places, tokens)
         return tokens
 
+    def _judged(self, logits: Tensor, tokens: Tensor, tops: int) -> list[Tensor]:
+        """Lines of int32: whether a row is finite; unless `tops` is -1, the model's natural log probabilities, as bits.
 
-def _logprobs(logits: Tensor, tokens: Tensor, tops: int) -> list[Tensor]:
-    """Natural log probabilities under the model's own distribution, as lines of int32 bits.
-
-    One of the chosen tokens; then, if `tops` > 0, the ids and after them the log probabilities of the likeliest.
-    """
-    if tops < 0:
-        return []
-    total = torch.logsumexp(logits, dim=-1, keepdim=True)
-    own = (logits.gather(-1, tokens.unsqueeze(-1)) - total).view(torch.int32).T
-    if tops == 0:
-        return [own]
-    values, ids = logits.topk(min(tops, logits.shape[-1]), dim=-1)
-    return [own, ids.int().T, (values - total).view(torch.int32).T]
+        First those of the chosen tokens; then the ids of the `tops` likeliest, and theirs.
+        """
+        if tops < 0:
+            return [logits.amax(dim=-1).isfinite().int().unsqueeze(0)]  # the largest is NaN or infinite if any is
+        own, finite = self._logprobs(logits, tokens)
+        lines = [finite.int().unsqueeze(0), own.view(torch.int32).unsqueeze(0)]
+        if tops > 0:
+            values, ids = logits.topk(min(tops, logits.shape[-1]), dim=-1)
+            total = torch.logsumexp(logits, dim=-1, keepdim=True)
+            lines += [ids.int().T, (values - total).view(torch.int32).T]
+        return lines
