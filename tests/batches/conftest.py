@@ -1,4 +1,4 @@
-"""The web application, a tender that is stepped by hand, and a worker that claims and finishes through the real lease."""
+"""The web application, a tender stepped by hand, and a worker that claims and finishes through the real lease."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from penstock.db import Database
 from penstock.events.services import place_committed
 from penstock.jobs import lease
 from penstock.jobs.lease import Held
+from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
 from penstock.registry.models import Deployment
 from penstock.settings import Settings
@@ -118,8 +119,9 @@ class Bench:
             held = self.claim()
             if held is None:
                 return count
-            line = self.caller.get(f"/v1/jobs/{held.job_id}").json["batch"]["line"]
-            self.finish(held, (ends or {}).get(line, JobState.SUCCEEDED))
+            with self.workshop.database.transaction() as session:
+                line = session.get_one(Job, held.job_id).batch_line
+            self.finish(held, (ends or {}).get(line or 0, JobState.SUCCEEDED))
         return most
 
     def run_to_end(self, batch_id: str, ends: Mapping[int, JobState] | None = None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.batches.conftest import Bench, as_jsonl, lines, native
 
+ASKED = {"model": "tiny", "input": {"prompt": "a"}}
 WRONG: list[tuple[Any, str, str | None]] = [
     (b"{not json", "invalid_json", None),
     (b"[1]", "validation_failed", None),
@@ -18,10 +19,10 @@ WRONG: list[tuple[Any, str, str | None]] = [
     (native(1, "a\0b"), "validation_failed", "body.input.prompt"),
     (native(1, body={"model": "tiny", "input": {"prompt": ""}}), "validation_failed", "body.input.prompt"),
     (native(1, body={"model": "none", "input": {"prompt": "a"}}), "model_not_found", "body.model"),
-    (native(1, body={"model": "tiny", "input": {"prompt": "a"}, "class": "interactive"}), "validation_failed", "body.class"),
-    (native(1, body={"model": "tiny", "input": {"prompt": "a"}, "priority": 3}), "validation_failed", "body.priority"),
+    (native(1, body=ASKED | {"class": "interactive"}), "validation_failed", "body.class"),
+    (native(1, body=ASKED | {"priority": 3}), "validation_failed", "body.priority"),
     (
-        native(1, body={"model": "tiny", "input": {"prompt": "a"}, "webhook": {"url": "http://10.0.0.1/"}}),
+        native(1, body=ASKED | {"webhook": {"url": "http://10.0.0.1/"}}),
         "webhook_address_refused",
         "body.webhook.url",
     ),
@@ -147,7 +148,8 @@ def test_chats_and_completions_are_judged_in_their_own_names(bench: Bench) -> No
     bench.tend()
     assert [error["param"] for error in bench.get(batch_id)["errors"]["data"]] == [param for _, param in bodies]
 
-    several = {"custom_id": "c", "method": "POST", "url": "/v1/completions", "body": {"model": "tiny", "prompt": ["a", "b"]}}  # fmt: skip
+    asked = {"model": "tiny", "prompt": ["a", "b"]}
+    several = {"custom_id": "c", "method": "POST", "url": "/v1/completions", "body": asked}
     batch_id = bench.make([several], endpoint="/v1/completions")
     bench.tend()
     assert [error["param"] for error in bench.get(batch_id)["errors"]["data"]] == ["body.prompt"]

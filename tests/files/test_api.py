@@ -170,7 +170,8 @@ def test_what_a_crash_left_is_swept(caller: Caller, settings: Settings, database
 def test_files_may_lie_anywhere_that_fsspec_knows(app: Flask, caller: Caller) -> None:
     services = app.extensions["penstock"]
     object.__setattr__(services, "storage", FileStorage(f"memory://{uuid4().hex}"))
-    made = upload(caller, form({"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}, TEXT)).json  # fmt: skip
+    fields = {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    made = upload(caller, form(fields, TEXT)).json
     assert made["expires_at"] - made["created_at"] == 3600
     assert content(caller, made["id"], Range="bytes=10-19")[1] == TEXT[10:20]
     assert caller.call("DELETE", f"/v1/files/{made['id']}").status_code == 200

@@ -28,10 +28,13 @@ def test_what_is_written_is_read_whole_and_in_parts(storage: FileStorage) -> Non
 
 
 def test_what_breaks_off_leaves_nothing(storage: FileStorage) -> None:
-    with pytest.raises(RuntimeError, match="gone"), storage.writing("ten/file") as out:
-        out.write(b"half")
-        raise RuntimeError("the sender is gone")
+    def break_off() -> None:
+        with storage.writing("ten/file") as out:
+            out.write(b"half")
+            raise RuntimeError("the sender is gone")
 
+    with pytest.raises(RuntimeError, match="gone"):
+        break_off()
     with pytest.raises(FileNotFoundError):
         storage.open("ten/file")
 

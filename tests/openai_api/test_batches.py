@@ -67,10 +67,9 @@ def test_a_batch_answers_as_single_calls_do(house: House, client: OpenAI) -> Non
         alone = client.chat.completions.create(**body, seed=0).to_dict()
         told = result["response"]["body"]
         assert result["response"]["status_code"] == 200
-        assert [choice["message"] for choice in told["choices"]] == [choice["message"] for choice in alone["choices"]]  # type: ignore[index,attr-defined]
+        assert [choice["message"] for choice in told["choices"]] == [choice["message"] for choice in alone["choices"]]
         assert [bool(choice["logprobs"]) for choice in told["choices"]] == [
-            bool(choice["logprobs"])
-            for choice in alone["choices"]  # type: ignore[index,attr-defined]
+            bool(choice["logprobs"]) for choice in alone["choices"]
         ]
         job = house.job(result["response"]["request_id"])
         assert (job.job_class, job.batch_id, job.batch_line) == (1, batch.id, result["line"])

@@ -25,7 +25,8 @@ from penstock.jobs import services as jobs
 from penstock.jobs.schemas import JobRequest
 from penstock.logs import get_logger
 
-_LINES_AT_ONCE: Final = 50
+_READ_AT_ONCE: Final = 50
+_SUBMITTED_AT_ONCE: Final = 10  # a submit may lock its tenant's counter until the transaction ends
 _BYTES_AT_ONCE: Final = 4 * 2**20
 log = get_logger(__name__)
 
@@ -42,15 +43,17 @@ def expand_some(workshop: Workshop, turn: Turn, batch: Batch) -> bool:
     """Make jobs of the next lines, as far as there is room; whether there may be more to do at once."""
     with workshop.database.transaction() as session:
         room = workshop.settings.batch_waiting_jobs - open_lines(session, batch.id).waiting
-        lines = _next_lines(session, batch, min(room, _LINES_AT_ONCE))
+        lines = _next_lines(session, batch, min(room, _READ_AT_ONCE))
     if not lines:
         return False
     try:
         ready = [_Ready(line, _wish(workshop, batch, line, data)) for line, data in _contents(workshop, batch, lines)]
     except FileNotFoundError:
         return _give_up(workshop, turn)
-    with workshop.database.transaction() as session:
-        return _submit_all(workshop, session, hold(session, turn), ready)
+    return all(
+        _submit_some(workshop, turn, ready[begin : begin + _SUBMITTED_AT_ONCE])
+        for begin in range(0, len(ready), _SUBMITTED_AT_ONCE)
+    )
 
 
 def _next_lines(session: Session, batch: Batch, most: int) -> list[BatchLine]:
@@ -102,27 +105,36 @@ def _wish(workshop: Workshop, batch: Batch, line: BatchLine, data: bytes) -> Wis
         return Refusal(line.line, {"code": fault.code, "message": fault.message})
 
 
-def _submit_all(workshop: Workshop, session: Session, batch: Batch, ready: Sequence[_Ready]) -> bool:
-    if batch.status == PAUSED or batch.state != BatchState.IN_PROGRESS:
-        return False
+def _submit_some(workshop: Workshop, turn: Turn, ready: Sequence[_Ready]) -> bool:
+    """Submit these lines in one transaction, up to the first that has to wait; whether none had to."""
+    with workshop.database.transaction() as session:
+        batch = hold(session, turn)
+        if batch.status == PAUSED or batch.state != BatchState.IN_PROGRESS:
+            return False
+        batch.blocker, refused = _submit_each(workshop, session, batch, ready)
+        settle_refused(session, batch, refused)
+        return batch.blocker is None
+
+
+def _submit_each(
+    workshop: Workshop, session: Session, batch: Batch, ready: Sequence[_Ready]
+) -> tuple[dict[str, str] | None, list[Refusal]]:
+    """Why the first line that has to wait does so, and the lines before it that were refused."""
     limits = workshop.quotas.job_limits(batch.tenant_id, limits_of(session.get_one(Tenant, batch.tenant_id)))
     refused: list[Refusal] = []
-    blocker = None
     for one in ready:
         if isinstance(one.wish, Refusal):
             refused.append(one.wish)
             continue
         try:
             _submit(workshop, session, batch, one.line, one.wish, limits)
-        except (QuotaExceeded, PenstockError) as error:
+        except PenstockError as error:
+            told = {"code": error.code, "message": error.message}
             if isinstance(error, QuotaExceeded) or not isinstance(error, RequestError):
-                blocker = {"code": error.code, "message": error.message}
                 log.warning("batch.waits", batch=batch.id, code=error.code)
-                break
-            refused.append(Refusal(one.line.line, {"code": error.code, "message": error.message}))
-    batch.blocker = blocker
-    settle_refused(session, batch, refused)
-    return blocker is None
+                return told, refused
+            refused.append(Refusal(one.line.line, told))
+    return None, refused
 
 
 def _submit(
