@@ -128,10 +128,10 @@ def _write_tasks(folder: Path, oracle: Oracle) -> None:
 def _read(folder: Path) -> dict[str, Any]:
     (results,) = folder.rglob("results_*.json")
     report: dict[str, Any] = json.loads(results.read_text())
-    samples = {
-        name: [json.loads(line) for path in folder.rglob(f"samples_{name}_*.jsonl") for line in path.open()]
-        for name in ("line_choice", "line_text")
-    }
+    samples = {}
+    for name in ("line_choice", "line_text"):
+        (path,) = folder.rglob(f"samples_{name}_*.jsonl")
+        samples[name] = [json.loads(line) for line in path.read_text().splitlines()]
     return {"results": report["results"], "samples": samples}
 
 
