@@ -15,9 +15,11 @@ import torch
 import triton.language as tl
 from penstock_engine import Engine, EngineConfig, InvalidConfig, Request
 from penstock_engine.config import KVDType, Quantization
-from penstock_engine.kernel_choice import choose_kernels
+from penstock_engine.kernel_choice import choose_kernels, loading_device
 from penstock_engine.layers.gpu_linear import RoundedLinear, Rounding, round_int4
 from penstock_engine.layers.linear import Linear
+from penstock_engine.loading import load_model
+from penstock_engine.model_config import read_model_config
 from penstock_engine.models import CausalLM
 from penstock_engine.radix_cache import RadixCache
 from penstock_engine.request import PromptLogprobs
@@ -105,6 +107,16 @@ class TestRoundedWeights:
         }
         assert told == expected
 
+    def test_all_of_a_rounded_model_moves_to_the_device(self, models: Any) -> None:
+        """From the host's memory, in which its weights have waited; a device without memory shows it."""
+        folder, there = models("qwen3", **WIDE).folder, torch.device("meta")
+        config, read = EngineConfig(device="cuda", quantization="int8"), read_model_config(folder)
+        place = loading_device(config, there)
+        model = load_model(folder, read, positions=64, dtype=torch.float32, device=place)
+        assert {each.device for each in held(model)} == {torch.device("cpu")}
+        choose_kernels(model, config, dtype=torch.float32, threads=1, device=there)
+        assert {each.device for each in held(model)} == {there}
+
     def test_no_layer_is_there_twice(self, models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """When one is rounded, those before it are nowhere in their own width any more."""
         alive: list[int] = []
@@ -119,18 +131,18 @@ class TestRoundedWeights:
         monkeypatch.setattr(Rounding, "linear", watched)
         engine = engine_of(models("llama", **WIDE), quantization="int4")
         assert alive == [0] * (4 * LAYERS)
-        floats = [each for each in tensors_of(engine._runner._model) if each.is_floating_point() and each.ndim == 2]
+        floats = [each for each in held(engine._runner._model) if each.is_floating_point() and each.ndim == 2]
         assert {tuple(each.shape) for each in floats} == {(VOCABULARY, 128)}  # embeddings and head
 
 
-def tensors_of(model: nn.Module) -> Iterator[Tensor]:
-    """All that a model holds: parameters, and what is bound to its products."""
-    yield from model.parameters()
+def held(model: nn.Module) -> Iterator[Tensor]:
+    """All that a model's modules hold, in tuples and bound to products too."""
     for module in model.modules():
-        if isinstance(module, RoundedLinear):
-            assert isinstance(module.product, partial)
-            weight = module.product.keywords["weight"]
-            yield from (each for each in vars(weight).values() if isinstance(each, Tensor))
+        yield from module.parameters(recurse=False)
+        for each in vars(module).values():
+            parts = vars(each.keywords["weight"]).values() if isinstance(each, partial) else each
+            if isinstance(each, partial | tuple):
+                yield from (part for part in parts if isinstance(part, Tensor))
 
 
 class TestEachLayer:
