@@ -326,14 +326,31 @@ def test_a_crash_between_the_files_and_the_end_leaves_neither(bench: Bench, monk
 
 
 def test_one_batch_that_cannot_be_worked_at_does_not_hold_up_others(bench: Bench) -> None:
-    broken, well = bench.make(lines(1)), bench.make(lines(1))
+    broken, well = bench.make([native(1, url="/v1/nothing")]), bench.make(lines(1))
     with bench.workshop.database.transaction() as session:
         session.execute(update(Batch).where(Batch.id == broken).values(endpoint="/v1/nothing"))
-        session.execute(update(Batch).where(Batch.id == broken).values(input_file_id="file_/../.."))
     while bench.tender.work_once():
         pass
-    assert bench.get(well)["status"] == "in_progress"
-    assert bench.get(broken)["status"] == "failed"
+    assert [bench.get(batch_id)["status"] for batch_id in (broken, well)] == ["validating", "in_progress"]
+
+
+def test_a_batch_whose_input_is_lost_says_so(bench: Bench) -> None:
+    batch_id = bench.make(lines(2 * WAITING))
+    unread = bench.make(lines(1))
+    while bench.get(batch_id)["lines"]["waiting"] < WAITING:
+        turn = bench.take()
+        assert turn is not None
+        bench.tender.step(turn)
+        with bench.workshop.database.transaction() as session:
+            session.execute(update(Batch).where(Batch.id == batch_id).values(taken_until=None))
+    for lost in (batch_id, unread):
+        bench.workshop.storage.delete(f"{bench.caller.tenant_id}/{bench.get(lost)['input_file_id']}")
+
+    done = bench.run_to_end(batch_id)
+    assert done["lines"] | {"succeeded": WAITING, "failed": WAITING} == done["lines"]
+    assert {error["error"]["code"] for error in bench.content(done["error_file_id"])} == {"input_file_gone"}
+    (error,) = bench.get(unread)["errors"]["data"]
+    assert (bench.get(unread)["status"], error["code"]) == ("failed", "input_file_gone")
 
 
 def test_the_rate_and_the_end_are_told_once_there_is_evidence(bench: Bench) -> None:

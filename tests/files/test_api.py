@@ -111,6 +111,12 @@ def test_a_file_over_the_limit_is_refused_while_it_comes(app: Flask, caller: Cal
     assert len(bodies_in(settings) - before) == 1
 
 
+def test_a_type_that_no_header_can_hold_is_none(caller: Caller) -> None:
+    body = form({"purpose": "batch"}, b"a").replace(b"application/jsonl", "application/ж".encode())
+    made = upload(caller, body).json
+    assert content(caller, made["id"])[2]["Content-Type"] == "application/octet-stream"
+
+
 def test_no_body_but_a_form_is_taken(caller: Caller) -> None:
     assert caller.post("/v1/files", {"purpose": "batch"}).status_code == 415
 

@@ -16,6 +16,7 @@ from penstock.openai_api.chat_request import ChatRequest
 from penstock.openai_api.completion_request import CompletionRequest
 from penstock.openai_api.problems import fields_named
 from penstock.problems import explain_validation, refuse_field
+from penstock.strict_json import refuse_loose_json
 from penstock.webhooks.guard import check_numeric
 
 NATIVE: Final = "/v1/jobs"
@@ -104,6 +105,7 @@ def read_line(data: bytes | None, *, endpoint: str, longest: int, allow_loopback
     try:
         if line.url != endpoint:
             raise refuse_field("url", "is not the batch's endpoint", f"it must be {endpoint!r}")
+        refuse_loose_json(data)
         if _NUL in data:
             _refuse_nul(line.model_dump())
         with fields_within("body"):

@@ -1,5 +1,6 @@
 """An upload: a form whose file goes to the storage as it comes, whatever order its fields have."""
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import IO, Any, Final, Literal
@@ -24,6 +25,7 @@ MOST_EXPIRY_SECONDS: Final = 30 * 86_400
 _LONGEST_NAME: Final = 255
 _LONGEST_FIELD: Final = 1024
 _ANYTHING: Final = "application/octet-stream"
+_MEDIA_TYPE: Final = re.compile(r"[a-z0-9.+-]{1,60}/[a-z0-9.+-]{1,60}")
 
 
 class UploadFields(BaseModel):
@@ -72,8 +74,9 @@ class Upload:
     def _begin(self, part: FormFile, undo: ExitStack) -> None:
         if part.name != "file" or self._file is not None:
             raise refuse_field(str(part.name), "is one file too many", "send one file, as the part `file`")
-        kind = part.headers.get("Content-Type", "").partition(";")[0].strip().lower() or _ANYTHING
-        new = NewFile(self._tenant_id, Purpose.BATCH, _shown(part.filename), kind[:_LONGEST_NAME])
+        kind = part.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        content_type = kind if _MEDIA_TYPE.fullmatch(kind) else _ANYTHING
+        new = NewFile(self._tenant_id, Purpose.BATCH, _shown(part.filename), content_type)
         self._file = undo.enter_context(writing(self._database, self._storage, new))
 
     def _take_file(self, parts: Iterator[Event]) -> None:
