@@ -230,14 +230,14 @@ class TestOverrun:
         assert in_use[3:] == [3, 3, 1, 1]  # the fifth step is its last; the sixth is in flight then
 
     def test_it_is_not_in_the_prefix_cache(self, llama: TinyModel) -> None:
-        """Its output ends with a page; the overrun would begin another one."""
-        request, alone = self.stopping(llama, at=13)  # the last of 33 tokens, which is never run, is the 33rd
+        """It would fill the second page, with the last of 32 tokens, which otherwise is never run."""
+        request, alone = self.stopping(llama, at=12)
         engine = engine_of(llama)
         run_all(engine, [request])
-        assert engine.stats().pages_cached == 2
+        assert engine.stats().pages_cached == 1
         again = Request("again", [*request.prompt_ids, *alone, 1, 2], greedy(3))
         run = run_all(engine, [again])
-        assert run.admitted == [("again", 32)]
+        assert run.admitted == [("again", 16)]
         assert parity(llama, [again], run).wrong == 0
 
 
