@@ -3,8 +3,6 @@
 A view gets what it asked for as keyword arguments: `principal`, then `headers`, `query` and `body` as their models.
 """
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
@@ -16,9 +14,10 @@ from flask import request
 from pydantic import BaseModel, ValidationError
 
 from penstock.auth.services import Principal, Scope
-from penstock.errors import Forbidden, InvalidJson, Unauthenticated, UnsupportedMediaType
+from penstock.errors import Forbidden, Unauthenticated, UnsupportedMediaType
 from penstock.problems import PROBLEM_TYPE, Problem, body_too_large, explain_validation, refuse_field
 from penstock.services import current_services
+from penstock.strict_json import refuse_loose_json
 
 View = Callable[..., Any]
 Model = TypeVar("Model", bound=BaseModel)
@@ -89,7 +88,7 @@ def read_body(model: type[Model]) -> Model:
         parsed = model.model_validate_json(data)
     except ValidationError as error:
         raise explain_validation(error) from None
-    json.loads(data, object_pairs_hook=_given_once, parse_constant=_no_number, parse_float=_finite)
+    refuse_loose_json(data)
     if _ESCAPED_NUL in data:
         _refuse_nul(parsed.model_dump(by_alias=True))
     return parsed
@@ -142,25 +141,6 @@ def _presented_key() -> str:
     if scheme.lower() != "bearer" or not key.strip():
         raise Unauthenticated("the header Authorization must read `Bearer`, a space, and the API key")
     return key.strip()
-
-
-def _given_once(members: list[tuple[str, Any]]) -> None:
-    """Of two members of one name programs take this or that one."""
-    names: set[str] = set()
-    for name, _ in members:
-        if name in names:
-            raise refuse_field(name, "is given more than once", "give it once")
-        names.add(name)
-
-
-def _no_number(literal: str) -> None:
-    raise InvalidJson(f"the body is not JSON: {literal[:20]} is no number of it")
-
-
-def _finite(literal: str) -> float:
-    if not math.isfinite(number := float(literal)):
-        _no_number(literal)
-    return number
 
 
 def _refuse_nul(value: Any, path: tuple[str, ...] = ()) -> None:

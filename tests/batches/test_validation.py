@@ -8,10 +8,12 @@ import pytest
 from tests.batches.conftest import Bench, as_jsonl, lines, native
 
 ASKED = {"model": "tiny", "input": {"prompt": "a"}}
+NO_NUMBER = {"type": "json_schema", "schema": {"const": float("nan")}}
 WRONG: list[tuple[Any, str, str | None]] = [
     (b"{not json", "invalid_json", None),
     (b"[1]", "validation_failed", None),
     (b'{"custom_id": "\xff"}', "invalid_json", None),
+    (native(1, body=ASKED | {"params": {"response_format": NO_NUMBER}}), "invalid_json", None),
     (native(1) | {"custom_id": ""}, "validation_failed", "custom_id"),
     (native(1) | {"method": "GET"}, "validation_failed", "method"),
     (native(1) | {"url": "/v1/chat/completions"}, "validation_failed", "url"),
