@@ -155,6 +155,21 @@ def test_blocks_of_rows_draw_alike(monkeypatch: pytest.MonkeyPatch, filters: str
     rows.logits[0] *= 0.001
     rows.logits[1, 10:] = -torch.inf
     rows.logits[2, 5] = torch.nan
+    drawn, defined = draw(**rows._asdict()), definition.sample(**rows._asdict())
+    assert torch.equal(drawn[[0, 1, 3, 4]], defined[[0, 1, 3, 4]])
+    assert 0 <= int(drawn[2]) < 3000
+
+
+@pytest.mark.parametrize("octaves", [31.999998, 32.0, 32.000004, 33.5, 200.0])
+def test_what_lies_at_the_end_of_the_weights_is_drawn_as_defined(octaves: float) -> None:
+    """Weights of 1 and of none, in front of the only other token, by uniforms of which some are 0."""
+    count = 4000
+    rows = rows_of(count, 2, "")
+    steepness = 1.4426950408889634
+    logits = torch.tensor([[-octaves / steepness, 0.0]]).expand(count, -1)
+    rows = rows._replace(logits=logits, temperature=torch.ones(count))
+    weights = [drawing._powers(torch.tensor([octaves])), definition._powers(torch.tensor([octaves]))]
+    assert torch.equal(*((each * 2.0**32).floor() for each in weights))
     assert torch.equal(draw(**rows._asdict()), definition.sample(**rows._asdict()))
 
 
