@@ -12,7 +12,7 @@ from penstock.auth.models import Tenant
 from penstock.db import Database
 from penstock.errors import LeaseLost
 from penstock.fairness.models import FairShare
-from penstock.fairness.prefixes import RecentPrefixes, fingerprint
+from penstock.fairness.prefixes import fingerprint
 from penstock.fairness.turns import NEXT
 from penstock.jobs import lease
 from penstock.jobs.journal import JournalEntry
@@ -241,24 +241,6 @@ def test_jobs_with_one_deadline_are_equals_too(house: House) -> None:
     assert claim.job.id == alike
 
 
-def test_a_fingerprint_is_of_the_beginning_and_of_its_tenant() -> None:
-    long = {"prompt": "a" * 256 + "b"}
-    assert fingerprint("ten_1", long) == fingerprint("ten_1", {"prompt": "a" * 256 + "c"})
-    assert fingerprint("ten_1", long) != fingerprint("ten_1", {"prompt": "a" * 255 + "bb"})
-    assert fingerprint("ten_1", long) != fingerprint("ten_2", long)
-    system = {"role": "system", "content": "You are terse. " * 30}
-    asked = [{"messages": [system, {"role": "user", "content": words}]} for words in ("one", "two")]
-    assert fingerprint("ten_1", asked[0]) == fingerprint("ten_1", asked[1])
-    assert fingerprint("ten_1", {"token_ids": [1] * 70}) == fingerprint("ten_1", {"token_ids": [1] * 64 + [2]})
-
-
-def test_recent_prefixes_forget_the_oldest() -> None:
-    recent = RecentPrefixes(most=2)
-    for prefix in (1, 2, None, 1, 3):
-        recent.note(prefix)
-    assert recent.newest_first() == [3, 1]
-
-
 # Charges
 
 
@@ -280,6 +262,13 @@ def test_a_prompt_is_charged_as_it_is_computed(house: House) -> None:
     claim = house.claimed()
     house.checkpoint(claim, 0, Spent(cached_tokens=16, computed_tokens=32))
     assert house.charged(tenant) == 32
+
+
+def test_candidates_are_charged_before_any_is_told(house: House) -> None:
+    tenant = house.tenant()
+    house.submit(tenant, prompt=10)
+    house.checkpoint(house.claimed(), 0, Spent(cached_tokens=4, computed_tokens=56, recomputed_tokens=10))
+    assert house.charged(tenant) == 6 + 2 * 40
 
 
 def test_what_never_reached_the_model_costs_nothing(house: House) -> None:

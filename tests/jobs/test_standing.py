@@ -56,8 +56,12 @@ def make_jobs(session: Session, tenants: Sequence[Tenant], plan: str, **body: An
     return made
 
 
-@pytest.mark.parametrize("plan", ["0", "00000", "0101", "000111222", "222100012", "0120000001"])
-def test_places_are_the_order_in_which_claims_are_made(database: Database, plan: str) -> None:
+@pytest.mark.parametrize("depth", [1, 2, 50])
+@pytest.mark.parametrize("plan", ["00000", "000111222", "222100012", "0120000001"])
+def test_places_are_the_order_in_which_claims_are_made(
+    database: Database, monkeypatch: pytest.MonkeyPatch, plan: str, depth: int
+) -> None:
+    monkeypatch.setattr(places, "_DEPTHS", (depth, places.MOST_COUNTED + 1))
     with database.transaction() as session:
         deployment = make_deployment(session)
         tenants = [make_tenant(session) for _ in range(3)]

@@ -15,6 +15,7 @@ from penstock.jobs.models import Job
 
 MOST_COUNTED: Final = 500
 _MOST_NAMED: Final = 5
+_DEPTHS: Final = (50, MOST_COUNTED + 1)  # of lanes, one after the other: with many tenants the first is often enough
 
 # What a claim of the job would pledge: nothing once it has been charged for.
 _PLEDGE: Final = "CASE WHEN charged = 0 THEN coalesce(prompt_tokens, 0) ELSE 0 END"
@@ -26,7 +27,7 @@ _LANE: Final = f"""
         SELECT id, {_PLEDGE} AS pledge, priority, deadline, queued_at FROM job
         WHERE {WAITING} AND job.job_class = turn.job_class AND job.tenant_id = turn.tenant_id
           AND (deadline IS NULL OR deadline > now() OR id = :job_id)
-        ORDER BY {IN_LANE} LIMIT :most + 1
+        ORDER BY {IN_LANE} LIMIT :depth
     ) AS first
     WINDOW lane AS (ORDER BY {IN_LANE} ROWS UNBOUNDED PRECEDING)"""  # noqa: S608  # made of constants alone
 
@@ -58,7 +59,7 @@ _PLACE: Final = text(
     )
     SELECT count(*) FILTER (WHERE own) AS own, count(*) FILTER (WHERE NOT own) AS others,
            (array_agg(id ORDER BY job_class, nth) FILTER (WHERE own))[1:{_MOST_NAMED}] AS own_jobs,
-           EXISTS (SELECT FROM mine) AS found
+           coalesce(max(nth), 0) AS deepest, EXISTS (SELECT FROM mine) AS found
     FROM ahead
     """  # noqa: S608  # made of constants alone
 )
@@ -83,16 +84,17 @@ class Place:
 
 def place_of(session: Session, job: Job) -> Place:
     """The place of a job that waits and is not held."""
-    row = session.execute(
-        _PLACE,
-        {
-            "deployment_id": job.deployment_id,
-            "tenant_id": job.tenant_id,
-            "job_class": job.job_class,
-            "job_id": job.id,
-            "most": MOST_COUNTED,
-        },
-    ).one()
-    if not row.found or row.own + row.others > MOST_COUNTED:
-        return Place(0, MOST_COUNTED, (), more=True)
-    return Place(row.own, row.others, tuple(row.own_jobs or ()))
+    given = {
+        "deployment_id": job.deployment_id,
+        "tenant_id": job.tenant_id,
+        "job_class": job.job_class,
+        "job_id": job.id,
+        "most": MOST_COUNTED,
+    }
+    for depth in _DEPTHS:
+        row = session.execute(_PLACE, given | {"depth": depth}).one()
+        if row.own + row.others > MOST_COUNTED:
+            break
+        if row.found and row.deepest < depth:
+            return Place(row.own, row.others, tuple(row.own_jobs or ()))
+    return Place(0, MOST_COUNTED, (), more=True)

@@ -304,9 +304,11 @@ def _lock_held(session: Session, held: Sequence[Held]) -> dict[str, int]:
 
 
 def _due(item: Progress, prompt_tokens: int) -> Due:
-    """What a running job has cost its tenant by now."""
-    spent, output = item.spent or Spent(), count_tokens(item.entries)
-    computed = _computed_input(prompt_tokens, spent.cached_tokens or 0, spent.computed_tokens, output)
+    """What a running job has cost its tenant by now: candidates of `best_of` count before they are told."""
+    spent = item.spent or Spent()
+    cached, ran = spent.cached_tokens or 0, spent.computed_tokens - spent.recomputed_tokens
+    output = count_tokens(item.entries) or max(ran - (prompt_tokens - cached), 0)
+    computed = _computed_input(prompt_tokens, cached, ran, output)
     return Due(item.held.job_id, cost_of(computed_input=computed, output=output))
 
 
