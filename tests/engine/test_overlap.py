@@ -1,5 +1,6 @@
 """Overlapping steps say what steps one after another say, whoever ends, joins, fails or leaves meanwhile."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -398,6 +399,23 @@ def test_progress_counts_steps_that_have_ended(llama: TinyModel) -> None:
         engine.step()
         seen.append(engine.progress)
     assert seen == [1, 2, 3]  # though another was launched each time
+
+
+def test_logits_are_let_go_once_tokens_are_chosen(llama: TinyModel) -> None:
+    """Two steps in flight need room for the logits of one."""
+    engine = engine_of(llama, kernels="torch")
+    forward, logits = engine._runner._model, []
+
+    def watched(batch: Any) -> torch.Tensor:
+        answer: torch.Tensor = forward(batch)
+        logits.append(weakref.ref(answer))
+        return answer
+
+    engine._runner._model = watched  # type: ignore[assignment]
+    engine.submit(Request("x", [1, 2, 3], greedy(5)))
+    engine.step()
+    assert [each() for each in logits] == [None, None]
+    engine.abort("x")
 
 
 @pytest.fixture(scope="module")

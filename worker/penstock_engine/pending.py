@@ -58,7 +58,7 @@ class Pending:
     """One launched step. Made by `ModelRunner.launch`; `ended` is called when its result is there."""
 
     def __init__(self, choose: Callable[[], Answer], ended: Callable[[], None]) -> None:
-        self._choose = choose
+        self._choose: Callable[[], Answer] | None = choose
         self._ended = ended
         self._answer: Answer | None = None
 
@@ -75,5 +75,7 @@ class Pending:
 
     def _chosen(self) -> Answer:
         if self._answer is None:
-            self._answer = self._choose()
+            assert self._choose is not None, "what could not be chosen is not asked for again"
+            choose, self._choose = self._choose, None  # with it go the logits, before the next step has its own
+            self._answer = choose()
         return self._answer
