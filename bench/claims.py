@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -218,12 +218,21 @@ def measure_crowd(database: Database, threads: int, each: int = 40) -> Crowd:
     for tenants in (1, threads):
         fill(database, threads * each + 200, tenants)
         claims: list[lease.Claim] = []
-        took = _at_once(threads, lambda _, claims=claims: claims.extend(claim_one(database, at) for at in range(each)))
+        took = _at_once(threads, partial(_claim_some, database, claims, each))
         rates.append(threads * each / took)
-        took = _at_once(threads, lambda nth, claims=claims: [finish(database, claim) for claim in claims[nth::threads]])
+        took = _at_once(threads, partial(_finish_some, database, claims, threads))
         rates.append(threads * each / took)
     _, one, claiming, many = rates
     return Crowd(threads, round(claiming, 1), round(one, 1), round(many, 1))
+
+
+def _claim_some(database: Database, claims: list[lease.Claim], count: int, _: int) -> None:
+    claims.extend(claim_one(database, at) for at in range(count))
+
+
+def _finish_some(database: Database, claims: list[lease.Claim], threads: int, nth: int) -> None:
+    for claim in claims[nth::threads]:
+        finish(database, claim)
 
 
 def finish(database: Database, claim: lease.Claim) -> None:
@@ -232,7 +241,7 @@ def finish(database: Database, claim: lease.Claim) -> None:
         lease.finish(session, held, lease.Finish(JobState.SUCCEEDED, [], prompt_tokens=100, untold_tokens=50))
 
 
-def _at_once(threads: int, work: Callable[[int], Any]) -> float:
+def _at_once(threads: int, work: Callable[[int], None]) -> float:
     """Seconds until all threads are through."""
     started = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
