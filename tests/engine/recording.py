@@ -12,12 +12,19 @@ import penstock_engine.engine as engine_module
 import penstock_kernels
 import pytest
 import torch
-from penstock_engine import EngineConfig, graphs
+from penstock_engine import EngineConfig, Request, graphs
+from penstock_engine.batch import ScheduleBatch
+from penstock_engine.forward_batch import Layout, build_forward_batch, lay_out
 from penstock_engine.kernel_choice import choose_kernels
 from penstock_engine.layers import gpu
 from penstock_engine.models import CausalLM
+from penstock_engine.request import Generation
+from penstock_engine.runner import ModelRunner
+from penstock_engine.tables import RowTables
 from penstock_kernels import activations, attention, fused_qkv, rows
 from torch import Tensor
+
+from tests.engine.tiny import random_prompt
 
 REFERENCES = {
     "decode_attention": attention.paged_attention,
@@ -65,3 +72,74 @@ def use_gpu_layers(monkeypatch: pytest.MonkeyPatch) -> None:
 def use_references(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, reference in REFERENCES.items():
         monkeypatch.setattr(gpu, name, reference)
+
+
+class Trial:
+    """A decoding step of three requests, in a bucket of four; all of the pool that they do not see is poison."""
+
+    PAGE = 16
+    LENGTHS = (20, 7, 33)
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self.runner, tables = runner, runner._tables
+        self.layout = self._layout(tables)
+        self.own_slots = set(self.layout.places.slots.tolist())
+        self._memory = self.runner._pool._moved[0]
+        self._clean = torch.randn(self._memory.shape, generator=torch.Generator().manual_seed(4))
+        pages = zip(self.layout.rows.tolist(), self.LENGTHS, strict=True)
+        seen = {
+            int(tables.pages[row, at // self.PAGE]) * self.PAGE + at % self.PAGE
+            for row, length in pages
+            for at in range(length)
+        }
+        slots = self._clean.flatten(1, 2)
+        slots[:, [slot for slot in range(slots.shape[1]) if slot not in seen]] = torch.inf
+
+    @torch.inference_mode()
+    def replayed(self) -> Tensor:
+        """Logits of the three, from a recording."""
+        self._memory.copy_(self._clean)
+        assert self.runner.graphs.takes(self.layout)
+        return self.runner.graphs.logits(self.layout).clone()
+
+    @torch.inference_mode()
+    def launched(self) -> Tensor:
+        """Logits of the three, kernel by kernel."""
+        self._memory.copy_(self._clean)
+        runner = self.runner
+        batch = build_forward_batch(
+            self.layout,
+            runner._tables,
+            runner._pool,
+            torch.device("cpu"),
+            torch.float32,
+            latest=runner._sampler.latest,
+            padded=False,
+        )
+        logits: Tensor = runner._model(batch)
+        return logits
+
+    def written(self) -> set[int]:
+        """The slots that are not what they were."""
+        pairs = zip(self._memory.flatten(1, 2).unbind(1), self._clean.flatten(1, 2).unbind(1), strict=True)
+        return {slot for slot, (now, before) in enumerate(pairs) if not torch.equal(now, before)}
+
+    def is_right(self) -> bool:
+        return torch.allclose(self.replayed(), self.launched(), atol=1e-4) and self._writes_where_it_may()
+
+    def _writes_where_it_may(self) -> bool:
+        self.replayed()
+        return self.written() == {0, *self.own_slots}
+
+    def _layout(self, tables: RowTables) -> Layout:
+        batch, pages = ScheduleBatch(3), iter((5, 2, 9, 1, 7, 3))
+        for at, length in enumerate(self.LENGTHS):
+            ids = random_prompt(length, seed=at)
+            nobody = Generation(
+                Request(str(at), ids), 0, at, ids, prompt_len=length, limit=99, stop_ids=frozenset(), seed=0
+            )
+            nobody.pages = [next(pages) for _ in range(-(-length // self.PAGE))]
+            nobody.computed_len = length - 1
+            tables.admit(nobody)
+            batch.add(nobody, 1)
+        return lay_out(batch, tables)

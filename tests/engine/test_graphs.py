@@ -8,21 +8,17 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from penstock_engine import Engine, EngineConfig, InvalidConfig, Request, SamplingParams, graphs, staging
-from penstock_engine.batch import ScheduleBatch
-from penstock_engine.forward_batch import IN_FLIGHT, Layout, build_forward_batch, lay_out
+from penstock_engine.forward_batch import IN_FLIGHT
 from penstock_engine.graphs import Bucket, context_buckets, row_buckets
-from penstock_engine.request import Generation
-from penstock_engine.tables import RowTables
 from penstock_kernels.checks import ShapeError
 from torch import Tensor
 
 from tests.engine.driving import Run, greedy, parity, run_all
 from tests.engine.parity_table import LOGPROB_TOLERANCE
-from tests.engine.recording import Again, Reruns, use_gpu_layers, use_references
+from tests.engine.recording import Again, Reruns, Trial, use_gpu_layers, use_references
 from tests.engine.tiny import TinyModel, random_prompt
 
 CONTEXTS = (20, 80, 100)
-PAGE = 16
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +34,7 @@ def references(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def engine_of(model: TinyModel, **settings: Any) -> Engine:
-    config = EngineConfig(**{"dtype": "float32", "max_model_len": CONTEXTS[-1], "page_size": PAGE, **settings})
+    config = EngineConfig(**{"dtype": "float32", "max_model_len": CONTEXTS[-1], "page_size": Trial.PAGE, **settings})
     engine = Engine.from_folder(model.folder, config)
     engine.warm_up()
     return engine
@@ -86,6 +82,10 @@ class TestBuckets:
         assert context_buckets(2048) == (2048,)
 
 
+def trial_of(model: TinyModel) -> Trial:
+    return Trial(engine_of(model, max_running=8, kv_pages=12)._runner)
+
+
 def traffic(longer: int) -> list[Request]:
     """Requests that leave one after another, on contexts that grow from bucket to bucket."""
     drawn = SamplingParams(temperature=0.9, top_p=0.9, top_k=30, seed=5, max_tokens=14, ignore_eos=True, logprobs=2)
@@ -127,8 +127,18 @@ class TestReplays:
         assert {bucket.context for _, bucket in steps} == set(CONTEXTS)
         assert any(count < bucket.rows for count, bucket in steps)
 
+    def test_every_bucket_up_to_thirty_three_rows_has_its_turn(
+        self, model: TinyModel, replayed: list[tuple[int, Bucket]]
+    ) -> None:
+        requests = [Request(f"r{at}", random_prompt(2, seed=at), greedy(2 + at)) for at in range(33)]
+        settings = {"max_running": 33, "token_budget": 66, "kv_pages": 99}
+        run = run_all(engine_of(model, **settings), requests)
+        assert {bucket.rows for _, bucket in replayed} == {*row_buckets(33)}
+        assert {count for count, _ in replayed} == {*range(1, 34)}
+        assert told(run) == told(run_all(engine_of(model, graphs="off", **settings), requests))
+
     def test_padding_touches_the_null_page_alone(self, model: TinyModel) -> None:
-        trial = Trial(model)
+        trial = trial_of(model)
         trial.replayed()
         assert trial.written() == {0, *trial.own_slots}
 
@@ -149,7 +159,7 @@ class TestReplays:
         assert {each.untyped_storage().data_ptr() for each in read} <= kept
 
     def test_what_the_host_does_not_know_yet_is_read_on_the_device(self, model: TinyModel) -> None:
-        trial = Trial(model)
+        trial = trial_of(model)
         clean, latest, ids = trial.replayed(), trial.runner._sampler.latest, trial.layout.ids
         latest[trial.layout.rows[1]] = int(ids[1])
         ids[1] = IN_FLIGHT
@@ -180,73 +190,6 @@ def tensors_of(values: Iterable[Any]) -> list[Tensor]:
     return [each for each in flat if isinstance(each, Tensor)]
 
 
-class Trial:
-    """A decoding step of three requests, in a bucket of four; all of the pool that they do not see is poison."""
-
-    LENGTHS = (20, 7, 33)
-
-    def __init__(self, model: TinyModel) -> None:
-        self.runner = engine_of(model, max_running=8, kv_pages=12)._runner
-        tables = self.runner._tables
-        self.layout = self._layout(tables)
-        self.own_slots = set(self.layout.places.slots.tolist())
-        self._memory = self.runner._pool._moved[0]
-        self._clean = torch.randn(self._memory.shape, generator=torch.Generator().manual_seed(4))
-        pages = zip(self.layout.rows.tolist(), self.LENGTHS, strict=True)
-        seen = {int(tables.pages[row, at // PAGE]) * PAGE + at % PAGE for row, length in pages for at in range(length)}
-        slots = self._clean.flatten(1, 2)
-        slots[:, [slot for slot in range(slots.shape[1]) if slot not in seen]] = torch.inf
-
-    @torch.inference_mode()
-    def replayed(self) -> Tensor:
-        """Logits of the three, from a recording."""
-        self._memory.copy_(self._clean)
-        assert self.runner.graphs.takes(self.layout)
-        return self.runner.graphs.logits(self.layout).clone()
-
-    @torch.inference_mode()
-    def launched(self) -> Tensor:
-        """Logits of the three, kernel by kernel."""
-        self._memory.copy_(self._clean)
-        runner = self.runner
-        batch = build_forward_batch(
-            self.layout,
-            runner._tables,
-            runner._pool,
-            torch.device("cpu"),
-            torch.float32,
-            latest=runner._sampler.latest,
-            padded=False,
-        )
-        logits: Tensor = runner._model(batch)
-        return logits
-
-    def written(self) -> set[int]:
-        """The slots that are not what they were."""
-        pairs = zip(self._memory.flatten(1, 2).unbind(1), self._clean.flatten(1, 2).unbind(1), strict=True)
-        return {slot for slot, (now, before) in enumerate(pairs) if not torch.equal(now, before)}
-
-    def is_right(self) -> bool:
-        return torch.allclose(self.replayed(), self.launched(), atol=1e-4) and self._writes_where_it_may()
-
-    def _writes_where_it_may(self) -> bool:
-        self.replayed()
-        return self.written() == {0, *self.own_slots}
-
-    def _layout(self, tables: RowTables) -> Layout:
-        batch, pages = ScheduleBatch(3), iter((5, 2, 9, 1, 7, 3))
-        for at, length in enumerate(self.LENGTHS):
-            ids = random_prompt(length, seed=at)
-            nobody = Generation(
-                Request(str(at), ids), 0, at, ids, prompt_len=length, limit=99, stop_ids=frozenset(), seed=0
-            )
-            nobody.pages = [next(pages) for _ in range(-(-length // PAGE))]
-            nobody.computed_len = length - 1
-            tables.admit(nobody)
-            batch.add(nobody, 1)
-        return lay_out(batch, tables)
-
-
 class Buffers(NamedTuple):
     """What a recording reads, in the order in which it is sent."""
 
@@ -272,7 +215,7 @@ def spoilt(wrong: Callable[[Buffers], None]) -> Callable[[pytest.MonkeyPatch], N
 
 
 def padding_on_a_page(sent: Buffers) -> None:
-    sent.slots[3:] = 11 * PAGE  # nobody's, as yet
+    sent.slots[3:] = 11 * Trial.PAGE  # nobody's, as yet
 
 
 def no_padding_written(sent: Buffers) -> None:
@@ -317,18 +260,18 @@ MUTANTS = {
 @pytest.mark.usefixtures("references")
 class TestTheCheckItself:
     def test_a_step_is_right(self, model: TinyModel) -> None:
-        assert Trial(model).is_right()
+        assert trial_of(model).is_right()
 
     @pytest.mark.parametrize("name", MUTANTS)
     def test_a_wrong_one_shows(self, model: TinyModel, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        trial = Trial(model)
+        trial = trial_of(model)
         MUTANTS[name](monkeypatch)
         assert not trial.is_right()
 
     def test_a_bucket_too_small_is_refused_by_the_kernels(
         self, model: TinyModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        trial = Trial(model)
+        trial = trial_of(model)
         a_bucket_too_small(monkeypatch)
         with pytest.raises(ShapeError):
             trial.replayed()

@@ -99,7 +99,7 @@ def _draw(logits: Tensor, steepness: Tensor, top_k: Tensor, top_p: Tensor, min_p
 
 def _powers(octaves: Tensor) -> Tensor:
     """2^-octaves in float32, 2^-33 from 32 octaves on; `octaves` is used up. The roundings are the definition's."""
-    part = F.threshold_(octaves.neg_(), -ONE, -ONE - 1)
+    part = F.threshold(octaves.neg_(), -ONE, -ONE - 1, inplace=True)
     whole = (part + 0.5).floor_()
     part -= whole
     power = part * TAYLOR[0]
