@@ -61,7 +61,7 @@ drill: setup  ## Kill engines, workers, Redis and the supervisor under load, and
 GPU_RUN = PYTHONPATH=.:worker:kernels $(PYTHON) -u -m
 
 gpu-check:  ## Check kernels and engine on this machine's GPU (needs torch with CUDA, transformers, pytest)
-	@$(GPU_RUN) tests.gpu.check --logs "$${OUT:-bench/results}/gpu-check"
+	@$(GPU_RUN) tests.gpu.check --log "$${OUT:-bench/results}/gpu-check.log"
 
 gpu-bench:  ## Measure engine, kernels and peers on this machine's GPU, in nine minutes
 	@$(GPU_RUN) bench.gpu --out "$${OUT:-bench/results}"

@@ -12,13 +12,13 @@ python -m bench.gpu [--out FOLDER] [--shape NAME] [--quick] [--dry-run] [--only 
 A Llama-3.1-8B of random weights, made on the GPU, is measured. Each part is a process of its own with a limit of time;
 what one could not reach is listed as not measured, and the command ends with 1. `--quick` measures a small shape, on
 any CUDA device; `--dry-run` goes through everything once on a CPU, and its figures mean nothing. FOLDER gets gpu.json
-and the output of each part.
+and gpu-bench.log, the output of all parts.
 """
 
 import argparse
 import json
-import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from bench.gpu_parts.job import read_rows
-from bench.gpu_parts.parts import Outcome, Part, run_parts, table
+from bench.gpu_parts.parts import Outcome, Part, keep, run_parts, table
 from bench.gpu_parts.report import DATASHEET, lines, missing, parts_record, verdicts, with_rooflines
 from bench.gpu_parts.shapes import SHAPES, Plan
 from bench.kernels import ROOT, machine
@@ -95,19 +95,22 @@ def record_of(outcomes: Sequence[Outcome], folder: Path, shape: str, names: Sequ
 
 
 def run(names: Sequence[str], shape: str, device: str, out: Path, seconds: float) -> int:
-    """Measure, write and print; the exit status."""
-    folder = out / "gpu-bench"
-    shutil.rmtree(folder, ignore_errors=True)
-    parts = parts_of(names, shape, device, folder)
-    outcomes = run_parts(parts, folder, seconds=seconds, at_once=1, told=_tell)
-    record = record_of(outcomes, folder, shape, names)
-    (out / "gpu.json").write_text(json.dumps(record, indent=1) + "\n")
+    """Measure, write and print; the exit status. The record is written anew after each part."""
+    log, outcomes = out / "gpu-bench.log", list[Outcome]()
+    log.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+
+        def told(outcome: Outcome) -> None:
+            print(f"{outcome.name}: {outcome.how} after {outcome.seconds:.0f} s", flush=True)
+            keep(outcome, log)
+            outcomes.append(outcome)
+            (out / "gpu.json").write_text(json.dumps(record_of(outcomes, folder, shape, names), indent=1) + "\n")
+
+        run_parts(parts_of(names, shape, device, folder), folder, seconds=seconds, at_once=1, told=told)
+        record = record_of(outcomes, folder, shape, names)
     print("", *table(outcomes), "", *lines(record), sep="\n")
     return int(any(each.bad for each in outcomes))
-
-
-def _tell(outcome: Outcome) -> None:
-    print(f"{outcome.name}: {outcome.how} after {outcome.seconds:.0f} s", flush=True)
 
 
 def parse() -> argparse.Namespace:

@@ -92,24 +92,34 @@ def measured_rows(only: str, device: str = "cuda", sizes: Any = None) -> Iterato
             torch.cuda.empty_cache()
 
 
-def tune(only: str, copy: str | None) -> None:
-    """Measure the tiles of the kernels whose name holds `only`; each table is written anew as a class is done."""
-    from penstock_kernels.gpu.tuning import CACHE, SHIPPED, Measured, cache_file, shipped_file, write
+def tune(work: Any, gpu: str, only: str, files: list[Path]) -> None:
+    """Measure the tiles of the kernels whose name holds `only`; every file is written anew as a class is done."""
+    from penstock_kernels.gpu.tuning import Measured, write
 
-    from bench.kernel_parts.sweep import Workload, measure_on, sweep, trials
+    from bench.kernel_parts.sweep import measure_on, sweep, trials
 
-    work, gpu = Workload(), torch.cuda.get_device_name()
-    files = [cache_file(gpu, CACHE), shipped_file(gpu, SHIPPED), *([Path(copy)] if copy else [])]
     found: dict[tuple[str, str], Measured] = {}
     chosen = [trial for trial in trials(work) if only in trial.kernel]
     for (kernel, shapes), best in sweep(chosen, partial(measure_on, work)):
         found[kernel, shapes] = best
         gain = best.seconds_in_code / best.seconds
         print(f"{kernel:<18} {shapes:<28} {best.tile} {best.seconds * 1e6:.1f} us, {gain:.2f}x of in code", flush=True)
-        torch.cuda.empty_cache()
         for file in files:
             write(file, gpu, found)
+        if work.device == "cuda":
+            torch.cuda.empty_cache()
     print(*(f"written: {file}" for file in files), sep="\n")
+
+
+def tune_here(only: str, copy: str | None) -> None:
+    """The tables of the GPU at hand: that of this machine, that of its name, and a copy."""
+    from penstock_kernels.gpu.tuning import CACHE, SHIPPED, cache_file, shipped_file
+
+    from bench.kernel_parts.sweep import Workload
+
+    gpu = torch.cuda.get_device_name()
+    files = [cache_file(gpu, CACHE), shipped_file(gpu, SHIPPED), *([Path(copy)] if copy else [])]
+    tune(Workload(), gpu, only, files)
 
 
 def measure_cases(sizes: Any) -> list[Any]:
@@ -200,7 +210,7 @@ def main() -> int:
         print("bench.kernels: no GPU here; --compile-only needs none", file=sys.stderr)
         return 1
     if options.tune:
-        tune(options.only, options.json)
+        tune_here(options.only, options.json)
         return 0
     rows = report(measured_rows(options.only), options.json or str(RESULT))
     return int(any("error" in row for row in rows))

@@ -33,7 +33,7 @@ class Job:
         row = {"what": what, "who": who, **figures}
         with self.rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(row, flush=True)
+        print(f"{what}: {who}, {figures.get('size', figures.get('batch', ''))}".rstrip(", "), flush=True)
 
 
 def costing(cost: Cost) -> dict[str, object]:

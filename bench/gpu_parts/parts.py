@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 DONE, FAILED, LATE, UNREACHED, ABSENT = "ok", "failed", "out of time", "not reached", "not present"
 LEAST_SECONDS = 5.0  # with less left, a part is not begun: it could only load its libraries
@@ -45,27 +46,30 @@ class Outcome:
 Told = Callable[[Outcome], None]
 
 
-def run_parts(parts: Sequence[Part], logs: Path, *, seconds: float, at_once: int, told: Told) -> list[Outcome]:
-    """Run `parts` in their order, `at_once` at a time, within `seconds` in all. `told` hears of each as it ends."""
-    logs.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + seconds
+def run_parts(parts: Sequence[Part], folder: Path, *, seconds: float, at_once: int, told: Told) -> list[Outcome]:
+    """Run `parts` in their order, `at_once` at a time, within `seconds` in all. `told` hears of each as it ends.
+
+    What each says is in a file in `folder`, which the caller may take away afterwards.
+    """
+    end, telling = time.monotonic() + seconds, Lock()
 
     def run(part: Part) -> Outcome:
-        outcome = run_part(part, logs, end - time.monotonic())
-        told(outcome)
+        outcome = run_part(part, folder, end - time.monotonic())
+        with telling:
+            told(outcome)
         return outcome
 
     with ThreadPoolExecutor(max_workers=at_once) as pool:
         return list(pool.map(run, parts))
 
 
-def run_part(part: Part, logs: Path, left: float) -> Outcome:
-    """Run one part, its output to a file in `logs`, for at most its own limit and the seconds `left`."""
+def run_part(part: Part, folder: Path, left: float) -> Outcome:
+    """Run one part, its output to a file in `folder`, for at most its own limit and the seconds `left`."""
     if part.absent:
         return Outcome(part.name, ABSENT, 0.0, part.absent)
     if left < LEAST_SECONDS:
         return Outcome(part.name, UNREACHED, 0.0, "the time for all was over")
-    log = logs / f"{part.name.replace(' ', '-')}.log"
+    log = folder / f"{part.name.replace(' ', '-')}.log"
     started = time.monotonic()
     with log.open("w") as output:
         process = subprocess.Popen(part.command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
@@ -84,6 +88,14 @@ def _code(process: subprocess.Popen[bytes], limit: float) -> int | None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def keep(outcome: Outcome, file: Path) -> None:
+    """Add what a part said to the one file that holds the words of all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    said = outcome.log.read_text(errors="replace") if outcome.log else outcome.note
+    with file.open("a") as all_said:
+        all_said.write(f"=== {outcome.name}: {outcome.how} after {outcome.seconds:.0f} s\n{said}\n")
 
 
 def last_line(text: str) -> str:

@@ -1,14 +1,13 @@
 """The bench of a GPU, gone through on a CPU: every part runs, and tells what the record is made of."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench.gpu import PARTS, expected, parts_of, record_of
+from bench.gpu import PARTS, expected, parts_of, record_of, run
 from bench.gpu_parts import attention, each_kernel, own, peers
 from bench.gpu_parts.busy import covered, gpu_seconds
 from bench.gpu_parts.job import Job, read_rows
@@ -27,26 +26,37 @@ def job(tmp_path: Path) -> Job:
     return Job(SMALL, "cpu", tmp_path / "rows.jsonl")
 
 
-def test_a_dry_run_writes_every_key(tmp_path: Path) -> None:
-    """As it is called, with the parts that others are held against."""
-    command = [sys.executable, "-m", "bench.gpu", "--dry-run", "--only=ceilings,bf16", f"--out={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+def test_a_run_writes_a_record_and_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the part that all others are held against, in its process, as it is called."""
+    assert run(["ceilings"], "dry", "cpu", tmp_path, 60.0) == 0
     record = json.loads((tmp_path / "gpu.json").read_text())
-    assert record["not_measured"] == []
-    assert [(each["part"], each["how"]) for each in record["parts"]] == [("ceilings", "ok"), ("bf16", "ok")]
+    assert set(record) == {"on", "shape", "goals", "not_measured", "parts", "rows"}
     assert {"torch", "triton", "commit", "gpu"} <= set(record["on"])
-    decoding = {(row["who"], row["batch"]): row for row in record["rows"] if row["what"] == "decode"}
-    own = [("penstock bf16", batch) for batch in DRY.plan.batches]
-    assert set(decoding) == {*own, ("penstock bf16, no graphs", 1), ("penstock bf16, no overlap", 1)}
+    assert [(each["part"], each["how"]) for each in record["parts"]] == [("ceilings", "ok")]
+    (ceilings,) = record["rows"]
+    assert min(ceilings["copy"], ceilings["read"], ceilings["matmul"]["bfloat16"]) > 0
+    assert "ceilings: copy" in capsys.readouterr().out
+    assert (tmp_path / "gpu-bench.log").read_text().startswith("=== ceilings: ok")
+
+
+def test_an_engine_tells_all_that_the_record_holds(job: Job) -> None:
+    own.run(replace(job, shape=DRY))
+    told = read_rows(job.rows)
+    ceilings = {"what": "ceilings", "who": "torch", "copy": 1e12, "read": 1e12, "matmul": {"bfloat16": 1e15}}
+    rows = with_rooflines([ceilings, *told], datasheet=2e15)
+    decoding = {(row["who"], row["batch"]): row for row in rows if row["what"] == "decode"}
+    own_rows = [("penstock bf16", batch) for batch in DRY.plan.batches]
+    assert set(decoding) == {*own_rows, ("penstock bf16, no graphs", 1), ("penstock bf16, no overlap", 1)}
     for row in decoding.values():
         assert row["tokens_per_s"] == pytest.approx(row["batch"] / row["seconds"])
-        assert row["of_roofline"] > 0
+        assert 0 < row["of_roofline"] < 1
         assert row["gpu_seconds"] is None
-    (prefill,) = (row for row in record["rows"] if row["what"] == "prefill")
-    assert prefill["mfu"] is None  # of no datasheet
-    assert prefill["flop_per_s"] > 0
-    assert "penstock bf16, no graphs" in done.stdout
+        assert row["not_gpu"] is None
+    (prefill,) = (row for row in rows if row["what"] == "prefill")
+    assert prefill["mfu"] == pytest.approx(prefill["flop_per_s"] / 2e15)
+    (engine,) = (row for row in rows if row["what"] == "engine")
+    assert "layers" in engine["kernels"]
+    assert missing(told, dict(expected(["bf16"], DRY.plan))) == []
 
 
 @pytest.mark.parametrize(("precision", "decodes"), [("int8", True), ("fp8", False), ("bf16-kv-fp8", False)])

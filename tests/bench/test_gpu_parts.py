@@ -74,13 +74,18 @@ def test_a_memory_checker_that_is_not_there_is_no_failure_and_one_that_finds_som
 def test_a_check_with_a_failure_says_which_lines_fail_and_ends_with_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    log = tmp_path / "all.log"
     parts = [part("good", "print('2 passed')"), part("bad", "print('FAILED tests/x.py::y'); raise SystemExit(3)")]
-    assert check(parts[:1], tmp_path, 60.0) == 0
+    assert check(parts[:1], log, 60.0) == 0
     capsys.readouterr()
-    assert check(parts, tmp_path, 60.0) == 1
+    assert check(parts, log, 60.0) == 1
     said = capsys.readouterr().out
     assert "FAILED tests/x.py::y" in said
     assert said.splitlines()[-2].split()[:2] == ["good", "ok"]
+    assert sorted(line for line in log.read_text().splitlines() if line and line[:3] != "===") == [
+        "2 passed",
+        "FAILED tests/x.py::y",
+    ]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")

@@ -1,23 +1,24 @@
 """All that is checked on a GPU, in one command: `make gpu-check`.
 
-python -m tests.gpu.check [--logs FOLDER] [--seconds N] [--only NAME] [--seed N]
+python -m tests.gpu.check [--log FILE] [--seconds N] [--only NAME] [--seed N]
 
 Each file of tests beside this is a process of its own, and so is each tool of compute-sanitizer, where that is
 installed: memcheck over every kernel, racecheck over the attention that splits a context. One that fails stops no
-other. The table of all is printed last; their output lies in FOLDER. Ends with 1 where something failed, or where
-there is no GPU.
+other. The table of all is printed last; their whole output is in FILE. Ends with 1 where something failed, or
+where there is no GPU.
 """
 
 import argparse
 import random
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from bench.gpu_parts.parts import FAILED, Outcome, Part, run_parts, table
+from bench.gpu_parts.parts import Outcome, Part, keep, run_parts, table
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "bench" / "results"
@@ -50,17 +51,20 @@ def sanitizer_parts(tool: str | None) -> Iterator[Part]:
         yield Part(name, (*UNCACHED, tool or SANITIZER, *options, *watched), SANITIZER_LIMIT, absent=missing)
 
 
-def check(parts: Sequence[Part], logs: Path, seconds: float) -> int:
+def check(parts: Sequence[Part], log: Path, seconds: float) -> int:
     """Run `parts` and print the table; the exit status."""
-    outcomes = run_parts(parts, logs, seconds=seconds, at_once=AT_ONCE, told=_tell)
-    for failed in (each for each in outcomes if each.how == FAILED and each.log):
-        print(f"\n--- the end of {failed.log}", *_reasons(failed), sep="\n")
+    log.unlink(missing_ok=True)
+
+    def told(outcome: Outcome) -> None:
+        print(f"{outcome.name}: {outcome.how} after {outcome.seconds:.0f} s", flush=True)
+        keep(outcome, log)
+
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = run_parts(parts, Path(folder), seconds=seconds, at_once=AT_ONCE, told=told)
+        for failed in (each for each in outcomes if each.bad and each.log):
+            print(f"\n--- {failed.name}, all of it in {log}", *_reasons(failed), sep="\n")
     print("", *table(outcomes), sep="\n")
     return int(any(each.bad for each in outcomes))
-
-
-def _tell(outcome: Outcome) -> None:
-    print(f"{outcome.name}: {outcome.how} after {outcome.seconds:.0f} s", flush=True)
 
 
 def _reasons(failed: Outcome, most: int = 8) -> list[str]:
@@ -73,7 +77,7 @@ def _reasons(failed: Outcome, most: int = 8) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--logs", type=Path, default=RESULTS / "gpu-check")
+    parser.add_argument("--log", type=Path, default=RESULTS / "gpu-check.log")
     parser.add_argument("--seconds", type=float, default=520.0, help="for all parts together")
     parser.add_argument("--only", default="", help="parts whose name holds this")
     parser.add_argument("--seed", type=int, help="draw the inputs that this seed drew before")
@@ -84,7 +88,7 @@ def main() -> int:
     seed = random.SystemRandom().getrandbits(32) if options.seed is None else options.seed
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; inputs from --seed {seed}", flush=True)
     parts = [*pytest_parts(seed), *sanitizer_parts(shutil.which(SANITIZER))]
-    return check([each for each in parts if options.only in each.name], options.logs, options.seconds)
+    return check([each for each in parts if options.only in each.name], options.log, options.seconds)
 
 
 if __name__ == "__main__":

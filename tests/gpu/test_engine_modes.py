@@ -4,6 +4,7 @@ In float32 without TF32, where the order of sums alone differs: a graph pads its
 of rows in another order. The tokens are those of `transformers` on the same GPU.
 """
 
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -54,8 +55,11 @@ def logprobs_apart(one: Run, other: Run) -> float:
 
 
 @pytest.fixture(autouse=True)
-def whole_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def whole_float32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.fixture(scope="module", params=NAMES)

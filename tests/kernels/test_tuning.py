@@ -41,7 +41,9 @@ from penstock_kernels.gpu.tuning import (
 )
 from penstock_kernels.quant_int4 import pack_int4
 
+from bench.kernel_parts import sweep as sweep_module
 from bench.kernel_parts.sweep import GAIN, Trial, Workload, attention_run, measure_on, sweep, trials
+from bench.kernels import tune
 from tests.kernels.attention_batches import close, make_batch
 from tests.kernels.quant_cases import random, random_int4
 
@@ -127,6 +129,19 @@ def test_candidates_are_run_on_what_they_are_for(kernel: str) -> None:
     trial = small_trial(kernel)
     assert len(trial.candidates) == 2
     assert set(measure_on(SMALL, trial)) == {trial.in_code, *trial.candidates}
+
+
+def test_the_command_measures_and_writes_every_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As `--tune` does where a GPU is, in Triton's interpreter."""
+    trial = small_trial(INT8)
+    monkeypatch.setattr(sweep_module, "trials", lambda _: [trial, small_trial(W4A16)])
+    files = [cache_file(GPU, tmp_path / "cache"), shipped_file(GPU, tmp_path)]
+    tune(SMALL, GPU, "int8", files)
+    for file in files:
+        (entry,) = json.loads(file.read_text())["choices"][INT8].items()
+        assert entry[0] == trial.shapes
+        assert 0 < entry[1]["us"] <= entry[1]["us_in_code"]
+        assert entry[1]["tile"] in [asdict(each) for each in (trial.in_code, *trial.candidates)]
 
 
 def test_a_candidate_that_answers_otherwise_is_no_choice() -> None:
