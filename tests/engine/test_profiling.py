@@ -138,6 +138,25 @@ def test_the_steps_run_and_the_pool_is_what_they_leave(engine: Engine, monkeypat
     assert found == int((GIB - 700 * MIB - MARGIN) * 0.9)
 
 
+def test_a_length_that_was_asked_for_has_to_fit_and_the_models_own_need_not(llama: TinyModel) -> None:
+    """A step's prefill has to; a longer request is refused by itself."""
+    engine = Engine.from_folder(llama.folder, replace(CONFIG, max_model_len=None, kv_pages=8))
+    shape, model = KVShape.of(engine.model_config, CONFIG, torch.float32), engine._runner._model
+    pages = 4  # of 16 tokens, one of them the null page: room for the 33 of a step
+
+    def found(length: int | None) -> int:
+        device = MadeUp(in_use=0, total=MARGIN + pages * shape.page_bytes)
+        config = replace(CONFIG, max_model_len=length, memory_share=1.0)
+        return kv_memory(model, config, shape, max_model_len=256, dtype=torch.float32, memory=device)
+
+    assert found(None) == pages * shape.page_bytes
+    with pytest.raises(InvalidConfig, match="K and V of 256 tokens"):
+        found(256)
+    pages = 3
+    with pytest.raises(InvalidConfig, match="K and V of 33 tokens"):
+        found(None)
+
+
 def test_an_engines_pool_is_what_was_found(llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """And it serves; what is given in pages or bytes is not looked for."""
     asked: list[Any] = []
