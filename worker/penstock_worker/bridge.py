@@ -15,34 +15,33 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from typing import Final
 
 import msgspec
-from penstock.jobs.states import JobState, RunOutcome
+from penstock.jobs.states import JobState
 from penstock.logs import get_logger
 
+from penstock_worker.answers import by_request, give, refuse
 from penstock_worker.energy import EnergyMeter, energy_meter
 from penstock_worker.engine_process import SHOW_STACKS
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.messages import (
     Broken,
     Commands,
-    Delta,
     EngineSpec,
     FromEngine,
     Loading,
     Ready,
-    Refusal,
     Share,
     StepReport,
     Submit,
     decode_report,
     encode,
 )
-from penstock_worker.running import Finished, GivenBack, RunningJob
+from penstock_worker.running import Finished, RunningJob
 from penstock_worker.worker_metrics import EngineMetrics, WorkerMetrics
 
 _EXIT_SECONDS: Final = 10.0
@@ -52,7 +51,6 @@ _STACKS_SECONDS: Final = 0.5
 # for the moments between two products. At OpenMP's default, where another process keeps a core busy, two of them end up
 # spinning on one core, each through the other's time: products that take 5 ms took 23.
 _SPIN_COUNT: Final = "30000"
-_LATE, _FULL = "deadline_exceeded", "queue_full"  # the engine's codes of what is no failure of the job
 
 log = get_logger(__name__)
 
@@ -193,10 +191,10 @@ class Bridge:
         for scores in report.prompt_scores:
             if (job := job_of(scores.request_id)) is not None:
                 job.take_prompt(scores)
-        for request_id, deltas in _by_request(report.deltas):
+        for request_id, deltas in by_request(report.deltas):
             if (job := job_of(request_id)) is not None:
                 self._note_token(job, report)
-                self._cut(job, _give(job, deltas))
+                self._cut(job, give(job, deltas))
         for share in report.shares:
             if (job := self._jobs.get(share.request_id)) is not None and job.limit_reached:
                 touched[share.request_id] = job
@@ -206,7 +204,7 @@ class Bridge:
                 job.close_choice(ended.choice, ended.finish_reason)
         for refusal in report.refusals:
             if (job := job_of(refusal.request_id)) is not None:
-                _refuse(job, refusal)
+                refuse(job, refusal)
         return touched
 
     def _meter(self, share: Share, report: StepReport) -> None:
@@ -395,31 +393,3 @@ class Bridge:
             self._killed_because = reason
         if self._process is not None:
             self._process.kill()
-
-
-def _by_request(deltas: Sequence[Delta]) -> Iterable[tuple[str, list[Delta]]]:
-    """The deltas of each request, in order."""
-    grouped: dict[str, list[Delta]] = {}
-    for delta in deltas:
-        grouped.setdefault(delta.request_id, []).append(delta)
-    return grouped.items()
-
-
-def _give(job: RunningJob, deltas: Sequence[Delta]) -> list[int]:
-    """The choices that end here alone. A token that cannot be turned into text fails its own job, and no other."""
-    try:
-        return job.take(deltas)
-    except Exception as error:
-        log.exception("job.token_failed", job=job.id)
-        message = f"the worker could not turn its tokens into text: {type(error).__name__}"
-        job.end(Finished(JobState.FAILED, {"code": "internal_error", "message": message}))
-        return [delta.choice for delta in deltas]
-
-
-def _refuse(job: RunningJob, refusal: Refusal) -> None:
-    if refusal.code == _LATE:
-        job.end(Finished(JobState.EXPIRED), JobState.EXPIRED.value)
-    elif refusal.code == _FULL:
-        job.end(GivenBack(RunOutcome.HANDED_BACK, refusal.message))
-    else:
-        job.end(Finished(JobState.FAILED, {"code": refusal.code, "message": refusal.message}))

@@ -49,12 +49,12 @@ class Heartbeat:
         self._reported: dict[str, HostingReport] = {}
         self._renewed_at = self._checkpointed_at = float("-inf")
         self._wake = threading.Event()
-        self._claimed = False
+        self._claimed_at = self._claim_told_at = time.monotonic()
         self.draining = False
 
     def note_claim(self) -> None:
         """A job was claimed; the next beat says so."""
-        self._claimed = True
+        self._claimed_at = time.monotonic()
 
     def wake(self) -> None:
         """Beat now: something changed that others wait for."""
@@ -161,8 +161,9 @@ class Heartbeat:
     def _report(self, host: Host) -> None:
         """Say that we live, and how each model stands; register again when we were taken for dead."""
         reports = {model.deployment_id: model.report for model in host.models}
-        claimed, self._claimed = self._claimed, False
+        claimed_at = self._claimed_at
         with self._database.transaction() as session:
+            claimed = claimed_at > self._claim_told_at
             if not hosting_services.heartbeat(session, self._card.id, draining=self.draining, claimed=claimed):
                 hosting_services.register_worker(session, self._card)
                 self._reported = {}
@@ -171,7 +172,7 @@ class Heartbeat:
                     hosting_services.report(session, self._card.id, report)
             for deployment_id in self._reported.keys() - reports.keys():
                 hosting_services.remove_hosting(session, self._card.id, deployment_id)
-        self._reported = reports
+        self._reported, self._claim_told_at = reports, claimed_at
 
 
 def _has_grown(job: RunningJob) -> bool:
