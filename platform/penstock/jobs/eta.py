@@ -67,7 +67,7 @@ def _with_unseen(taken: Sequence[float]) -> list[float]:
     """What jobs took, sorted, and two more that stand for what was not seen."""
     logs = [math.log(max(seconds, _INSTANT)) for seconds in taken]
     middle = median(logs)
-    apart = math.sqrt((1 + sum((each - middle) ** 2 for each in logs)) / len(logs))
+    apart = math.sqrt((1 + sum((each - middle) ** 2 for each in logs)) / max(len(logs) - 1, 1))
     return sorted(math.exp(each) for each in (*logs, middle - apart, middle + apart))
 
 
