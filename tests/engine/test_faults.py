@@ -68,6 +68,15 @@ def test_pages_that_held_nan_are_clean_for_their_next_owner(poisoned: TinyModel,
     assert (found.wrong, found.tokens) == (0, 10)
 
 
+def test_a_token_that_ran_in_vain_leaves_no_nan_behind(poisoned: TinyModel) -> None:
+    """The output ends with the poison, which nobody knew when the next step was launched."""
+    engine = Engine.from_folder(poisoned.folder, EngineConfig(dtype="float32", kv_pages=3, overlap="on"))
+    sampling = SamplingParams(temperature=0, max_tokens=5, stop_token_ids=(POISON,), logit_bias=((POISON, 100.0),))
+    run = run_all(engine, [Request("x", healthy_requests()[0].prompt_ids, sampling)])
+    assert (run.tokens("x"), run.finish_reason("x"), engine.progress) == ([POISON], "stop", 2)
+    assert not any(engine._runner._pool.pages(layer).isnan().any() for layer in range(3))
+
+
 def test_a_poisoned_prefix_is_not_cached(poisoned: TinyModel) -> None:
     engine = Engine.from_folder(poisoned.folder, EngineConfig(dtype="float32"))
     run_all(engine, [Request("bad", [POISON, *random_prompt(40, seed=1)], greedy(5))])
