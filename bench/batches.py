@@ -4,7 +4,7 @@ python -m bench.batches [--lines N] [--minutes M] [--json PATH]
 
 Real services and processes; only the worker is none: it claims jobs and finishes them with a short answer each. After
 the minutes the batch is cancelled, and its files tell of the lines that were not reached as well. The figures are peaks
-of resident memory, looked at ten times a second, of the largest process of each kind.
+of resident memory, looked at ten times a second, of the process of each kind that does the work.
 """
 
 import argparse
@@ -89,9 +89,10 @@ class Memory:
 
 
 def _largest(pid: int) -> float:
-    """MiB of the largest process among that one and its children."""
+    """MiB of the process that does the work: of a web process its child, which alone serves, else itself."""
     parent = psutil.Process(pid)
-    return round(max(one.memory_info().rss for one in (parent, *parent.children(recursive=True))) / 2**20, 1)
+    working = parent.children(recursive=True) or [parent]
+    return round(max(one.memory_info().rss for one in working) / 2**20, 1)
 
 
 class NullWorker:
