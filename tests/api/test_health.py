@@ -132,6 +132,16 @@ def test_an_idle_deployment_has_a_queue_of_zero(app: Flask, deployment: Deployme
     assert samples(app)["penstock_jobs_waiting", frozenset(labels.items())] == 0
 
 
+def test_streams_that_go_on_are_counted(app: Flask, caller: Caller, worker: Worker) -> None:
+    job_id = caller.submit()
+    worker.claim()
+    worker.finish()
+    caller.get(f"/v1/jobs/{job_id}/events").close()
+    assert samples(app)["penstock_stream_resumes_total", frozenset()] == 0
+    caller.get(f"/v1/jobs/{job_id}/events", Last_Event_ID="1.0").close()
+    assert samples(app)["penstock_stream_resumes_total", frozenset()] == 1
+
+
 def test_metrics_count_requests_by_route_not_by_path(app: Flask, caller: Caller, deployment: Deployment) -> None:
     job_id = caller.submit()
     for path in (f"/v1/jobs/{job_id}", f"/v1/jobs/{job_id}", "/v1/jobs/absent", "/v1/nothing"):

@@ -13,6 +13,7 @@ from penstock.app import create_app
 from penstock.db import Database
 from penstock.errors import SettingsError
 from penstock.jobs.models import Job
+from penstock.metrics import ControlMetrics
 from penstock.settings import Settings
 from penstock.tracing import Tracing, log_fields, make_tracing, parent_of, traceparent_of, valid_traceparent
 from penstock.webhooks.models import WebhookDelivery
@@ -98,8 +99,11 @@ def test_the_webhook_is_sent_within_the_jobs_trace(
         with database.transaction() as session:
             delivery_id = session.scalars(select(WebhookDelivery.id)).one()
         sender = Sender(timeout_seconds=10, allow_loopback=True)
-        assert deliver(database, sender, delivery_id, lease_seconds=30, tracing=traced) == "delivered"
+        metrics = ControlMetrics()
+        ended = deliver(database, sender, delivery_id, lease_seconds=30, tracing=traced, metrics=metrics)
+        assert ended == "delivered"
         (request,) = receiver.requests
+    assert metrics.registry.get_sample_value("penstock_webhook_attempts_total", {"result": "delivered"}) == 1
     attempt = span_named(spans, "webhook.attempt")
     submitted = span_named(spans, "POST /v1/jobs").get_span_context()
     assert attempt.parent is not None
