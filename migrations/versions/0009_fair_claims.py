@@ -23,9 +23,7 @@ def upgrade() -> None:
         sa.Column("charged", sa.Float(), server_default="0", nullable=False),
         sa.Column("charged_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("charged >= 0 AND charged < 'Infinity'", name=op.f("ck_fair_share_charged")),
-        sa.ForeignKeyConstraint(
-            ["tenant_id"], ["tenant.id"], name=op.f("fk_fair_share_tenant_id"), ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"], name=op.f("fk_fair_share_tenant_id"), ondelete="CASCADE"),
         sa.ForeignKeyConstraint(
             ["deployment_id"], ["deployment.id"], name=op.f("fk_fair_share_deployment_id"), ondelete="CASCADE"
         ),
