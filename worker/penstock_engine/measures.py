@@ -7,9 +7,9 @@ The definitions are vLLM's (v1/metrics/stats.py): a token is there when the step
 scheduled when the step that first runs it begins, and time lost to a preemption stays in the interval in which it fell.
 There each choice is a request of its own; here they are one: scheduled with its first choice, done with its last token.
 
-The device's time is shared out as it passes: a step's duration is split over its requests by the tokens that each ran in
-it. What the shares of all requests sum up to is the time that the engine was busy, no more and no less; of steps that
-overlap, the later one begins where the earlier one ends.
+The device's time is shared out as it passes: a step's duration is split over its requests by the tokens that each ran
+in it. What the shares of all requests sum up to is the time that the engine was busy, no more and no less; of steps
+that overlap, the later one begins where the earlier one ends.
 """
 
 from collections.abc import Sequence

@@ -5,8 +5,8 @@ import shlex
 from typing import Any
 
 from penstock.jobs.models import Job
-from penstock.jobs.presentation import budget_of
 from penstock.jobs.params import asked_for
+from penstock.jobs.presentation import budget_of
 from penstock.jobs.states import JobClass
 
 
