@@ -242,16 +242,24 @@ class TestOverrun:
         assert parity(llama, [again], run).wrong == 0
 
 
-def test_an_identical_prompt_that_comes_while_the_first_decodes_gets_its_own_first_token(llama: TinyModel) -> None:
-    """The step in flight runs the first one's output: its logits are not those of the prompt's last token."""
+@pytest.mark.parametrize("later", [0, 1])
+def test_an_identical_prompt_that_comes_while_the_first_is_in_flight_gets_its_own_first_token(
+    llama: TinyModel, later: int
+) -> None:
+    """What is scheduled behind the first one's prefill runs its output: other logits than the prompt's last ones."""
     engine = engine_of(llama)
-    prompt = random_prompt(12, seed=3)
+    requests = [Request(name, random_prompt(12, seed=3), greedy(8)) for name in ("first", "second")]
     run = Run()
-    engine.submit(Request("first", prompt, greedy(8)))
+    engine.submit(Request("other", [1, 2, 3], greedy(20)))
     step_once(engine, run)
-    engine.submit(Request("second", prompt, greedy(8)))
-    rest = run_all(engine)
-    assert rest.tokens("second") == run.tokens("first") + rest.tokens("first")
+    engine.submit(requests[0])
+    for _ in range(1 + later):
+        step_once(engine, run)
+    engine.submit(requests[1])
+    while engine.has_work:
+        step_once(engine, run)
+    assert run.tokens("second") == run.tokens("first")
+    assert parity(llama, requests, run).wrong == 0
 
 
 def test_an_abort_is_final_and_frees_everything_at_the_end_of_the_step_in_flight(llama: TinyModel) -> None:
