@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import triton
 from penstock_kernels.gpu import decode_attention as decode_module
 from penstock_kernels.gpu import extend_attention as extend_module
 from penstock_kernels.gpu import quant_matmul_8bit, quant_matmul_w4a16, tuning
@@ -145,16 +146,17 @@ def test_the_command_measures_and_writes_every_table(monkeypatch: pytest.MonkeyP
 
 
 def test_a_candidate_that_answers_otherwise_is_no_choice() -> None:
-    right = torch.randn(4, 4, dtype=torch.float16)
-    wrong, broken = CANDIDATES[DECODE, PLAIN][:2]
+    """Nor one that writes nothing, in memory where another's answer lay."""
+    right, memory = torch.randn(4, 4, dtype=torch.float16), torch.empty(4, 4, dtype=torch.float16)
+    wrong, broken, idle = CANDIDATES[DECODE, PLAIN][:3]
 
     def run(choice: Choice) -> torch.Tensor:
         if choice == broken:
             raise RuntimeError("out of shared memory")
-        return right.clone() * (1.1 if choice == wrong else 1.0)
+        return memory if choice == idle else memory.copy_(right * (1.1 if choice == wrong else 1.0))
 
     trial = Trial(DECODE, PLAIN, decode_tiles(LAYER, 90), 1, lambda: run, CANDIDATES[DECODE, PLAIN])
-    assert set(measure_on(SMALL, trial)) == {trial.in_code, *trial.candidates} - {wrong, broken}
+    assert set(measure_on(SMALL, trial)) == {trial.in_code, *trial.candidates} - {wrong, broken, idle}
 
 
 def test_a_table_says_what_was_written(tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ def broken(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
     return apply
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Callable[[str], str], str]] = {
     "cut off": (lambda text: text[: len(text) // 2], "no JSON"),
     "a list": (lambda _: "[]", "format"),
     "of tomorrow": (broken(lambda table: table.update(format=2)), "format 1"),
@@ -224,7 +226,7 @@ def test_another_triton_or_another_kernel_looks_for_another_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     names = {cache_file(GPU, tmp_path).name, cache_file("NVIDIA A100", tmp_path).name}
-    monkeypatch.setattr(tuning.triton, "__version__", "9.9")
+    monkeypatch.setattr(triton, "__version__", "9.9")
     names.add(cache_file(GPU, tmp_path).name)
     monkeypatch.setattr(tuning, "kernels_hash", lambda: "changed")
     names.add(cache_file(GPU, tmp_path).name)
@@ -241,7 +243,8 @@ class Launches:
     """Stands before a kernel, and keeps the constants of each launch."""
 
     def __init__(self, kernel: Any) -> None:
-        self.kernel, self.seen = kernel, []
+        self.kernel = kernel
+        self.seen: list[dict[str, Any]] = []
 
     def __getitem__(self, grid: Any) -> Callable[..., Any]:
         def launch(*arguments: Any, **constants: Any) -> Any:
@@ -254,7 +257,11 @@ class Launches:
 def test_launchers_take_what_the_table_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Variant(heads=4, kv_heads=2, head_dim=16, dtype=torch.float32)
     tiles, base = Tiles(32, 16, 2, 4), Tile(16, 32, 128, 4, 2)
-    choices = {(DECODE, attention_class(layer)): tiles, (W4A16, "16 rows"): base, (W4A16, FUSED): Limit(2)}
+    choices: dict[tuple[str, str], Choice] = {
+        (DECODE, attention_class(layer)): tiles,
+        (W4A16, "16 rows"): base,
+        (W4A16, FUSED): Limit(2),
+    }
     monkeypatch.setattr(tuning, "table_of", lambda _: Table("a test", choices))
     attention, product = Launches(decode_module.decode_attention_kernel), Launches(quant_matmul_w4a16._w4a16_kernel)
     monkeypatch.setattr(decode_module, "decode_attention_kernel", attention)
