@@ -94,14 +94,13 @@ def measure_on(work: Workload, trial: Trial) -> dict[Choice, float]:
     """Every candidate's seconds, over inputs that no cache holds. Those that fail or answer otherwise are left out."""
     sets = [trial.make() for _ in range(sets_needed(trial.moved, cache_bytes(work.device)))]
     wanted = _taken(sets[0](trial.in_code))
-    seconds = {trial.in_code: timed([partial(run, trial.in_code) for run in sets], work.device).seconds}
-    for choice in trial.candidates:
-        problem = _problem(sets[0], choice, wanted, APART[work.dtype])
+    # All are looked at before any is timed, for timing leaves a right answer in memory.
+    problems = {choice: _problem(sets[0], choice, wanted, APART[work.dtype]) for choice in trial.candidates}
+    for choice, problem in problems.items():
         if problem:
             print(f"{trial.kernel}, {trial.shapes}: {choice} is passed over: {problem}", file=sys.stderr)
-        else:
-            seconds[choice] = timed([partial(run, choice) for run in sets], work.device).seconds
-    return seconds
+    sound = [trial.in_code, *(choice for choice, problem in problems.items() if not problem)]
+    return {choice: timed([partial(run, choice) for run in sets], work.device).seconds for choice in sound}
 
 
 def _problem(run: Run, choice: Choice, wanted: Tensor, bound: float) -> str:

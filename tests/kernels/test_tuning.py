@@ -148,7 +148,7 @@ def test_the_command_measures_and_writes_every_table(monkeypatch: pytest.MonkeyP
 def test_a_candidate_that_answers_otherwise_is_no_choice() -> None:
     """Nor one that writes nothing, in memory where another's answer lay."""
     right, memory = torch.randn(4, 4, dtype=torch.float16), torch.empty(4, 4, dtype=torch.float16)
-    wrong, broken, idle = CANDIDATES[DECODE, PLAIN][:3]
+    idle, wrong, broken = CANDIDATES[DECODE, PLAIN][:3]
 
     def run(choice: Choice) -> torch.Tensor:
         if choice == broken:
