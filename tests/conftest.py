@@ -28,12 +28,17 @@ ROOT = Path(__file__).parent.parent
 collect_ignore = [] if Path("/dev/nvidiactl").exists() else ["gpu"]
 
 
-LONGEST = ("worker", "embedded", "browser", "openai_api", "bench", "examples", "cli")
+LONGEST = ("worker", "embedded", "browser", "openai_api", "acceptance", "bench", "examples", "cli")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes begin first: of two processes none has one left when the other has nothing."""
-    items.sort(key=lambda item: not any(f"tests/{room}/" in item.nodeid for room in LONGEST))
+    """Rooms that take minutes begin first: of two processes none has one left when the other has nothing."""
+
+    def rank(item: pytest.Item) -> int:
+        room = item.nodeid.removeprefix("tests/").split("/")[0]
+        return LONGEST.index(room) if room in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,8 @@ from penstock_worker.requests import request_of
 from penstock_worker.running import RunningJob
 from redis import Redis
 
+from tests.worker.conftest import START_SECONDS
+
 
 class OpenBridge:
     """A bridge whose reader runs, and jobs for it. `ended` is how its process ended, once it has."""
@@ -64,7 +66,7 @@ def opened_bridge(spec: EngineSpec, *, stall_seconds: float = 60) -> Iterator[Op
 
     thread = threading.Thread(target=own)
     thread.start()
-    assert started.wait(60)
+    assert started.wait(START_SECONDS)
     yield opened
     bridge.stop()
     thread.join(30)
