@@ -257,6 +257,21 @@ class TestFollowers:
             told += house.step(finite=lambda each: each.request.id != "bad")
         assert [delta.request_id for delta in told] == ["good", "good"]
 
+    def test_a_leader_that_is_dropped_in_flight_takes_nothing_from_its_twin(self) -> None:
+        house = House(pages=30, budget=64, overlap=True)
+        house.submit(Request("other", [0], SamplingParams(max_tokens=9)))
+        house.step()
+        for name in ("leader", "twin"):
+            house.submit(Request(name, [1, 2, 3, 4, 1, 2], SamplingParams(max_tokens=2)))
+        house.step()
+        assert house.flight is not None
+        assert len(house.flight.batch.twins) == 1
+        assert house.abort("leader")
+        told = [(delta.request_id, delta.position) for _ in range(9) for delta in house.step()]
+        assert [position for name, position in told if name == "twin"] == [0, 1]
+        assert "leader" not in {name for name, _ in told}
+        assert not house.busy
+
     def test_others_are_let_in_past_them(self) -> None:
         house = House(pages=60, max_running=4, budget=100)
         house.submit(Request("leader", [0] * 40, SamplingParams(max_tokens=2)))
