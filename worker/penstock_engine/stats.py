@@ -22,7 +22,7 @@ class StepCounts(NamedTuple):
 class StepOutput(NamedTuple):
     """What one step brought. `step` is its number, and stands still when there was nothing to run.
 
-    It is the step that ended last; with `EngineConfig.overlap` the one after it is in flight, and told by the next call.
+    It is the step that ended last; with `EngineConfig.overlap` the next is in flight, and told by the next call.
 
     `admitted` names the requests that began to run, each with how many tokens of its prompt were found in the cache.
     `measures` are those of the requests that ended in this step, or were aborted since the one before. `shares` are
