@@ -44,9 +44,7 @@ def _make_files() -> None:
         sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"], name=op.f("fk_file_tenant_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_file")),
     )
-    op.create_index(
-        "ix_file_tenant", "file", ["tenant_id", _NEWEST_FIRST], postgresql_where=sa.text("state = 'ready'")
-    )
+    op.create_index("ix_file_tenant", "file", ["tenant_id", _NEWEST_FIRST], postgresql_where=sa.text("state = 'ready'"))
     op.create_index("ix_file_unfinished", "file", ["touched_at"], postgresql_where=sa.text("state <> 'ready'"))
     op.create_index("ix_file_expiry", "file", ["expires_at"], postgresql_where=sa.text("expires_at IS NOT NULL"))
 
