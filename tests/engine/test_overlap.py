@@ -307,7 +307,9 @@ def test_who_is_dropped_before_its_first_step_is_told_never_began(llama: TinyMod
 def test_scoring_drains_and_equals(llama: TinyModel) -> None:
     tokens = random_prompt(90, seed=4)
     on, off = engine_of(llama, token_budget=16, max_running=4), engine_of(llama, "off")
+    watched = Watched(on)
     assert on.score(tokens, 5) == pytest.approx(off.score(tokens, 5), abs=1e-4)
+    assert len(watched.ran) == on.stats().steps == 6  # none failed, to be run again
     assert not on.has_work
     assert nothing_left(on)
 
