@@ -29,6 +29,17 @@ for case in sampling.compile_cases():
             print(each.compile().asm["ptx"].count("fma.rn.f32"))
 """
 
+# As a launch compiles: an argument of 1 is a constant, unless its kernel asks for none to be.
+ONE_ROW = """
+from dataclasses import replace
+from penstock_kernels.gpu import quant_matmul_8bit, quant_matmul_w4a16
+split = [each for module in (quant_matmul_8bit, quant_matmul_w4a16) for each in module.compile_cases()
+         if each.constexprs.get("SPLITS", 1) > 1]
+for case in {(each.kernel, each.signature["x"]): each for each in split}.values():
+    ones = {} if "m" in case.kernel.do_not_specialize else {"m": 1}
+    print(replace(case, constexprs=case.constexprs | ones).compile().metadata.name)
+"""
+
 
 def compiling(*arguments: str) -> str:
     """What `python` prints in a process that does not interpret."""
@@ -75,3 +86,10 @@ def test_weights_of_tokens_are_rounded_step_by_step() -> None:
     apart, fused = (int(count) for count in compiling("-c", FUSED).split())
     assert apart == 0
     assert fused > 0
+
+
+def test_a_split_product_of_one_row_compiles() -> None:
+    """The commonest launch of all, decoding alone, whose number of rows is the one that Triton treats otherwise."""
+    names = compiling("-c", ONE_ROW).split()
+    assert sorted(set(names)) == ["_block_kernel", "_channel_kernel", "_w4a16_kernel"]
+    assert len(names) >= 4

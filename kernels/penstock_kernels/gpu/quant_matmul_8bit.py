@@ -18,6 +18,7 @@ from penstock_kernels.checks import ShapeError, check_dtype, check_shape
 from penstock_kernels.gpu.cases import CompileCase, pointer
 from penstock_kernels.gpu.quant_rows import quantize_fp8, quantize_fp8_runs, quantize_int8
 from penstock_kernels.gpu.split_k import (
+    COUNTED,
     Tile,
     check_operands,
     partial_sums,
@@ -187,7 +188,7 @@ def load_operands(x, w, row, column, step, m, n, k, x_stride, WHOLE: tl.constexp
     return weights, tl.load(x_at, mask=(row[None, :] < m) & (depth[:, None] < k), other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTED)
 def _channel_kernel(
     x,
     x_scales,
@@ -225,7 +226,7 @@ def _channel_kernel(
     store_product(acc.to(tl.float32) * w_scale[:, None] * x_scale[None, :], out, bias, column, row, m, n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTED)
 def _block_kernel(
     x,
     x_scales,

@@ -24,6 +24,7 @@ from torch import Tensor
 from penstock_kernels.checks import check_dtype, check_shape
 from penstock_kernels.gpu.cases import CompileCase, pointer
 from penstock_kernels.gpu.split_k import (
+    COUNTED,
     Tile,
     check_operands,
     partial_sums,
@@ -163,7 +164,7 @@ def scale_and_zero(packed):
     return (packed & -256).to(tl.float32, bitcast=True), (packed & 255).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTED)
 def _w4a16_kernel(
     x,
     words,
