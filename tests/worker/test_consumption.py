@@ -91,11 +91,23 @@ def test_it_is_none_when_nothing_can_be_taken(watched: Callable[..., Watched], c
 def test_claims_and_fruitless_looks_alike_are_signs_of_life(watched: Callable[..., Watched]) -> None:
     watched_one = watched()
     watched_one.watch._stall_seconds = 30.0
-    assert watched_one.watch.look()
+    assert [watched_one.watch.look() for _ in range(3)] == [False, False, True]
     assert watched_one.stalls[0] > 60
     watched_one.watch.note_claim()
     assert not watched_one.watch.look()
     assert len(watched_one.stalls) == 1
+
+
+def test_a_place_that_has_just_come_free_is_no_stall(watched: Callable[..., Watched]) -> None:
+    """A long job has ended, and its thread is about to claim the next one."""
+    watched_one = watched()
+    for _ in range(3):
+        assert not watched_one.watch.look()
+        assert not watched_one.watch.look()
+        watched_one.watch.note_claim()
+        assert not watched_one.watch.look()
+        watched_one.watch._alive_at -= 60
+    assert watched_one.stalls == []
 
 
 def test_an_outage_is_no_stall(watched: Callable[..., Watched]) -> None:

@@ -21,6 +21,8 @@ from penstock_worker.patience import DATABASE_OUTAGE
 
 _LOOKS_PER_STALL: Final = 8
 _LONGEST_WAIT_SECONDS: Final = 5.0
+_LOOKS_IN_A_ROW: Final = 3
+"""That must find a stall: one may fall between a place that has come free after a long job and the next claim."""
 
 log = get_logger(__name__)
 
@@ -47,6 +49,7 @@ class ConsumptionWatch:
         self._on_stall = on_stall
         self._stall_seconds = stall_seconds
         self._alive_at = time.monotonic()
+        self._found = 0
 
     def note_claim(self) -> None:
         """A job was claimed, or somebody looked for one and none was there."""
@@ -59,9 +62,10 @@ class ConsumptionWatch:
                 return
 
     def look(self) -> bool:
-        """Whether claims have stalled; then `on_stall` has been called."""
+        """Whether this is the last of three looks in a row that found a stall; then `on_stall` has been called."""
         idle = time.monotonic() - self._alive_at
-        if idle < self._stall_seconds or not self._is_stalled():
+        self._found = self._found + 1 if idle >= self._stall_seconds and self._is_stalled() else 0
+        if self._found < _LOOKS_IN_A_ROW:
             return False
         log.error("consumption.stalled", seconds=round(idle, 1))
         self._on_stall(idle)
