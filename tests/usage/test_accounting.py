@@ -12,7 +12,7 @@ from penstock.errors import BudgetExceeded, ValidationFailed
 from penstock.jobs import lease
 from penstock.jobs import services as jobs
 from penstock.jobs.journal import JournalEntry
-from penstock.jobs.models import Job
+from penstock.jobs.models import Job, JobRun
 from penstock.jobs.reaper import reap
 from penstock.jobs.states import JobState, RunOutcome
 from penstock.registry.models import Deployment, Worker
@@ -150,6 +150,20 @@ def test_a_run_that_lost_its_lease_is_the_platforms_loss(house: House) -> None:
     assert entry.cached_tokens == 0, "what the second run found was of the first run's making"
     assert entry.joules == 16.0
     assert entry.cost == Decimal("0.002") + Decimal("0.015")
+
+
+def test_a_lost_run_is_the_platforms_loss_although_the_reaper_ends_its_job(house: House) -> None:
+    house.price(NewPrice("tiny", "EUR", *[Decimal(0)] * 3, Decimal("0.25")))
+    job_id = house.submit()
+    held = house.claim()
+    house.checkpoint(held, 2, Spent(cached_tokens=0, computed_tokens=4, device_seconds=4.0))
+    with house.database.transaction() as session:
+        jobs.cancel(session, house.tenant.id, job_id)
+    house.lose(held)
+    entry = house.entry(job_id)
+    assert (entry.device_seconds, entry.recomputed_seconds, entry.cost) == (0.0, 4.0, 0)
+    with house.database.transaction() as session:
+        assert session.get_one(JobRun, (job_id, held.fence)).outcome == RunOutcome.LEASE_LOST
 
 
 def test_a_run_that_was_given_back_is_charged_but_not_what_its_successor_repeats(house: House) -> None:

@@ -68,7 +68,8 @@ def _take_back(session: Session, job: Job, read_journal: ReadJournal, max_own_cr
         return hand_back(session, held, RunOutcome.LEASE_LOST, reason, max_own_crashes=max_own_crashes)
     entries = max(read_journal(held), load_checkpoint(session, job.id), key=len)
     state = JobState.CANCELLED if job.cancel_requested_at is not None else JobState.EXPIRED
-    return finish(session, held, Finish(state, entries, job.prompt_tokens or 0, job.cached_tokens))
+    result = Finish(state, entries, job.prompt_tokens or 0, job.cached_tokens, outcome=RunOutcome.LEASE_LOST)
+    return finish(session, held, result)
 
 
 def _expire(session: Session, job_id: str, kept: Sequence[JournalEntry]) -> Job:
