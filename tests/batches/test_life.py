@@ -182,6 +182,21 @@ def test_cancelling_keeps_what_has_finished(bench: Bench) -> None:
     assert (refused.status_code, refused.json["error"]["code"]) == (409, "batch_finished")
 
 
+def test_cancelling_waits_for_no_job_that_is_being_ended(bench: Bench) -> None:
+    """Who ends a job holds its row and then wants the tenant's budget, which a job cancelled before has locked here."""
+    batch_id = bench.make(lines(3))
+    bench.tend()
+    (*_, last) = jobs_of(bench.workshop.database, batch_id)
+    post(bench, batch_id, "cancel")
+    with bench.workshop.database.transaction() as ending:
+        ending.execute(select(Job.id).where(Job.id == last.id).with_for_update())
+        bench.tend()
+        assert [job.state for job in jobs_of(bench.workshop.database, batch_id)] == ["cancelled"] * 2 + ["queued"]
+    bench.tend()
+    bench.tend()
+    assert bench.get(batch_id)["status"] == "cancelled"
+
+
 def test_a_batch_whose_time_is_over_expires(bench: Bench) -> None:
     batch_id = bench.make(lines(12))
     bench.tend()
@@ -230,6 +245,19 @@ def test_failed_lines_alone_are_tried_again(bench: Bench) -> None:
     for body in ({"custom_ids": ["id-1"]}, {"custom_ids": ["id-3", "none"]}):
         refused = bench.caller.post(f"/v1/batches/{batch_id}/retry", body)
         assert (refused.status_code, refused.json["error"]["code"]) == (409, "nothing_to_retry")
+
+
+def test_a_key_for_other_models_tries_no_lines_again(bench: Bench) -> None:
+    batch_id = bench.make(lines(1))
+    bench.run_to_end(batch_id, ends={1: JobState.FAILED})
+    again = post(bench, batch_id, "retry", {})["id"]
+    with bench.workshop.database.transaction() as session:
+        session.execute(update(Batch).where(Batch.id == again).values(allowed_models=["large"]))
+
+    done = bench.run_to_end(again)
+    (error,) = bench.content(done["error_file_id"])
+    assert error["error"]["code"] == "model_not_allowed"
+    assert len(jobs_of(bench.workshop.database, done["id"])) == 0
 
 
 def test_a_key_makes_one_batch(bench: Bench) -> None:

@@ -18,6 +18,7 @@ from penstock.batches.models import Batch, BatchLine
 from penstock.batches.settling import Refusal, open_lines, settle_refused, settle_untried
 from penstock.batches.states import PAUSED, BatchState, LineState
 from penstock.batches.turns import Turn, hold
+from penstock.batches.validation import fault_of_key
 from penstock.batches.workshop import Workshop
 from penstock.errors import PenstockError, QuotaExceeded, RequestError
 from penstock.files.models import File
@@ -94,15 +95,16 @@ def _runs(lines: Sequence[BatchLine]) -> list[list[BatchLine]]:
 def _wish(workshop: Workshop, batch: Batch, line: BatchLine, data: bytes) -> Wish | Refusal:
     settings = workshop.settings
     try:
-        return read_line(
+        wish = read_line(
             data,
             endpoint=batch.endpoint,
             longest=settings.max_body_bytes,
             allow_loopback=settings.webhook_allow_loopback,
         )
+        fault = fault_of_key(batch, wish.request.model)  # who tries lines again may have another key
     except LineRefused as refused:  # the settings have changed since it was judged
         fault = refused.faults[0]
-        return Refusal(line.line, {"code": fault.code, "message": fault.message})
+    return wish if fault is None else Refusal(line.line, {"code": fault.code, "message": fault.message})
 
 
 def _submit_some(workshop: Workshop, turn: Turn, ready: Sequence[_Ready]) -> bool:

@@ -165,6 +165,7 @@ def _stop_open(session: Session, batch: Batch) -> list[str]:
         )
         .order_by(Job.id)
         .limit(_CANCELLED_AT_ONCE)
+        .with_for_update(of=Job, skip_locked=True)  # all before the first budget: who ends one locks in that order too
     ).all()
     for job_id in chosen:
         with suppress(JobAlreadyFinished):

@@ -117,11 +117,18 @@ def _with_models(session: Session, batch: Batch, judged: Sequence[Judged]) -> li
     ]
 
 
-def _fault_of_model(session: Session, batch: Batch, model: str) -> Fault | None:
+def fault_of_key(batch: Batch, model: str) -> Fault | None:
+    """What is wrong where the key that made the batch is not for the model."""
     allowed = batch.allowed_models
-    if allowed is not None and model_name_of(model) not in allowed:
-        may_use = ", ".join(sorted(allowed))
-        return Fault("model_not_allowed", f"the key may use {may_use}, and not {model!r}", "body.model")
+    if allowed is None or model_name_of(model) in allowed:
+        return None
+    may_use = ", ".join(sorted(allowed))
+    return Fault("model_not_allowed", f"the key may use {may_use}, and not {model!r}", "body.model")
+
+
+def _fault_of_model(session: Session, batch: Batch, model: str) -> Fault | None:
+    if (fault := fault_of_key(batch, model)) is not None:
+        return fault
     try:
         choose(session, model)
     except ModelNotFound as error:
