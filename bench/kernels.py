@@ -156,15 +156,23 @@ def machine() -> dict[str, Any]:
     """What a figure stands on."""
     import triton
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "commit": commit.stdout.strip() or None,
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    """None in a copy that is no checkout, and where there is no git: a figure is worth having there too."""
+    try:
+        told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return told.stdout.strip() or None
 
 
 def write(path: str, rows: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.kernel_parts.contest import MeasureCase, Sizes
-from bench.kernels import measure_cases
+from bench.kernels import machine, measure_cases
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = Sizes(
@@ -62,3 +62,8 @@ def test_without_a_gpu_measuring_says_so_in_one_line_and_fails() -> None:
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert "no GPU" in done.stderr
+
+
+def test_a_machine_without_git_has_figures_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert machine()["commit"] is None
