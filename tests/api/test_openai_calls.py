@@ -15,6 +15,7 @@ from penstock.clock import utc_now
 from penstock.db import Database
 from penstock.jobs import lease
 from penstock.jobs.lease import Finish
+from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
 from penstock.jobs.stream import Cursor, StreamItem
 from penstock.openai_api import stream as openai_stream
@@ -22,7 +23,7 @@ from penstock.openai_api.completion_request import CompletionRequest
 from penstock.openai_api.forms import CompletionForm
 from penstock.openai_api.stream import Telling
 from penstock.registry.vocabulary import Vocabulary
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from tests.api.conftest import Caller, Worker
 from tests.factories import WordCounter, make_tenant, submit_job
@@ -68,6 +69,13 @@ def until_there_is_a_job(caller: Caller) -> None:
     pause = threading.Event()
     while not caller.get("/v1/jobs").json["data"]:
         pause.wait(0.01)
+
+
+def test_a_call_is_its_keys_like_any_other_job(database: Database, caller: Caller) -> None:
+    answer = caller.post("/v1/responses", {"model": "tiny", "input": "hello", "background": True})
+    assert answer.status_code == 200, answer.text
+    with database.transaction() as session:
+        assert session.scalars(select(Job.api_key_id)).all() == session.scalars(select(ApiKey.id)).all()
 
 
 def test_a_job_that_fails_is_an_error_that_clients_do_not_repeat(caller: Caller, worker: Worker) -> None:

@@ -126,6 +126,7 @@ class Call:
                 prompts=services.prompts,
                 limits=services.quotas.job_limits(principal.tenant_id, principal.limits),
                 traceparent=submission.traceparent,
+                api_key_id=principal.key_id,
             )
             if submission.keep is not None:
                 submission.keep(session, job)
