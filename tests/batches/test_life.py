@@ -2,6 +2,7 @@
 
 import json
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from penstock.batches.turns import TurnLost
 from penstock.db import Database
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
+from penstock.usage.budgets import set_budget
+from penstock.usage.prices import NewPrice, set_price
 from sqlalchemy import func, select, update
 
 from tests.batches.conftest import WAITING, Bench, lines, native
@@ -290,6 +293,37 @@ def test_a_full_queue_holds_the_batch_up_and_fails_nothing(bench: Bench) -> None
     assert bench.get(batch_id)["blocker"]["code"] == "quota_exceeded"
     done = bench.run_to_end(batch_id)
     assert (done["lines"]["succeeded"], done["blocker"]) == (5, None)
+
+
+def budgeted(bench: Bench, amount: str) -> None:
+    """A line may cost 17 thousandths, and costs 7 when it is through; the tenant may spend so much."""
+    price = NewPrice("tiny", "EUR", Decimal(1000), Decimal(1000), Decimal(5000))
+    with bench.workshop.database.transaction() as session:
+        set_price(session, price, created_by="a test")
+        set_budget(session, bench.caller.tenant_id, "EUR", Decimal(amount))
+
+
+def test_what_open_lines_have_reserved_is_waited_for(bench: Bench) -> None:
+    budgeted(bench, "0.06")
+    body = {"model": "tiny", "input": {"prompt": "hello there"}, "params": {"max_tokens": 3}}
+    batch_id = bench.make([native(number, body=body) for number in range(1, 6)])
+    bench.tend()
+    document = bench.get(batch_id)
+    assert (document["blocker"]["code"], document["lines"]["waiting"], document["lines"]["failed"]) == (
+        "budget_exceeded",
+        3,
+        0,
+    )
+    assert bench.run_to_end(batch_id)["lines"]["succeeded"] == 5
+
+
+def test_lines_that_no_budget_holds_fail(bench: Bench) -> None:
+    budgeted(bench, "0.01")
+    body = {"model": "tiny", "input": {"prompt": "hello there"}, "params": {"max_tokens": 3}}
+    batch_id = bench.make([native(number, body=body) for number in range(1, 4)])
+    done = bench.run_to_end(batch_id)
+    assert (done["status"], done["lines"]["failed"]) == ("completed", 3)
+    assert {error["error"]["code"] for error in bench.content(done["error_file_id"])} == {"budget_exceeded"}
 
 
 def test_who_slept_through_its_turn_writes_nothing(bench: Bench) -> None:

@@ -20,7 +20,7 @@ from penstock.batches.states import PAUSED, BatchState, LineState
 from penstock.batches.turns import Turn, hold
 from penstock.batches.validation import fault_of_key
 from penstock.batches.workshop import Workshop
-from penstock.errors import PenstockError, QuotaExceeded, RequestError
+from penstock.errors import BudgetExceeded, PenstockError, QuotaExceeded, RequestError
 from penstock.files.models import File
 from penstock.jobs import services as jobs
 from penstock.jobs.schemas import JobRequest
@@ -132,11 +132,18 @@ def _submit_each(
             _submit(workshop, session, batch, one.line, one.wish, limits)
         except PenstockError as error:
             told = {"code": error.code, "message": error.message}
-            if isinstance(error, QuotaExceeded) or not isinstance(error, RequestError):
+            if _passes(session, batch, error):
                 log.warning("batch.waits", batch=batch.id, code=error.code)
                 return told, refused
             refused.append(Refusal(one.line.line, told))
     return None, refused
+
+
+def _passes(session: Session, batch: Batch, error: PenstockError) -> bool:
+    """Whether the line may yet become a job; of a budget, what the batch's open lines do not cost comes free again."""
+    if isinstance(error, BudgetExceeded):
+        return open_lines(session, batch.id).total > 0
+    return isinstance(error, QuotaExceeded) or not isinstance(error, RequestError)
 
 
 def _submit(
