@@ -60,7 +60,9 @@ def quantize_fp8_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scales(values: Tensor, limit: float) -> Tensor:
-    return values.abs().amax(-1).clamp(min=SMALLEST) / limit
+    peaks = values.abs().amax(-1).clamp(min=SMALLEST)
+    # By a tensor: a GPU multiplies by the reciprocal of a number, which differs in the last bit.
+    return peaks / torch.full_like(peaks, limit)
 
 
 def _to_e4m3(values: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Activations to 8 bits: the references by their formulas, the kernel bit for bit against the references."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from penstock_kernels import quant_rows as reference
 from penstock_kernels.checks import DtypeError, ShapeError
 from penstock_kernels.gpu import quant_rows as kernel
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.kernels.quant_cases import random, seeded
 
@@ -166,3 +168,28 @@ def test_what_cannot_be_quantized_is_refused() -> None:
         kernel.quantize_fp8(torch.zeros(1, 65537))
     with pytest.raises(ShapeError, match="x has strides"):
         kernel.quantize_int8(torch.zeros(4, 4).T)
+
+
+class Divisions(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives it no types
+    """What everything is divided by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.divisors: list[object] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+        if function.__name__.startswith("div"):
+            self.divisors.append(given[1])
+        return function(*given, **(named or {}))
+
+
+@pytest.mark.parametrize(
+    "quantize",
+    [reference.quantize_int8, reference.quantize_fp8, reference.quantize_fp8_runs, reference.quantize_fp8_blocks],
+)
+def test_the_definition_divides_by_no_number(quantize: Quantize) -> None:
+    """On a GPU torch would take the number's reciprocal instead, and weights rounded there would differ."""
+    with Divisions() as seen:
+        quantize(torch.randn(3, 300))
+    assert len(seen.divisors) == 2
+    assert all(isinstance(each, Tensor) and each.dtype == torch.float32 for each in seen.divisors)

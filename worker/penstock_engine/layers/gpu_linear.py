@@ -87,7 +87,8 @@ def round_int4(weight: Tensor, group: int) -> Int4Codes:
     """`weight` [N, K] in 4 bits: the range of each `group` columns, zero in it, in 15 steps; zero stays exact."""
     runs = weight.float().view(len(weight), -1, group)
     low, high = runs.amin(-1).clamp(max=0), runs.amax(-1).clamp(min=0)
-    scales = (high - low).clamp(min=SMALLEST) / LEVELS
+    ranges = (high - low).clamp(min=SMALLEST)
+    scales = ranges / torch.full_like(ranges, LEVELS)  # on a GPU a number is not divided by, but its reciprocal taken
     zeros = (-low / scales).round_()
     codes = (runs / scales[..., None]).round_().add_(zeros[..., None]).clamp_(0, LEVELS)
     return Int4Codes(codes.to(torch.uint8).flatten(1), scales, zeros.to(torch.uint8))
