@@ -48,7 +48,9 @@ class Adjustments:
             self._said.penalise(logits, penalised, rows[penalised])
         if len(too_early):
             ids = tables.stop_ids[rows[too_early]]
-            logits[_on(logits, too_early).unsqueeze(-1), _on(logits, ids)] = -torch.inf
+            places = _on(logits, too_early).unsqueeze(-1), _on(logits, ids)
+            # A number set by index would be copied to the device first, and waited for: this one is made there.
+            logits.index_put_(places, logits.new_full((), -torch.inf))
         if masks is not None:
             at = _on(logits, masks.at)
             logits[at] = logits[at].masked_fill(~_on(logits, masks.allowed), -torch.inf)
