@@ -2,6 +2,7 @@
 
 import csv
 import io
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
@@ -111,6 +112,9 @@ def test_pages_join_without_a_seam(caller: Caller, ended: Callable[..., str]) ->
     other_question = caller.get(f"/v1/usage?by=tag,model&after={caller.get(path).json['next']}")
     assert (other_question.status_code, other_question.json["field"]) == (422, "after")
     assert caller.get("/v1/usage?by=tag&after=nonsense").status_code == 422
+    for forged in ('["a\\u0000", ""]', '["\\ud800", ""]', "[" * 1400):
+        after = urlsafe_b64encode(forged.encode()).decode().rstrip("=")
+        assert caller.get(f"/v1/usage?by=tag&after={after}").status_code == 422, forged[:20]
 
 
 def test_csv_says_the_same_and_no_cell_is_a_formula(caller: Caller, ended: Callable[..., str]) -> None:

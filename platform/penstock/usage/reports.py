@@ -151,8 +151,13 @@ def _cursor(row: Any, columns: int) -> str:
 def _parse(cursor: str, columns: int) -> list[str]:
     try:
         names = json.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except ValueError:
+    except (ValueError, RecursionError):
         names = None
-    if not isinstance(names, list) or len(names) != columns or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or len(names) != columns or not all(map(_storable, names)):
         raise ValidationFailed("must be the `next` of a page of the same question", field="after")
     return names
+
+
+def _storable(name: Any) -> bool:
+    """Whether PostgreSQL could have such a name."""
+    return isinstance(name, str) and "\0" not in name and name.encode(errors="ignore").decode() == name
