@@ -10,6 +10,7 @@ import pytest
 from flask import Flask
 from penstock.app import create_app
 from penstock.auth.services import Scope
+from penstock.batches.telling import BatchEvent
 from penstock.clock import iso, utc_now
 from penstock.db import Database
 from penstock.jobs import services as jobs
@@ -136,7 +137,7 @@ def test_endpoints_of_others_and_disabled_ones_get_nothing(
 
 
 def test_every_event_can_be_named() -> None:
-    assert set(get_args(WebhookEventName)) == {*EventType, EndpointEvent.DISABLED}
+    assert set(get_args(WebhookEventName)) == {*EventType, *BatchEvent, EndpointEvent.DISABLED}
 
 
 @pytest.mark.parametrize(

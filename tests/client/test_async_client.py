@@ -3,7 +3,8 @@
 import asyncio
 import inspect
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -52,12 +53,18 @@ def run(server: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> Run[Any]:
     return lambda work: with_client(server.url, work)
 
 
+def run_aside(work: Coroutine[Any, Any, T]) -> T:
+    """In a thread of its own: a browser's driver, once started in this process, keeps a loop running in the first."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
 def with_client(url: str, work: Callable[[AsyncClient], Awaitable[T]], key: str = "psk_x", **options: Any) -> T:
     async def main() -> T:
         async with AsyncClient(url, key, **({"max_retries": 3, "patience": 5.0} | options)) as client:
             return await work(client)
 
-    return asyncio.run(main())
+    return run_aside(main())
 
 
 async def everything(items: AsyncIterator[T]) -> list[T]:
@@ -252,7 +259,7 @@ def test_the_example_of_the_page_runs(
         said: str = await answering
         return said
 
-    assert asyncio.run(main()) == "Hi there"
+    assert run_aside(main()) == "Hi there"
 
 
 def _serve(worker: Worker) -> None:

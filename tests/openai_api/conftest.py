@@ -59,6 +59,11 @@ class House:
         with self.world.database.transaction() as session:
             return session.scalars(select(Tenant.id)).one()
 
+    def signal_engines(self, number: int) -> None:
+        """To all of them: examples of pages bring a second model, and so an engine."""
+        for engine in self.world.worker.children:
+            os.kill(engine, number)
+
     def count_jobs(self) -> int:
         with self.world.database.transaction() as session:
             return len(session.scalars(select(Job.id)).all())

@@ -1,7 +1,6 @@
 """`openai.chat.completions` against the running house."""
 
 import json
-import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -142,8 +141,7 @@ def test_a_stream_goes_on_when_the_engine_dies(house: House, client: OpenAI) -> 
     with client.chat.completions.create(stream=True, **asked) as stream:
         first = next(stream)
         house.world.tokens_in_flight(first.id, 20)
-        (engine,) = house.world.worker.children
-        os.kill(engine, signal.SIGKILL)
+        house.signal_engines(signal.SIGKILL)
         text = (first.choices[0].delta.content or "") + texts_of(stream)[0]
 
     assert text == whole.message.content
@@ -161,8 +159,7 @@ def test_a_stream_that_its_client_leaves_is_cancelled(house: House, client: Open
 
 def test_an_answer_that_its_client_does_not_wait_for_is_cancelled(house: House, client: OpenAI) -> None:
     before = house.count_jobs()
-    (engine,) = house.world.worker.children
-    os.kill(engine, signal.SIGSTOP)
+    house.signal_engines(signal.SIGSTOP)
     try:
         with pytest.raises(APIError):
             client.with_options(timeout=0.5, max_retries=0).chat.completions.create(
@@ -172,7 +169,7 @@ def test_an_answer_that_its_client_does_not_wait_for_is_cancelled(house: House, 
         assert house.count_jobs() == before + 1
         eventually(lambda: house.job(job_id).cancel_requested_at is not None, "its cancellation")
     finally:
-        os.kill(engine, signal.SIGCONT)
+        house.signal_engines(signal.SIGCONT)
 
     assert house.ended(job_id).state == "cancelled"
 
@@ -196,8 +193,7 @@ def test_a_job_that_is_cancelled_elsewhere_is_an_error_and_is_not_repeated(
     house: House, client: OpenAI, streamed: bool
 ) -> None:
     before = house.count_jobs()
-    (engine,) = house.world.worker.children
-    os.kill(engine, signal.SIGSTOP)
+    house.signal_engines(signal.SIGSTOP)
 
     def ask() -> Any:
         answer: Any = client.chat.completions.create(messages=CHAT, max_tokens=900, stream=streamed, **GREEDY)
@@ -211,7 +207,7 @@ def test_a_job_that_is_cancelled_elsewhere_is_an_error_and_is_not_repeated(
             with house.world.database.transaction() as session:
                 jobs.cancel(session, job.tenant_id, job.id)
         finally:
-            os.kill(engine, signal.SIGCONT)
+            house.signal_engines(signal.SIGCONT)
         with pytest.raises(APIError) as stopped:
             asking.result()
 

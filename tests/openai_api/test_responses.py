@@ -1,7 +1,6 @@
 """`openai.responses` against the running house."""
 
 import json
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,12 +49,11 @@ def text_of(events: Sequence[Any]) -> str:
 @contextmanager
 def engine_held(house: House) -> Iterator[None]:
     """No token is made meanwhile."""
-    (engine,) = house.world.worker.children
-    os.kill(engine, signal.SIGSTOP)
+    house.signal_engines(signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(engine, signal.SIGCONT)
+        house.signal_engines(signal.SIGCONT)
 
 
 def job_of(response_id: str) -> str:
@@ -146,8 +144,7 @@ def test_a_background_stream_outlives_its_client_and_the_engine(house: House, cl
         begun: list[Any] = [next(stream) for _ in range(9)]
     response_id = begun[0].response.id
     house.world.tokens_in_flight(job_of(response_id), 20)
-    (engine,) = house.world.worker.children
-    os.kill(engine, signal.SIGKILL)
+    house.signal_engines(signal.SIGKILL)
     rest: list[Any] = list(
         client.responses.retrieve(response_id, stream=True, starting_after=begun[-1].sequence_number)
     )

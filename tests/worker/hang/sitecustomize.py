@@ -18,7 +18,7 @@ TARGET = "penstock_engine.runner"
 
 
 class Saboteur(MetaPathFinder):
-    """Lets the runner be imported as ever, then puts a trap before its `run`."""
+    """Lets the runner be imported as ever, then puts a trap before its `launch`."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if fullname != TARGET:
@@ -38,18 +38,18 @@ class Saboteur(MetaPathFinder):
 
 
 def sabotage(module: ModuleType) -> None:
-    run = module.ModelRunner.run
+    launch = module.ModelRunner.launch
 
-    def run_unless_told_to_hang(runner: Any, batch: Any) -> Any:
+    def launch_unless_told_to_hang(runner: Any, batch: Any) -> Any:
         try:
             Path(os.environ["HANG_FILE"]).unlink()
         except FileNotFoundError:
-            return run(runner, batch)
+            return launch(runner, batch)
         libc = ctypes.PyDLL(None)
         while True:
             libc.pause()
 
-    module.ModelRunner.run = run_unless_told_to_hang
+    module.ModelRunner.launch = launch_unless_told_to_hang
 
 
 if "penstock_worker.engine_process" in sys.orig_argv:
