@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Rooms that take minutes begin first: of two processes none has one left when the other has nothing."""
 
     def rank(item: pytest.Item) -> int:
-        room = item.nodeid.removeprefix("tests/").split("/")[0]
+        room = item.nodeid.removeprefix("tests/").removeprefix("platform/").split("/")[0]
         return LONGEST.index(room) if room in LONGEST else len(LONGEST)
 
     items.sort(key=rank)

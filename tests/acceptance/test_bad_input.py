@@ -29,7 +29,8 @@ from schemathesis import Case, GenerationMode
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from tests.api.conftest import (
+from tests.factories import WordCounter, make_worker
+from tests.platform.api.conftest import (
     BODY,
     Caller,
     Worker,
@@ -40,8 +41,7 @@ from tests.api.conftest import (
     plain_logs,
     worker,
 )
-from tests.api.test_web import Web
-from tests.factories import WordCounter, make_worker
+from tests.platform.api.test_web import Web
 
 __all__ = ["app", "caller", "deployment", "make_caller", "plain_logs", "worker"]  # fixtures
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.openai_api.conftest import House, house
+from tests.platform.openai_api.conftest import House, house
 from tests.worker.conftest import model_folder
 
 __all__ = ["house", "model_folder"]  # fixtures

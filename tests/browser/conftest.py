@@ -30,9 +30,9 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, expec
 from redis import Redis
 from werkzeug.serving import make_server
 
-from tests.api.conftest import Worker
 from tests.factories import WordCounter, make_deployment, make_tenant, make_worker, submit_job
-from tests.portal.conftest import PASSWORD, password_hash
+from tests.platform.api.conftest import Worker
+from tests.platform.portal.conftest import PASSWORD, password_hash
 from tests.worker.proxy import Proxy
 
 ROOT = Path(__file__).parent.parent.parent

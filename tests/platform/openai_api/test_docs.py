@@ -1,0 +1,33 @@
+"""The examples of docs/openai.md run, one after the other as they stand there, and do what the page says."""
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.platform.openai_api.conftest import House
+from tests.worker.conftest import deploy
+
+PAGE = (ROOT / "docs/openai.md").read_text()
+
+
+def test_every_example_runs(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    deploy(house.world.database, house.folder, name="invoice-extractor")
+    examples = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(examples) == 8
+    scope: dict[str, Any] = {"__name__": "examples"}
+    said = []
+    for example in examples:
+        exec(example.replace("http://127.0.0.1:8000", house.url).replace("psk_…", house.key), scope)
+        said.append(capsys.readouterr().out)
+    scope["client"].close()
+
+    assert scope["answer"].usage.total_tokens > 0
+    assert house.job(scope["finished"].id).state == "succeeded"
+    assert said[2].splitlines()[-1].endswith("20") or scope["chunk"].usage.completion_tokens < 20
+    assert said[3] == "3965.06\n"
+    assert said[4] == "['user', 'assistant', 'user']\n"
+    assert said[5] == "3\n"
+    assert [line.rpartition(" ")[2].startswith("-") for line in said[6].splitlines() if " -" in line] == [True, True]
+    assert said[7].startswith("temperature Error code: 400")
