@@ -148,6 +148,27 @@ class Settings(MlflowSettings):
     batch_max_lines: int = Field(default=50_000, ge=1, description="Lines that a batch may have")
     batch_waiting_jobs: int = Field(default=1000, ge=1, description="Jobs that one batch has waiting at any time")
 
+    # Retention
+    retain_jobs_days: int | None = Field(
+        default=None, ge=1, description="How long finished jobs and batches are kept; for good without it"
+    )
+    retain_events_days: int | None = Field(
+        default=None, ge=1, description="How long the events of tenants' feeds are kept; for good without it"
+    )
+    retain_deliveries_days: int | None = Field(
+        default=None, ge=1, description="How long deliveries of webhooks that have ended are kept; for good without it"
+    )
+    retain_files_days: int | None = Field(default=None, ge=1, description="How long files are kept; for good without it")
+    retain_usage_days: int | None = Field(
+        default=None,
+        ge=1,
+        description="How long usage is kept job by job; older usage is kept by the day. Without it only that of "
+        "deleted jobs is",
+    )
+    retention_sweep_seconds: float = Field(
+        default=30.0, gt=0, description="How often what is past its time is looked for, and tenants that are erased"
+    )
+
     # Worker
     worker_slots: int = Field(default=256, ge=1, le=4096, description="Jobs that one worker runs at once")
     worker_device: str = Field(default="auto", description="auto, cpu or cuda[:N]: where the engine computes")
@@ -164,6 +185,33 @@ class Settings(MlflowSettings):
     )
     engine_kv_bytes: int | None = Field(
         default=None, ge=1, description="Memory of one engine's KV pool; measured without it"
+    )
+    engine_quantization: Literal["int8", "int4", "fp8"] | None = Field(
+        default=None,
+        description="Weights are rounded to so many bits while they load: int8, int4, or fp8 on a GPU; not without it",
+    )
+    engine_kv_dtype: Literal["auto", "int8", "fp8"] = Field(
+        default="auto", description="int8 or fp8 keep K and V in 8 bits, on a GPU; auto keeps them in the model's type"
+    )
+    engine_graphs: Literal["auto", "off"] = Field(
+        default="auto", description="off: no CUDA graphs of decoding steps are recorded"
+    )
+    engine_overlap: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Whether a step is launched before the one ahead of it has ended; auto does so on a GPU",
+    )
+    engine_memory_share: float = Field(
+        default=0.45,
+        gt=0,
+        le=1,
+        description="Share of a GPU's memory for the KV pool, of what weights and the largest steps leave; "
+        "what is above a half leaves a new version no room to load beside the old one",
+    )
+    engine_max_model_len: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most tokens of prompt and output together; what the model has, where that is less or nothing "
+        "is set. The control process reads it too: longer jobs are refused when they are submitted",
     )
     engine_stall_seconds: float = Field(
         default=120.0,

@@ -14,7 +14,15 @@ class Tenant(Base):
     """An organisation. Whatever belongs to one is invisible to every other."""
 
     __tablename__ = "tenant"
-    __table_args__ = (CheckConstraint("weight > 0 AND weight < 'Infinity'", name="weight"),)
+    __table_args__ = (
+        CheckConstraint("weight > 0 AND weight < 'Infinity'", name="weight"),
+        CheckConstraint("erasing_since IS NULL OR suspended_at IS NOT NULL", name="erased_when_suspended"),
+        CheckConstraint(
+            "least(retain_jobs_days, retain_events_days, retain_deliveries_days, retain_files_days, "
+            "retain_usage_days) > 0",
+            name="retention",
+        ),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
@@ -25,6 +33,16 @@ class Tenant(Base):
     max_open_streams: Mapped[int | None]
     weight: Mapped[float] = mapped_column(server_default="1")
     """How large its share of a busy worker is beside those of other tenants."""
+    retain_jobs_days: Mapped[int | None]
+    retain_events_days: Mapped[int | None]
+    retain_deliveries_days: Mapped[int | None]
+    retain_files_days: Mapped[int | None]
+    retain_usage_days: Mapped[int | None]
+    """How long it keeps what has ended (`penstock.retention`); null is as long as the installation does."""
+    suspended_at: Mapped[datetime | None]
+    """Since then its keys and people are refused, and its waiting jobs are not claimed."""
+    erasing_since: Mapped[datetime | None]
+    """Since then all that it has is being deleted, and at last this row."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -81,7 +99,8 @@ class AuditEntry(Base):
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    tenant_id: Mapped[str]
+    """Refers to no row: that a tenant was erased is told when it is gone."""
     actor_kind: Mapped[str]
     actor_id: Mapped[str]
     actor_name: Mapped[str]

@@ -1,6 +1,6 @@
-"""Tables `usage_entry`, `price` and `tenant_budget`."""
+"""Tables `usage_entry`, `usage_day`, `price` and `tenant_budget`."""
 
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 
 from sqlalchemy import BigInteger, CheckConstraint, Float, ForeignKey, Index, Numeric, UniqueConstraint, func
@@ -16,6 +16,8 @@ class UsageEntry(Base):
 
     `cost` is None where no price was in force when the job was submitted. `device_seconds` are what it is charged for,
     `recomputed_seconds` what the platform spent beyond that: on preemptions, resumptions, and runs that were lost.
+
+    No job can be deleted while it has its entry: first that is added to its day's totals (`usage.days`).
     """
 
     __tablename__ = "usage_entry"
@@ -25,7 +27,7 @@ class UsageEntry(Base):
         CheckConstraint("(cost IS NULL) = (currency IS NULL)", name="cost_with_currency"),
     )
 
-    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id"), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
     model_name: Mapped[str]
     model_version: Mapped[str]
@@ -42,6 +44,37 @@ class UsageEntry(Base):
     cost: Mapped[Decimal | None] = mapped_column(MONEY)
     currency: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class UsageDay(Base):
+    """What the entries that were deleted had counted, a row for each day (UTC) and group of a tenant.
+
+    `digest` stands for the group (version, key, currency and set of tags) in the row's key. `joules` is the sum over
+    the jobs that were measured; `cost` is None where they had no price.
+    """
+
+    __tablename__ = "usage_day"
+    __table_args__ = (CheckConstraint("(cost IS NULL) = (currency IS NULL)", name="cost_with_currency"),)
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
+    day: Mapped[date] = mapped_column(primary_key=True)
+    digest: Mapped[bytes] = mapped_column(primary_key=True)
+    model_name: Mapped[str]
+    model_version: Mapped[str]
+    api_key_id: Mapped[str | None]
+    tags: Mapped[list[str]]
+    currency: Mapped[str | None]
+    jobs: Mapped[int] = mapped_column(BigInteger)
+    unmeasured_jobs: Mapped[int] = mapped_column(BigInteger)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    cached_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    computed_tokens: Mapped[int] = mapped_column(BigInteger)
+    recomputed_tokens: Mapped[int] = mapped_column(BigInteger)
+    device_seconds: Mapped[float]
+    recomputed_seconds: Mapped[float]
+    joules: Mapped[float]
+    cost: Mapped[Decimal | None] = mapped_column(MONEY)
 
 
 class Price(Base):
