@@ -6,15 +6,20 @@ Services take a `Session` and never commit; whoever opens the transaction does.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import psycopg
 from sqlalchemy import DateTime, Engine, MetaData, Text, create_engine, event, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from penstock.settings import Settings
+
+DATABASE_AWAY: Final = (OperationalError, InterfaceError, InternalError, PoolTimeout)
+"""What a database that is away, restarting, failing over or overloaded raises: the same statement may work later."""
 
 # A frozen process must not keep rows locked: the server ends its transaction.
 _SESSION_OPTIONS = " ".join(

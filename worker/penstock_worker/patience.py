@@ -5,12 +5,11 @@ import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from penstock.db import DATABASE_AWAY
 from penstock.logs import get_logger
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import DBAPIError
 
-DATABASE_OUTAGE: Final = (OperationalError, InterfaceError, InternalError, PoolTimeout)
-"""What a database that is away, restarting, failing over or overloaded raises: the same statement may work later."""
+DATABASE_OUTAGE: Final = DATABASE_AWAY
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
 
 T = TypeVar("T")

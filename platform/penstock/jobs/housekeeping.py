@@ -6,8 +6,8 @@ what no notification told. Any number of them may run side by side.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import psycopg
@@ -18,6 +18,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import exists, select
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from penstock.db import Database
@@ -28,6 +29,7 @@ from penstock.jobs.journal import Journal, JournalEntry
 from penstock.jobs.lease import Held
 from penstock.jobs.models import Job
 from penstock.jobs.reaper import database_uptime_seconds, expire_waiting, reap
+from penstock.jobs.silence import Silence
 from penstock.jobs.states import JobState
 from penstock.logs import get_logger
 from penstock.metrics import HouseMetrics
@@ -59,38 +61,56 @@ class Housekeeper:
         self._metrics = metrics or HouseMetrics(CollectorRegistry())
         self._relay = Relay(database, redis, celery)
         self._journal = Journal(redis, "housekeeper")
-        self._last_failure = float("-inf")
+        self._silence = Silence(settings.lease_seconds)
 
     def run(self, stop: threading.Event) -> None:
         """Keep house until `stop` is set; outages of PostgreSQL or Redis are waited out."""
         while not stop.is_set():
             try:
                 self._listen_and_sweep(stop)
-            except (psycopg.Error, DBAPIError, RedisError, BrokerError, OSError) as error:
-                self._last_failure = time.monotonic()
-                log.warning("housekeeping.interrupted", error=type(error).__name__, detail=str(error).split("\n")[0])
-                stop.wait(min(self._settings.sweep_seconds, 1.0))
+            except (psycopg.Error, DBAPIError, PoolTimeout, OSError) as error:
+                self._silence.asked()  # and asked again, until something answers
+                self._note_interruption(error, stop)
+            except (RedisError, BrokerError) as error:
+                self._silence.forget()
+                self._note_interruption(error, stop)
 
     def sweep(self) -> None:
-        """One round: what is waiting is rung for, what is lost is taken back, what is late ends, what is old goes."""
-        self._drain()
+        """One round: what is lost is taken back, what is late ends, what is old goes, what is waiting is rung for.
+
+        What needs Redis comes last: without it the rest is done all the same.
+        """
         self._each_transaction(self._reap)
         self._each_transaction(self._expire)
-        with self._database.transaction() as session:
+        with self._transaction() as session:
+            place_committed(session)
+        with self._transaction() as session:
+            forget_expired(session, self._settings.idempotency_seconds)
+        self._drain()
+        with self._transaction() as session:
             self._relay.ring(session, _deployments_with_waiting_jobs(session))
             for delivery_id in due_deliveries(session, self._relay.room_for_webhooks(_MOST_DELIVERIES)):
                 self._relay.ring_webhook(delivery_id)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Session]:
+        self._silence.asked()
         with self._database.transaction() as session:
-            place_committed(session)
-        with self._database.transaction() as session:
-            forget_expired(session, self._settings.idempotency_seconds)
+            yield session
+        self._silence.answered()
+
+    def _note_interruption(self, error: Exception, stop: threading.Event) -> None:
+        log.warning("housekeeping.interrupted", error=type(error).__name__, detail=str(error).split("\n")[0])
+        stop.wait(min(self._settings.sweep_seconds, 1.0))
 
     def _listen_and_sweep(self, stop: threading.Event) -> None:
+        self._silence.asked()
         address = self._database.url.replace("postgresql+psycopg://", "postgresql://", 1)
         with psycopg.connect(
             address, autocommit=True, connect_timeout=5, application_name="penstock-listen"
         ) as listener:
             listener.execute(f"LISTEN {OUTBOX_CHANNEL}")
+            self._silence.answered()
             next_sweep = 0.0
             while not stop.is_set():
                 if time.monotonic() >= next_sweep:
@@ -100,20 +120,32 @@ class Housekeeper:
                     self._drain()
 
     def _drain(self) -> None:
-        self._metrics.outbox_passed_on.inc(self._relay.drain())
+        taken = 1
+        while taken:
+            self._silence.asked()
+            taken = self._relay.pass_on()
+            self._silence.answered()
+            self._metrics.outbox_passed_on.inc(taken)
 
     def _each_transaction(self, work: Callable[[Session], list[str]]) -> None:
         """Repeat `work` in transactions of its own until it finds nothing; tell live readers of the jobs it moved."""
         while True:
-            with self._database.transaction() as session:
+            with self._transaction() as session:
                 moved = work(session)
             if not moved:
                 return
+            self._announce(moved)
+
+    def _announce(self, moved: Sequence[str]) -> None:
+        try:
             self._journal.announce(moved)
+        except RedisError as error:  # readers find out by themselves, within seconds
+            log.warning("housekeeping.not_announced", jobs=len(moved), error=type(error).__name__)
 
     def _reap(self, session: Session) -> list[str]:
-        grace = self._settings.lease_seconds
-        if time.monotonic() - self._last_failure < grace or database_uptime_seconds(session) < grace:
+        uptime = database_uptime_seconds(session)
+        self._silence.answered()
+        if not self._silence.long_over or uptime < self._settings.lease_seconds:
             return []
         jobs = reap(session, self._shut_out, max_own_crashes=self._settings.max_own_crashes)
         for job in jobs:

@@ -268,7 +268,7 @@ def _give_up(session: Session, held: Held, reason: str, crashes: int, spent: Spe
     prompt_tokens = session.scalar(select(Job.prompt_tokens).where(Job.id == held.job_id)) or 0
     crashed = RunOutcome.CRASHED_ALONE
     job = finish(session, held, Finish(JobState.FAILED, kept, prompt_tokens, error=error, spent=spent, outcome=crashed))
-    session.execute(update(Job).where(Job.id == job.id).values(own_crashes=crashes))
+    session.execute(update(Job).where(Job.id == job.id, Job.fence == held.fence).values(own_crashes=crashes))
     session.execute(
         update(JobRun).where(JobRun.job_id == held.job_id, JobRun.fence == held.fence).values(reason=reason)
     )
@@ -323,7 +323,11 @@ def _note_first_tokens(session: Session, started: Sequence[Progress]) -> None:
         return
     session.connection().execute(
         update(Job.__table__)  # type: ignore[arg-type]  # a core update: one statement for many rows
-        .where(Job.__table__.c.id == bindparam("held_id"), Job.__table__.c.first_token_at.is_(None))
+        .where(
+            Job.__table__.c.id == bindparam("held_id"),
+            Job.__table__.c.fence == bindparam("held_fence"),
+            Job.__table__.c.first_token_at.is_(None),
+        )
         .values(first_token_at=_first_token_at(bindparam("held_id"), bindparam("held_fence"), bindparam("seconds"))),
         [
             {"held_id": item.held.job_id, "held_fence": item.held.fence, "seconds": item.first_token_seconds}
@@ -336,7 +340,11 @@ def _store_journals(session: Session, journals: Sequence[tuple[Held, Sequence[Jo
     statement = upsert(JobJournal)
     excluded = {name: statement.excluded[name] for name in ("fence", "length", "entries")}
     session.execute(
-        statement.on_conflict_do_update(index_elements=[JobJournal.job_id], set_=excluded | {"updated_at": func.now()}),
+        statement.on_conflict_do_update(
+            index_elements=[JobJournal.job_id],
+            set_=excluded | {"updated_at": func.now()},
+            where=JobJournal.fence <= statement.excluded.fence,
+        ),
         [
             {"job_id": held.job_id, "fence": held.fence, "length": len(entries), "entries": pack_entries(entries)}
             for held, entries in journals

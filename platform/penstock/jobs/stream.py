@@ -19,7 +19,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from penstock.clock import iso
-from penstock.db import Database
+from penstock.db import DATABASE_AWAY, Database
 from penstock.errors import ValidationFailed
 from penstock.jobs.events import EventType, events_after
 from penstock.jobs.journal import Journal, JournalEntry, unpack_entries
@@ -28,8 +28,12 @@ from penstock.jobs.models import Event, Job, JobJournal
 from penstock.jobs.output import alternatives, prompt_document
 from penstock.jobs.presentation import job_document
 from penstock.jobs.state_watch import POLL_SECONDS
+from penstock.logs import get_logger
 
+_OUTAGE_POLL_SECONDS: Final = 0.5
+_NO_NEWS: Final = News([], look_again=False)
 _CURSOR: Final = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
+log = get_logger(__name__)
 _ENDS_A_RUN: Final = frozenset({EventType.REQUEUED} | {kind for kind in EventType if kind.final})
 
 
@@ -91,26 +95,37 @@ class JobStream:
         self._run = 0  # the last run whose `running` event was delivered; only entries of runs up to it are delivered
         self._seen_fence = 0  # the newest run whose entries were sighted before events were last read
         self._ended = False
+        self._missed = False  # the last look found PostgreSQL away
 
     def follow(self) -> Generator[list[StreamItem], None, None]:
         """Batches of items until the job's last event or the process's end; an empty one when nothing came for long."""
         with self._sources.live.subscribed(self._job_id) as subscription:
             self._run = self._runs_delivered()
-            yield self._catch_up(first=True)
+            yield self._look(first=True)
             while not self._ended and not self._sources.live.closed:
-                news = subscription.take(POLL_SECONDS)
-                yield self._catch_up() if self._must_look(news) else self._deliver(news)
+                news = subscription.take(_OUTAGE_POLL_SECONDS if self._missed else POLL_SECONDS)
+                must_look = self._missed or news.look_again or not self._fits(news)
+                yield self._look(news) if must_look else self._deliver(news)
 
-    def _must_look(self, news: News) -> bool:
-        """Whether the news cannot be delivered as they are: there are events, entries are missing, or a run is new."""
-        if news.look_again:
-            return True
+    def _look(self, news: News = _NO_NEWS, *, first: bool = False) -> list[StreamItem]:
+        """Everything that is stored and was not delivered yet. While PostgreSQL is away, of the news what can be."""
+        try:
+            items = self._catch_up(first=first)
+        except DATABASE_AWAY as error:
+            log.warning("stream.unread", job=self._job_id, error=type(error).__name__)
+            self._missed = True
+            return self._deliver(news) if self._fits(news) else []
+        self._missed = False
+        return items
+
+    def _fits(self, news: News) -> bool:
+        """Whether the entries among the news can be delivered as they are: none before them is missing, no run is new."""
         expected = self._position
         for append in news.appends:
             if append.first_position > expected or any(entry.fence > self._seen_fence for entry in append.entries):
-                return True
+                return False
             expected = max(expected, append.first_position + len(append.entries))
-        return False
+        return True
 
     def _deliver(self, news: News) -> list[StreamItem]:
         items: list[StreamItem] = []

@@ -35,9 +35,22 @@ class Relay:
     def drain(self) -> int:
         """Pass on all that waits; returns how many messages there were."""
         total = 0
-        while taken := self._pass_on_batch():
+        while taken := self.pass_on():
             total += taken
         return total
+
+    def pass_on(self) -> int:
+        """Pass on a batch of what waits; returns how many messages it had."""
+        with self._database.transaction() as session:
+            ids = select(OutboxMessage.id).order_by(OutboxMessage.id).limit(_BATCH).with_for_update(skip_locked=True)
+            batch = session.scalars(
+                delete(OutboxMessage).where(OutboxMessage.id.in_(ids)).returning(OutboxMessage)
+            ).all()
+            self.ring(session, {m.payload["deployment_id"] for m in batch if m.topic == Topic.DOORBELL})
+            for message in batch:
+                if message.topic == Topic.WEBHOOK:
+                    self.ring_webhook(message.payload["delivery_id"])
+        return len(batch)
 
     def ring(self, session: Session, deployment_ids: Iterable[str]) -> int:
         """Ring for the deployments' waiting jobs, as far as slots are free and no doorbell lies there yet."""
@@ -50,18 +63,6 @@ class Relay:
                 self._celery.send_task(SERVE_TASK, args=[deployment_id], queue=queue)
                 rung += 1
         return rung
-
-    def _pass_on_batch(self) -> int:
-        with self._database.transaction() as session:
-            ids = select(OutboxMessage.id).order_by(OutboxMessage.id).limit(_BATCH).with_for_update(skip_locked=True)
-            batch = session.scalars(
-                delete(OutboxMessage).where(OutboxMessage.id.in_(ids)).returning(OutboxMessage)
-            ).all()
-            self.ring(session, {m.payload["deployment_id"] for m in batch if m.topic == Topic.DOORBELL})
-            for message in batch:
-                if message.topic == Topic.WEBHOOK:
-                    self.ring_webhook(message.payload["delivery_id"])
-        return len(batch)
 
     def room_for_webhooks(self, most: int) -> int:
         """How many deliveries may be rung for again, so that slow receivers cannot make the queue grow without end."""
