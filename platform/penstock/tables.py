@@ -2,16 +2,18 @@
 
 from penstock.auth.models import ApiKey, AuditEntry, Tenant, User
 from penstock.batches.models import Batch, BatchLine
+from penstock.bulk.models import BulkItem, BulkOperation
 from penstock.db import Base
+from penstock.dead_letters.models import DeadLetter
 from penstock.events.models import FeedEvent, FeedHead
 from penstock.fairness.models import FairShare
 from penstock.files.models import File
 from penstock.idempotency.models import IdempotencyKey
-from penstock.jobs.models import Event, Job, JobJournal, JobRun
+from penstock.jobs.models import Event, Job, JobJournal, JobRun, JobTag
 from penstock.openai_api.response_models import StoredResponse
 from penstock.outbox.models import OutboxMessage
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
-from penstock.usage.models import Price, TenantBudget, UsageEntry
+from penstock.usage.models import Price, TenantBudget, UsageDay, UsageEntry
 from penstock.webhooks.models import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 
 __all__ = [
@@ -20,6 +22,9 @@ __all__ = [
     "Base",
     "Batch",
     "BatchLine",
+    "BulkItem",
+    "BulkOperation",
+    "DeadLetter",
     "Deployment",
     "Event",
     "FairShare",
@@ -31,12 +36,14 @@ __all__ = [
     "Job",
     "JobJournal",
     "JobRun",
+    "JobTag",
     "OutboxMessage",
     "Price",
     "RoutingPolicy",
     "StoredResponse",
     "Tenant",
     "TenantBudget",
+    "UsageDay",
     "UsageEntry",
     "User",
     "WebhookAttempt",

@@ -1,4 +1,4 @@
-"""Tables of the job path: `job`, `job_run`, `job_journal`, `event`."""
+"""Tables of the job path: `job`, `job_tag`, `job_run`, `job_journal`, `event`."""
 
 from datetime import datetime
 from typing import Any
@@ -62,8 +62,21 @@ class Job(Base):
         Index("ix_job_deadline", "deadline", postgresql_where=text("state = 'queued' AND deadline IS NOT NULL")),
         Index("ix_job_tenant", "tenant_id", text("id DESC")),
         Index("ix_job_tenant_waiting", "tenant_id", postgresql_where=text("state = 'queued'")),
-        Index("ix_job_tags", "tags", postgresql_using="gin"),
+        # What a list of jobs is filtered by, each newest first (`penstock.jobs.filters`).
+        Index("ix_job_tenant_state", "tenant_id", "state", text("id DESC")),
+        Index("ix_job_tenant_deployment", "tenant_id", "deployment_id", text("id DESC")),
+        Index("ix_job_key", "api_key_id", text("id DESC"), postgresql_where=text("api_key_id IS NOT NULL")),
+        Index(
+            "ix_job_error",
+            "tenant_id",
+            text("(error ->> 'code')"),
+            text("id DESC"),
+            postgresql_where=text("error IS NOT NULL"),
+        ),
+        Index("ix_job_tenant_finished", "tenant_id", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index("ix_job_batch", "batch_id", text("id DESC"), postgresql_where=text("batch_id IS NOT NULL")),
+        # Deleting a job looks for those that name it.
+        Index("ix_job_retry_of", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -131,6 +144,17 @@ class Job(Base):
     account: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     """What it consumed beside these tokens, and its cost (`usage.accounting`)."""
     traceparent: Mapped[str | None]
+
+
+class JobTag(Base):
+    """A tag of a job. A trigger on `job` writes them, so that the newest jobs with a tag lie side by side."""
+
+    __tablename__ = "job_tag"
+    __table_args__ = (Index("ix_job_tag_job_id", "job_id"),)
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    tag: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
 
 
 class JobRun(Base):

@@ -70,6 +70,8 @@ class Worker(Base):
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_claim_at: Mapped[datetime | None]
+    drain_requested_at: Mapped[datetime | None]
+    """Since when an operator wants it to end; it sees that at its next heartbeat."""
 
 
 class Hosting(Base):

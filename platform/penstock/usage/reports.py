@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Subquery, func, select, true, tuple_
 from sqlalchemy.orm import Session
 
 from penstock.errors import ValidationFailed
-from penstock.jobs.models import Job
+from penstock.jobs.models import Job, JobTag
 from penstock.usage.models import UsageEntry
 
 _COUNTS: Final = ("prompt_tokens", "cached_tokens", "output_tokens", "computed_tokens", "recomputed_tokens")
@@ -125,7 +125,7 @@ def _conditions(wanted: Wanted) -> list[ColumnElement[bool]]:
     if wanted.model is not None:
         conditions.append(UsageEntry.model_name == wanted.model)
     if wanted.tag is not None:
-        conditions.append(Job.tags.contains([wanted.tag]))
+        conditions.append(UsageEntry.job_id.in_(select(JobTag.job_id).where(JobTag.tag == wanted.tag)))
     return conditions
 
 

@@ -1,0 +1,1 @@
+"""Dead letters: jobs that were given up because running them breaks something, kept for an operator to look at."""
