@@ -9,13 +9,28 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Subquery, func, select, true, tuple_
+from sqlalchemy import (
+    TIMESTAMP,
+    ColumnElement,
+    Select,
+    Subquery,
+    case,
+    cast,
+    func,
+    literal,
+    select,
+    true,
+    tuple_,
+    union_all,
+)
 from sqlalchemy.orm import Session
 
 from penstock.errors import ValidationFailed
 from penstock.jobs.models import Job, JobTag
-from penstock.usage.models import UsageEntry
+from penstock.usage.models import UsageDay, UsageEntry
 
+_NAMES: Final = ("tenant_id", "model_name", "model_version", "api_key_id", "currency")
+_JOBS: Final = ("jobs", "unmeasured_jobs")
 _COUNTS: Final = ("prompt_tokens", "cached_tokens", "output_tokens", "computed_tokens", "recomputed_tokens")
 _FIGURES: Final = ("device_seconds", "recomputed_seconds", "joules", "cost")
 
@@ -35,6 +50,7 @@ class Grouping(StrEnum):
 class Wanted:
     """Which usage, and how it is told apart. Times are those of the jobs' ends, from `since` up to before `until`.
 
+    What is kept by the day counts as a whole, at the first moment of its day (UTC).
     `tenant_id` None is all tenants. By `tag` a job counts once for each of its tags, so rows by tag do not add up.
     """
 
@@ -83,49 +99,64 @@ def report(
 
 
 def _entries(wanted: Wanted) -> Subquery:
-    """The usage entries that are asked for, each with the names of its groups; by tag one for each of a job's tags."""
-    tags = func.unnest(Job.tags).table_valued("tag").render_derived(name="tags")
+    """The usage that is asked for with the names of its groups, by tag once for each tag: jobs, and totals of days."""
+    found = union_all(_jobs(), _days()).subquery()
+    tags = func.unnest(found.c.tags).table_valued("tag").render_derived(name="tag_of")
     names: dict[Grouping, ColumnElement[str]] = {
-        Grouping.DAY: func.to_char(func.timezone("UTC", UsageEntry.created_at), "YYYY-MM-DD"),
-        Grouping.MODEL: UsageEntry.model_name.expression,
-        Grouping.VERSION: UsageEntry.model_version.expression,
-        Grouping.KEY: func.coalesce(UsageEntry.api_key_id, ""),
+        Grouping.DAY: func.to_char(func.timezone("UTC", found.c.moment), "YYYY-MM-DD"),
+        Grouping.MODEL: found.c.model_name,
+        Grouping.VERSION: found.c.model_version,
+        Grouping.KEY: func.coalesce(found.c.api_key_id, ""),
         Grouping.TAG: func.coalesce(tags.c.tag, ""),
-        Grouping.TENANT: UsageEntry.tenant_id.expression,
+        Grouping.TENANT: found.c.tenant_id,
     }
-    query = (
-        select(
-            *(names[group].label(f"by_{group.value}") for group in wanted.groups),
-            func.coalesce(UsageEntry.currency, "").label("currency_text"),
-            *(getattr(UsageEntry, name) for name in (*_COUNTS, *_FIGURES)),
-        )
-        .join(Job, Job.id == UsageEntry.job_id)
-        .where(*_conditions(wanted))
-    )
+    query = select(
+        *(names[group].label(f"by_{group.value}") for group in wanted.groups),
+        func.coalesce(found.c.currency, "").label("currency_text"),
+        *(found.c[name] for name in (*_JOBS, *_COUNTS, *_FIGURES)),
+    ).where(*_conditions(wanted, found))
     return (query.outerjoin(tags, true()) if Grouping.TAG in wanted.groups else query).subquery()
+
+
+def _jobs() -> Select[Any]:
+    """Usage that is kept job by job, each like a day of one job."""
+    unmeasured = case((UsageEntry.joules.is_(None), 1), else_=0).label("unmeasured_jobs")
+    return select(
+        UsageEntry.created_at.label("moment"),
+        Job.tags,
+        literal(1).label("jobs"),
+        unmeasured,
+        *(getattr(UsageEntry, name) for name in (*_NAMES, *_COUNTS, *_FIGURES)),
+    ).join(Job, Job.id == UsageEntry.job_id)
+
+
+def _days() -> Select[Any]:
+    """Usage that is kept by the day, at that day's first moment."""
+    return select(
+        func.timezone("UTC", cast(UsageDay.day, TIMESTAMP)).label("moment"),
+        *(getattr(UsageDay, name) for name in ("tags", *_JOBS, *_NAMES, *_COUNTS, *_FIGURES)),
+    )
 
 
 def _sums(entries: Subquery) -> list[ColumnElement[Any]]:
     return [
-        func.count(),
-        func.count().filter(entries.c.joules.is_(None)),
-        *(func.coalesce(func.sum(entries.c[name]), 0) for name in _COUNTS),
+        *(func.coalesce(func.sum(entries.c[name]), 0) for name in (*_JOBS, *_COUNTS)),
         *(func.sum(entries.c[name]) for name in _FIGURES),
     ]
 
 
-def _conditions(wanted: Wanted) -> list[ColumnElement[bool]]:
+def _conditions(wanted: Wanted, found: Subquery) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if wanted.tenant_id is not None:
-        conditions.append(UsageEntry.tenant_id == wanted.tenant_id)
+        conditions.append(found.c.tenant_id == wanted.tenant_id)
     if wanted.since is not None:
-        conditions.append(UsageEntry.created_at >= wanted.since)
+        conditions.append(found.c.moment >= wanted.since)
     if wanted.until is not None:
-        conditions.append(UsageEntry.created_at < wanted.until)
+        conditions.append(found.c.moment < wanted.until)
     if wanted.model is not None:
-        conditions.append(UsageEntry.model_name == wanted.model)
+        conditions.append(found.c.model_name == wanted.model)
     if wanted.tag is not None:
-        conditions.append(UsageEntry.job_id.in_(select(JobTag.job_id).where(JobTag.tag == wanted.tag)))
+        conditions.append(found.c.tags.contains([wanted.tag]))
     return conditions
 
 
@@ -135,11 +166,11 @@ def _row(groups: Sequence[Grouping], row: Any) -> UsageRow:
     return UsageRow(
         group=dict(zip((group.value for group in groups), names, strict=True)),
         currency=currency or None,
-        jobs=jobs,
+        jobs=int(jobs),
         **dict(zip(_COUNTS, map(int, counts), strict=True)),
         device_seconds=float(seconds),
         recomputed_seconds=float(recomputed),
-        joules=None if unmeasured else joules,
+        joules=None if unmeasured else float(joules),
         cost=cost,
     )
 
