@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from penstock.broker import make_celery, make_redis
@@ -29,6 +29,7 @@ from penstock.tracing import make_tracing
 
 from penstock_worker.consumption import ConsumptionWatch
 from penstock_worker.doorbells import Doorbells
+from penstock_worker.engine_process import ENGINE_PROGRAM
 from penstock_worker.heartbeat import Heartbeat
 from penstock_worker.held import HeldJobs
 from penstock_worker.hosting import Host
@@ -48,16 +49,19 @@ _HAND_BACK_SECONDS: Final = 5.0
 log = get_logger(__name__)
 
 
-def run_worker(settings: Settings) -> int:
-    """Run a worker in this process until it is told to stop; returns its exit code. Only in the main thread."""
+def run_worker(settings: Settings, program: Sequence[str] = ENGINE_PROGRAM) -> int:
+    """Run a worker in this process until it is told to stop; returns its exit code. Only in the main thread.
+
+    `program` is what Python runs as its engines: another that speaks `messages` may take the engine's place.
+    """
     signals = StopSignals().install()
-    return WorkerProcess(settings, signals).run()
+    return WorkerProcess(settings, signals, program).run()
 
 
 class WorkerProcess:
     """All parts of one worker."""
 
-    def __init__(self, settings: Settings, signals: StopSignals) -> None:
+    def __init__(self, settings: Settings, signals: StopSignals, program: Sequence[str] = ENGINE_PROGRAM) -> None:
         self._settings = settings
         self._signals = signals
         self._redis = make_redis(settings)
@@ -93,6 +97,7 @@ class WorkerProcess:
             self._doorbells,
             changed=self._heartbeat.wake,
             metrics=self._metrics,
+            program=program,
         )
         self._consumption = ConsumptionWatch(
             self._own_database,

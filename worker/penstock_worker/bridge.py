@@ -26,7 +26,7 @@ from penstock.logs import get_logger
 
 from penstock_worker.answers import by_request, give, refuse
 from penstock_worker.energy import EnergyMeter, energy_meter
-from penstock_worker.engine_process import SHOW_STACKS
+from penstock_worker.engine_process import ENGINE_PROGRAM, SHOW_STACKS
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.messages import (
     Broken,
@@ -75,6 +75,7 @@ class Bridge:
         stall_seconds: float,
         metrics: EngineMetrics | None = None,
         meter_of: Callable[[str, str | None], EnergyMeter] = energy_meter,
+        program: Sequence[str] = ENGINE_PROGRAM,
     ) -> None:
         self.places = places
         self.metrics = metrics or WorkerMetrics().of("", "", spec.name)
@@ -83,6 +84,7 @@ class Bridge:
         self.device = spec.device
         self.stats: dict[str, int | float] = {}
         self._spec = spec
+        self._program = program
         self._meter_of = meter_of
         self._energy = EnergyMeter(None, "the engine has not started")
         self._process: subprocess.Popen[bytes] | None = None
@@ -111,7 +113,7 @@ class Bridge:
         self._connection, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "penstock_worker.engine_process", str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, *self._program, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={"GOMP_SPINCOUNT": _SPIN_COUNT, **os.environ},

@@ -14,6 +14,8 @@ from typing import Final
 
 SHOW_STACKS: Final = signal.SIGUSR1
 """Makes the process write to standard error where each of its threads is, even if it hangs."""
+ENGINE_PROGRAM: Final = ("-m", "penstock_worker.engine_process")
+"""What Python is told to run as an engine: the socket's number and the parent's follow."""
 _PR_SET_PDEATHSIG: Final = 1
 
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ from penstock.registry.tokenizer import ModelTokenizer
 
 from penstock_worker.bridge import Bridge, EngineFailed
 from penstock_worker.energy import EnergyMeter, energy_meter
+from penstock_worker.engine_process import ENGINE_PROGRAM
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.messages import EngineSpec
 from penstock_worker.running import GivenBack
@@ -49,6 +50,7 @@ class HostedModel:
         changed: Callable[[], None],
         metrics: EngineMetrics | None = None,
         meter_of: Callable[[str, str | None], EnergyMeter] = energy_meter,
+        program: Sequence[str] = ENGINE_PROGRAM,
     ) -> None:
         self.deployment = deployment
         self._spec = spec
@@ -57,6 +59,7 @@ class HostedModel:
         self._changed = changed
         self._metrics = metrics
         self._meter_of = meter_of
+        self._program = program
         self._state = HostingState.LOADING
         self._error: str | None = None
         self._verified = 0.0
@@ -179,6 +182,7 @@ class HostedModel:
             stall_seconds=self._stall_seconds,
             metrics=self._metrics,
             meter_of=self._meter_of,
+            program=self._program,
         )
         self._bridge.start()
         self._set_state(HostingState.READY, None)

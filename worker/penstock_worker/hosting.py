@@ -1,7 +1,7 @@
 """Keeps this worker's models as the `deployment` table wants them."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from penstock.db import Database
@@ -12,6 +12,7 @@ from penstock.settings import Settings
 
 from penstock_worker.doorbells import Doorbells
 from penstock_worker.energy import EnergyMeters
+from penstock_worker.engine_process import ENGINE_PROGRAM
 from penstock_worker.hosted_model import HostedModel
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.messages import EngineSpec
@@ -36,12 +37,14 @@ class Host:
         *,
         changed: Callable[[], None],
         metrics: WorkerMetrics | None = None,
+        program: Sequence[str] = ENGINE_PROGRAM,
     ) -> None:
         self._settings = settings
         self._database = database
         self._writer = writer
         self._doorbells = doorbells
         self._changed = changed
+        self._program = program
         self._metrics = metrics or WorkerMetrics()
         self._energy = EnergyMeters(self._metrics.watch_energy)
         self._models: dict[str, HostedModel] = {}
@@ -96,12 +99,13 @@ class Host:
     def _host(self, deployment: Deployment) -> None:
         model = HostedModel(
             deployment,
-            self._spec(deployment),
+            spec_of(deployment, self._settings),
             self._writer,
             stall_seconds=self._settings.engine_stall_seconds,
             changed=self._on_change,
             metrics=self._metrics.of(deployment.model_name, deployment.model_version, deployment.id),
             meter_of=self._energy.of,
+            program=self._program,
         )
         with self._lock:
             self._models[deployment.id] = model
@@ -115,13 +119,21 @@ class Host:
         names = {name.strip() for name in self._settings.worker_models.split(",")}
         return None if "*" in names else names
 
-    def _spec(self, deployment: Deployment) -> EngineSpec:
-        return EngineSpec(
-            folder=deployment.source,
-            max_running=self._settings.worker_slots,
-            device=self._settings.worker_device,
-            kv_bytes=self._settings.engine_kv_bytes,
-            threads=self._settings.engine_threads,
-            name=deployment.id,
-            trace_folder=self._settings.trace_folder,
-        )
+
+def spec_of(deployment: Deployment, settings: Settings) -> EngineSpec:
+    """What the deployment's engine is told, as the operator set it."""
+    return EngineSpec(
+        folder=deployment.source,
+        max_running=settings.worker_slots,
+        device=settings.worker_device,
+        kv_bytes=settings.engine_kv_bytes,
+        threads=settings.engine_threads,
+        quantization=settings.engine_quantization,
+        kv_dtype=settings.engine_kv_dtype,
+        graphs=settings.engine_graphs,
+        overlap=settings.engine_overlap,
+        memory_share=settings.engine_memory_share,
+        max_model_len=settings.engine_max_model_len,
+        name=deployment.id,
+        trace_folder=settings.trace_folder,
+    )

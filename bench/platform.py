@@ -1,0 +1,168 @@
+"""What the platform costs, beside its targets and beside what people write today, in one run.
+
+python -m bench.platform [--json PATH] [--only PART,PART] [--quick]
+
+    submits   jobs taken in a second by eight clients; from submit to the first event and token; jobs done in a second
+    streams   a thousand readers on one web process: memory, processors, and what the worker notices of them
+    claims    claims in a second with 100 and with 100,000 jobs waiting
+    tax       tokens in a second through REST over those of the engine alone: the demo model, and llama-0.5b
+    peers     Flask, Celery, a Redis result backend and transformers' generate, on the same model and prompts
+    lines     a batch of 50,000 lines: resident memory of web and control
+
+Real services on this machine and real processes, each started for its part. In submits, streams and lines an engine
+process that computes nothing answers the real worker (`bench.platform_parts.null_engine`), so that what is left is the
+platform. Let nothing else run: it takes ten minutes. `--quick` takes tiny counts, and says nothing of speed.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from penstock.embedded import EmbeddedServices
+
+from bench.platform_parts import lines, peers, queues, report, streams, submits, tax
+from bench.platform_parts.house import DEMO_MODEL, House, open_house, own_services
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much each part takes. `shape` None leaves out the model that takes a gigabyte."""
+
+    counts: submits.Counts
+    crowd: streams.Crowd
+    waiting: int
+    demo: tax.Load
+    shape: tax.Load | None
+    crowds: tuple[peers.Crowd, ...]
+    lines: int
+    lines_minutes: float = 4.0
+
+
+WHOLE = Size(
+    counts=submits.Counts(),
+    crowd=streams.Crowd(),
+    waiting=100_000,
+    demo=tax.Load(jobs=256, output=64, slots=64, rounds=3),
+    shape=tax.Load(jobs=16, output=64, slots=16, rounds=3),
+    crowds=(peers.Crowd(1, 16), peers.Crowd(16, 4)),
+    lines=50_000,
+)
+QUICK = Size(
+    counts=submits.Counts(submits=16, clients=2, first_events=2, jobs=16, slots=4),
+    crowd=streams.Crowd(readers=8, streaming=2, step_seconds=0.02, look_seconds=0.5),
+    waiting=1000,
+    demo=tax.Load(jobs=4, output=4, slots=4, rounds=1),
+    shape=None,
+    crowds=(peers.Crowd(1, 1), peers.Crowd(2, 1)),
+    lines=20,
+)
+
+
+class Bench:
+    """One run's size, and its parts, each with a PostgreSQL and a Redis of its own."""
+
+    def __init__(self, size: Size, cache: Path) -> None:
+        self._size = size
+        self._cache = cache
+
+    def run(self, only: tuple[str, ...]) -> dict[str, Any]:
+        """The record: every part asked for, and on top the figures that have a target."""
+        record: dict[str, Any] = {"where": report.where()}
+        found = {part: self._timed(part) for part in PARTS if part in only}
+        figures = report.figures(found)
+        return {**record, "figures": figures, "targets": report.verdicts(figures), **found}
+
+    def _timed(self, name: str) -> dict[str, Any]:
+        print(f"measuring {name}", file=sys.stderr, flush=True)
+        part: Callable[[], dict[str, Any]] = getattr(self, name)
+        began = time.perf_counter()
+        found = part()
+        return plain(found) | {"part_seconds": round(time.perf_counter() - began, 1)}
+
+    def submits(self) -> dict[str, Any]:
+        counts = self._size.counts
+        with self._house() as house, house.front():
+            one = submits.measure_submits(house, counts, 1)
+            many = submits.measure_submits(house, counts, counts.clients)
+            with house.worker(*submits.worker(), worker_slots=counts.slots):
+                answers = submits.measure_answers(house, counts)
+            return {"one": one, "many": many, "answers": answers, "jobs": submits.measure_jobs(house, counts)}
+
+    def streams(self) -> dict[str, Any]:
+        with self._house(worker_drain_seconds=0.0) as house:
+            return streams.measure_streams(house, self._size.crowd)
+
+    def claims(self) -> dict[str, Any]:
+        return asdict(queues.measure_claims(many=self._size.waiting))
+
+    def tax(self) -> dict[str, Any]:
+        with self._house() as house:
+            found: dict[str, Any] = {"demo": tax.measure_tax(house, DEMO_MODEL, self._size.demo)}
+        if self._size.shape is not None:
+            folder = tax.shape_folder(self._cache)
+            with self._house(model=folder) as house:
+                found["shape"] = tax.measure_tax(house, folder, self._size.shape)
+        return found
+
+    def peers(self) -> dict[str, Any]:
+        with self._house() as house:
+            redis_url = house.settings.redis_url.get_secret_value()
+            return peers.measure_peers(house, redis_url, self._size.crowds)
+
+    def lines(self) -> dict[str, Any]:
+        with self._house() as house, tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
+            return lines.measure_lines(house, Path(folder), self._size.lines, self._size.lines_minutes)
+
+    @contextmanager
+    def _house(self, model: Path = DEMO_MODEL, **settings: object) -> Iterator[House]:
+        services: EmbeddedServices
+        with own_services() as services, open_house(services, model, **settings) as house:
+            yield house
+
+
+PARTS = ("submits", "streams", "claims", "tax", "peers", "lines")
+
+
+def plain(found: Any) -> Any:
+    """The same for JSON."""
+    if is_dataclass(found) and not isinstance(found, type):
+        return plain(asdict(found))
+    if isinstance(found, dict):
+        return {key: plain(value) for key, value in found.items()}
+    return [plain(each) for each in found] if isinstance(found, (list, tuple)) else found
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="where to write the record")
+    parser.add_argument("--only", type=_parts, default=PARTS, help="parts, with commas between them")
+    parser.add_argument("--quick", action="store_true", help="tiny counts: to see that it runs")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/penstock-bench")
+    return parser.parse_args(words)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(text.split(","))
+    if unknown := set(parts) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"no part {min(unknown)!r}; there are {', '.join(PARTS)}")
+    return parts
+
+
+def main(words: list[str] | None = None) -> None:
+    args = parse(words)
+    record = Bench(QUICK if args.quick else WHOLE, args.cache.absolute()).run(args.only)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(record, indent=2) + "\n")
+    print("\n".join(report.lines(record)))
+
+
+if __name__ == "__main__":
+    main()
