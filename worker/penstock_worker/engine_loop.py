@@ -18,6 +18,7 @@ from penstock_engine import (
     StepFailed,
     StepOutput,
 )
+from penstock_engine.model_config import read_model_config
 
 from penstock_worker.engine_requests import delta_of, request_from, scores_of
 from penstock_worker.messages import (
@@ -41,8 +42,11 @@ from penstock_worker.traces.file import TraceFile
 
 _STATS_SECONDS: Final = 1.0
 _PROGRESS_SECONDS: Final = 0.1
-_GPU_SHARE: Final = 0.45
-"""Of the GPU's memory that weights and the largest steps leave: a second version must be able to load beside them."""
+_SETTINGS_PREFIX: Final = "PENSTOCK_ENGINE_"
+"""Of the variables that set those fields of an engine which a worker leaves to its operator."""
+_OPERATORS: Final = frozenset(
+    {"kv_bytes", "threads", "quantization", "kv_dtype", "graphs", "overlap", "memory_share", "max_model_len"}
+)
 
 
 def serve(connection: Connection) -> None:
@@ -58,26 +62,50 @@ def serve(connection: Connection) -> None:
 
 
 def _load(connection: Connection, spec: EngineSpec) -> "EngineLoop | None":
-    device = _device(spec.device)
-    config = EngineConfig(
-        max_running=spec.max_running,
-        token_budget=max(512, spec.max_running),
-        device=device,
-        kv_bytes=spec.kv_bytes,
-        memory_share=_GPU_SHARE,
-        threads=spec.threads,
-        tokenizer=_tokenizer(spec.folder),
-        trace_steps=0 if spec.trace_folder is None else 1,  # the file keeps the others
-    )
     try:
+        config = _config(spec)
         engine = Engine.from_folder(spec.folder, config, progress=_Progress(connection))
         engine.warm_up()  # before it is ready: a first step that compiles would look stuck
         loop = EngineLoop(connection, engine, _trace_file(spec, engine))
     except EngineError as error:
-        _send(connection, Broken(error.code, str(error)))
+        _send(connection, Broken(error.code, _reason(error)))
         return None
-    _send(connection, Ready(device, engine.free_slots, _device_uuid(device)))
+    _send(connection, Ready(config.device, engine.free_slots, _device_uuid(config.device)))
     return loop
+
+
+def _config(spec: EngineSpec) -> EngineConfig:
+    """Raises ModelLoadError, InvalidConfig."""
+    return EngineConfig(
+        max_running=spec.max_running,
+        token_budget=max(512, spec.max_running),
+        device=_device(spec.device),
+        kv_bytes=spec.kv_bytes,
+        kv_dtype=spec.kv_dtype,
+        memory_share=spec.memory_share,
+        max_model_len=_shortened(spec),
+        threads=spec.threads,
+        tokenizer=_tokenizer(spec.folder),
+        trace_steps=0 if spec.trace_folder is None else 1,  # the file keeps the others
+        quantization=spec.quantization,
+        graphs=spec.graphs,
+        overlap=spec.overlap,
+    )
+
+
+def _shortened(spec: EngineSpec) -> int | None:
+    """The length that is asked for, where the model has more. One worker's models may differ in theirs."""
+    if spec.max_model_len is None:
+        return None
+    own = read_model_config(Path(spec.folder)).max_positions
+    return spec.max_model_len if spec.max_model_len < own else None
+
+
+def _reason(error: EngineError) -> str:
+    """What is wrong, with the variable that its reader can set."""
+    if isinstance(error, InvalidConfig) and error.field in _OPERATORS:
+        return f"{error} ({_SETTINGS_PREFIX}{error.field.upper()})"
+    return str(error)
 
 
 def _trace_file(spec: EngineSpec, engine: Engine) -> TraceFile | None:

@@ -6,7 +6,7 @@ changed something.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -14,7 +14,9 @@ import msgspec
 class EngineSpec(msgspec.Struct, frozen=True):
     """Which folder to load, and within which limits. `device` is auto, cpu or cuda[:N]; `kv_bytes` None is measured.
 
-    With a `trace_folder` the engine's last steps are recorded in a file there whose name begins with `name`.
+    With a `trace_folder` the engine's last steps are recorded in a file there whose name begins with `name`. The rest
+    are the engine's own settings of these names, but for two: `memory_share` leaves a second version room to load
+    beside this one, and `max_model_len` may be above what the model has, which counts then.
     """
 
     folder: str
@@ -24,6 +26,12 @@ class EngineSpec(msgspec.Struct, frozen=True):
     threads: int | None = None
     name: str = ""
     trace_folder: str | None = None
+    quantization: Literal["int8", "int4", "fp8"] | None = None
+    kv_dtype: Literal["auto", "int8", "fp8"] = "auto"
+    graphs: Literal["auto", "off"] = "auto"
+    overlap: Literal["auto", "on", "off"] = "auto"
+    memory_share: float = 0.45
+    max_model_len: int | None = None
 
 
 class Grammar(msgspec.Struct, frozen=True, array_like=True):

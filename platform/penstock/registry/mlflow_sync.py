@@ -34,6 +34,7 @@ class Synchroniser:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database, self._poll_seconds = database, settings.model_poll_seconds
+        self._longest = settings.engine_max_model_len
         self._mlflow = MlflowApi(settings) if settings.mlflow_tracking_uri is not None else None
         self.failures = 0
 
@@ -64,7 +65,7 @@ class Synchroniser:
                 return False
             # Read while elected: what is read later can never be overwritten by what was read earlier.
             models = self._mlflow.models(between=lambda: _keep_alive(session))
-            reconcile(session, models)
+            reconcile(session, models, longest=self._longest)
         return True
 
     @contextmanager

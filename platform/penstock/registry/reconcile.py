@@ -31,15 +31,18 @@ class Named:
     problem: str | None = None
 
 
-def reconcile(session: Session, models: Sequence[RegistryModel]) -> None:
-    """Make deployments, routing policies and deployment states follow the registry."""
+def reconcile(session: Session, models: Sequence[RegistryModel], *, longest: int | None = None) -> None:
+    """Make deployments, routing policies and deployment states follow the registry.
+
+    `longest` is the longest context that workers serve, in tokens; None is each model's own.
+    """
     policies = {policy.model_name: policy for policy in session.scalars(select(RoutingPolicy))}
     hostings = _by_deployment(live_hostings(session))
     wanted: set[str] = set()
     for model in models:
         policy = policies.pop(model.name, None)
         if model.followed or policy is not None:
-            wanted |= _follow(session, model, policy or _new_policy(session, model.name), hostings)
+            wanted |= _follow(session, model, policy or _new_policy(session, model.name), hostings, longest)
     for policy in policies.values():
         _set_route(policy, Route(None, None, "the model is gone from MLflow"))
         policy.challenger_id = None
@@ -48,11 +51,15 @@ def reconcile(session: Session, models: Sequence[RegistryModel]) -> None:
 
 
 def _follow(
-    session: Session, model: RegistryModel, policy: RoutingPolicy, hostings: Mapping[str, Sequence[Hosting]]
+    session: Session,
+    model: RegistryModel,
+    policy: RoutingPolicy,
+    hostings: Mapping[str, Sequence[Hosting]],
+    longest: int | None,
 ) -> set[str]:
     """Route one model; answers with the deployments that workers should host for it."""
-    champion = _named(session, model.followed.get("champion"))
-    challenger = _named(session, model.followed.get("challenger"))
+    champion = _named(session, model.followed.get("champion"), longest)
+    challenger = _named(session, model.followed.get("challenger"), longest)
     served = session.get(Deployment, policy.champion_id) if policy.champion_id else None
     candidates = {
         deployment.id: _candidate(deployment, hostings.get(deployment.id, ()))
@@ -99,14 +106,14 @@ def _new_policy(session: Session, name: str) -> RoutingPolicy:
     return policy
 
 
-def _named(session: Session, version: RegistryVersion | None) -> Named:
+def _named(session: Session, version: RegistryVersion | None, longest: int | None) -> Named:
     """The deployment of the version, made or brought up to date."""
     if version is None:
         return Named()
     if any(character in version.model_name for character in ":@"):
         return Named(problem="its name holds : or @, which stand for a version or an alias in a job's `model`")
     try:
-        facts = from_tags(version.tags)
+        facts = from_tags(version.tags).within(longest)
     except ModelFolderInvalid as error:
         return Named(problem=f"version {version.number} is not usable: {error.message}")
     return Named(_known(session, version, facts) or _new_deployment(session, version, facts))
@@ -121,7 +128,7 @@ def _known(session: Session, version: RegistryVersion, facts: VersionFacts) -> D
         )
     ).one_or_none()
     if deployment is not None:
-        deployment.source = str(facts.source)
+        deployment.source, deployment.context_length = str(facts.source), facts.context_length
     return deployment
 
 

@@ -6,9 +6,9 @@ MLflow takes at most 100,000 characters in a tag, so long values go over several
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from penstock.errors import ModelFolderInvalid
 from penstock.registry.folder import ModelFolder, manifest_digest
@@ -31,6 +31,10 @@ class VersionFacts:
     def digest(self) -> str:
         """The manifest's own SHA-256."""
         return manifest_digest(self.manifest)
+
+    def within(self, longest: int | None) -> Self:
+        """The same with a context of at most `longest` tokens, where that is given."""
+        return self if longest is None else replace(self, context_length=min(self.context_length, longest))
 
 
 def to_tags(folder: ModelFolder) -> dict[str, str]:

@@ -14,6 +14,7 @@ from penstock.registry.mlflow_sync import Synchroniser
 from penstock.registry.models import Deployment, RoutingPolicy
 from penstock.registry.version_tags import from_tags
 from penstock.routing.services import choose
+from penstock.settings import Settings
 from sqlalchemy import select, update
 
 from tests.factories import make_tenant, submit_job
@@ -48,6 +49,9 @@ class Platform:
 
     def state(self, version: str) -> str:
         return self._deployment(version).state
+
+    def context_length(self, version: str) -> int:
+        return self._deployment(version).context_length
 
     def policy(self) -> RoutingPolicy:
         with self.database.transaction() as session:
@@ -101,6 +105,21 @@ def test_a_registered_champion_becomes_a_deployment(
         assert (deployment.recipe, deployment.context_length) == (facts.recipe, facts.context_length)
         assert deployment.digest == facts.digest
     assert platform.serving() == "1"
+
+
+def test_a_context_is_no_longer_than_workers_serve(
+    platform: Platform, registrar: Registrar, registry_settings: Settings
+) -> None:
+    registrar(alias="champion")
+    platform.follow()
+    own = platform.context_length("1")
+    for longest, served in ((own - 1, own - 1), (own + 1, own), (None, own)):
+        follower = Synchroniser(
+            platform.database, registry_settings.model_copy(update={"engine_max_model_len": longest})
+        )
+        assert follower.tick()
+        follower.close()
+        assert platform.context_length("1") == served
 
 
 def test_a_model_without_followed_alias_is_left_alone(platform: Platform, registrar: Registrar) -> None:
