@@ -17,10 +17,11 @@ from penstock.jobs.models import Job, JobRun
 from penstock.jobs.states import RunOutcome
 from penstock.registry.tokenizer import ModelTokenizer
 from penstock.settings import Settings
+from penstock.usage.spent import Spent
 from penstock_worker.bridge import Bridge
 from penstock_worker.held import HeldJobs
 from penstock_worker.journal_writer import JournalWriter
-from penstock_worker.messages import EngineSpec, StepReport
+from penstock_worker.messages import EngineSpec, Share, StepReport
 from penstock_worker.results import Results
 from penstock_worker.running import Lost, RunningJob
 from penstock_worker.serving import Serving
@@ -238,6 +239,49 @@ def test_the_longer_of_the_two_journals_is_taken_over(
     assert job.choices[0].token_ids == [20 + at for at in range(wanted)]
     rewound = house.row(job_id).last_event == 5  # queued, running, requeued, running, rewound
     assert rewound == (in_redis < in_postgresql)
+
+
+def hand_back_after(house: House, server: Server, job_id: str, fence: int, spent: Spent, words: int = 0) -> None:
+    """Another worker runs the job for a while and gives it back."""
+    entries = [JournalEntry(0, at, 20 + at, "", None, fence) for at in range(words)]
+    with house.database.transaction() as session:
+        lease.claim(session, worker_id="wrk_b", deployment_id=server.deployment_id, lease_seconds=60)
+        lease.checkpoint(session, [Progress(Held(job_id, fence), entries, None)])
+        lease.hand_back(session, Held(job_id, fence), RunOutcome.HANDED_BACK, "", max_own_crashes=3, spent=spent)
+
+
+def charged(job: RunningJob, *tokens: int) -> float:
+    """Of steps in which the run computes so many tokens, a second each: those that are charged."""
+    report = StepReport(1, 0, 2)
+    for count in tokens:
+        job.meter.take(Share("a", count, 0, float(count)), report, None, None)
+    return job.meter.charged_seconds
+
+
+def test_what_was_computed_of_a_prompt_before_it_was_handed_back_is_charged_once(house: House) -> None:
+    """The runs get 60 and 50 tokens into the prompt; the third, which finds 40 of it cached, computes the rest."""
+    server, job_id = house.deploy(), house.submit()
+    hand_back_after(house, server, job_id, 1, Spent(cached_tokens=10, computed_tokens=50, device_seconds=5))
+    hand_back_after(house, server, job_id, 2, Spent(computed_tokens=50, recomputed_tokens=50, device_seconds=5))
+    house.answer(server)
+    (job,) = eventually(house.running, "the third run")
+    job.meter.cached_tokens = 40
+    assert charged(job, 16) == 0
+    assert charged(job, 16, 16) == 28
+    assert job.meter.spent.recomputed_tokens == 20
+
+
+@pytest.mark.parametrize(("computed", "paid"), [(60, 0), (0, 70)])
+def test_what_leads_back_to_the_last_token_is_charged_once(house: House, computed: int, paid: int) -> None:
+    """By the run that was handed back, if it had computed any of it."""
+    server, job_id = house.deploy(), house.submit()
+    spent = Spent(cached_tokens=0, computed_tokens=computed, device_seconds=6)
+    hand_back_after(house, server, job_id, 1, spent, words=5)
+    house.answer(server)
+    (job,) = eventually(house.running, "the second run")
+    assert charged(job, 70) == paid
+    job.meter.note_token(1.0)
+    assert charged(job, 1) == paid + 1
 
 
 def test_a_later_holder_in_redis_ends_the_run_unwritten(house: House, database: Database) -> None:

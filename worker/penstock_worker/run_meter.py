@@ -3,6 +3,7 @@
 The definitions are those of the engine's own measures, which come only for requests that the engine itself ended.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,12 +19,12 @@ NOT_MEASURED = "the worker measures no energy"
 class RunMeter:
     """One run's totals so far. Written by the bridge's reader; others read `spent`, which may lack the newest step.
 
-    With `repeats_charged_work` an earlier run, which is charged, computed what this one must compute before its first
-    new token: that counts as recomputed.
+    What an earlier run, which is charged, had computed already counts as recomputed (see `follow`).
     """
 
-    def __init__(self, *, repeats_charged_work: bool = False) -> None:
-        self.repeats_charged_work = repeats_charged_work
+    def __init__(self) -> None:
+        self._goes_on = False
+        self._charged_tokens = 0
         self.cached_tokens: int | None = None
         self.submitted_at: float | None = None
         self.energy_note: str | None = NOT_MEASURED
@@ -37,12 +38,21 @@ class RunMeter:
         self._steps = [0, 0]  # before the first token was there, and after
         self.last_token_at: float | None = None
 
+    def follow(self, charged: Sequence[Spent], *, position: int) -> None:
+        """Earlier runs took what is `charged`; this one goes on after `position` tokens of output.
+
+        All that it computes before its first new token is such a run's work again. Where there was no token yet, that
+        is as much of the prompt as one of them had got through.
+        """
+        self._goes_on = position > 0 and any(each.computed_tokens for each in charged)
+        self._charged_tokens = max((_reached(each.cached_tokens, each.computed_tokens) for each in charged), default=0)
+
     def take(self, share: Share, report: StepReport, joules: float | None, energy_note: str | None) -> None:
         """The run had this share of a step."""
         if self._began_at is None:
             self._began_at = report.began_at
         self._steps[self._first_token_at is not None] += 1
-        again = share.tokens if self._repeats else share.recomputed
+        again = self._again(share)
         self._computed += share.tokens
         self._recomputed += again
         self.seconds += share.seconds
@@ -86,9 +96,11 @@ class RunMeter:
         found = zip(("queue", "prefill", "decode"), pairwise(marks), (0, *self._steps), strict=True)
         return [(name, (start, end), steps) for name, (start, end), steps in found if start and end]
 
-    @property
-    def _repeats(self) -> bool:
-        return self.repeats_charged_work and self._first_token_at is None
+    def _again(self, share: Share) -> int:
+        if self._goes_on and self._first_token_at is None:
+            return share.tokens
+        left = self._charged_tokens - _reached(self.cached_tokens, self._computed)
+        return max(share.recomputed, min(share.tokens, left))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,11 @@ class CostLimit:
         tokens = (prompt_tokens - cached) * float(terms.input) + cached * float(terms.cached)
         tokens += output_tokens * float(terms.output)
         return tokens / MILLION + meter.charged_seconds * float(terms.device_second) >= self.most
+
+
+def _reached(cached_tokens: int | None, computed_tokens: int) -> int:
+    """How far into the prompt a run got, in tokens."""
+    return (cached_tokens or 0) + computed_tokens
 
 
 def _between(start: float | None, end: float | None) -> float | None:

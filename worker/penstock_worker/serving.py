@@ -16,6 +16,7 @@ from penstock.jobs.states import JobState, RunOutcome
 from penstock.logs import get_logger
 from penstock.registry.tokenizer import ModelTokenizer
 from penstock.tracing import Tracing, traced_logs
+from penstock.usage.accounting import CHARGED
 from redis.exceptions import RedisError
 from sqlalchemy import select, update
 
@@ -199,10 +200,9 @@ class Serving:
                 .where(JobRun.job_id == job.id, JobRun.fence == job.fence)
                 .values(resumed_at_position=position)
             )
-            runs = session.scalars(select(JobRun).where(JobRun.job_id == job.id))
-            outcomes = {run.fence: run.outcome for run in runs}
-            previous = outcomes.get(job.fence - 1)
-            job.meter.repeats_charged_work = position > 0 and RunOutcome.HANDED_BACK in outcomes.values()
+            runs = session.scalars(select(JobRun).where(JobRun.job_id == job.id)).all()
+            job.meter.follow([run.spent for run in runs if run.outcome in CHARGED], position=position)
+            previous = next((run.outcome for run in runs if run.fence == job.fence - 1), None)
             if journal_lost and previous == RunOutcome.LEASE_LOST:
                 lease.note_rewind(session, job.held, position)
         log.info("job.resumed", job=job.id, fence=job.fence, position=position)
