@@ -1,12 +1,13 @@
 """The feed as Server-Sent Events: what is stored after the cursor, then what comes, each event once and in order."""
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Final
 
-from flask import Response, json
+from flask import Response, json, request
 
 from penstock.auth.services import Principal
+from penstock.connection import never, watch
 from penstock.db import Database
 from penstock.errors import QuotaExceeded, ServiceUnavailable
 from penstock.events.live import FeedBroadcaster, News
@@ -15,6 +16,7 @@ from penstock.jobs.sse import HEARTBEAT_SECONDS
 from penstock.services import Services
 
 _PAGE: Final = 500
+_LOOK_SECONDS: Final = 2.0  # how often a quiet stream looks whether its reader is still there
 _RECONNECT_MILLISECONDS: Final = 1000
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -33,7 +35,7 @@ class FeedStream:
         with self._feed.subscribed(self._tenant_id) as subscription:
             yield from self._catch_up()
             while not self._feed.closed:
-                yield from self._deliver(subscription.take(HEARTBEAT_SECONDS))
+                yield from self._deliver(subscription.take(_LOOK_SECONDS))
 
     def _deliver(self, news: News) -> Iterator[list[FeedItem]]:
         if news.behind:
@@ -71,14 +73,15 @@ def stream_response(services: Services, principal: Principal, position: int) -> 
     except QuotaExceeded:
         leave()
         raise
-    response = Response(event_lines(counted), mimetype="text/event-stream", headers=_HEADERS)
+    lines = event_lines(counted, watch(request.environ))
+    response = Response(lines, mimetype="text/event-stream", headers=_HEADERS)
     response.call_on_close(end)
     response.call_on_close(leave)
     return response
 
 
-def event_lines(batches: Iterable[list[FeedItem]]) -> Iterator[str]:
-    """The text of the stream, a chunk a batch, and a comment when there was nothing for long."""
+def event_lines(batches: Iterable[list[FeedItem]], client_gone: Callable[[], bool] = never) -> Iterator[str]:
+    """The text of the stream, a chunk a batch, and a comment when there was nothing for long; until the client goes."""
     yield f"retry: {_RECONNECT_MILLISECONDS}\n\n"
     last_sent = time.monotonic()
     for batch in batches:
@@ -86,6 +89,8 @@ def event_lines(batches: Iterable[list[FeedItem]]) -> Iterator[str]:
             yield "".join(map(_event, batch))
         elif time.monotonic() - last_sent >= HEARTBEAT_SECONDS:
             yield ": still here\n\n"
+        elif client_gone():
+            return
         else:
             continue
         last_sent = time.monotonic()

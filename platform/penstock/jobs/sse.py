@@ -1,13 +1,14 @@
 """A job's stream as Server-Sent Events over HTTP (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from flask import Response, json
+from flask import Response, json, request
 
 from penstock.auth.models import Tenant
 from penstock.auth.services import limits_of
+from penstock.connection import never, watch
 from penstock.errors import QuotaExceeded, ServiceUnavailable, ValidationFailed
 from penstock.jobs import services as jobs
 from penstock.jobs.states import JobState
@@ -53,14 +54,15 @@ def stream_response(services: Services, *, tenant_id: str, job_id: str, last_eve
     except QuotaExceeded:
         leave()
         raise
-    response = Response(event_lines(counted), mimetype="text/event-stream", headers=_HEADERS)
+    lines = event_lines(counted, watch(request.environ))
+    response = Response(lines, mimetype="text/event-stream", headers=_HEADERS)
     response.call_on_close(end)
     response.call_on_close(leave)
     return response
 
 
-def event_lines(batches: Iterable[list[StreamItem]]) -> Iterator[str]:
-    """The text of the stream, a chunk a batch."""
+def event_lines(batches: Iterable[list[StreamItem]], client_gone: Callable[[], bool] = never) -> Iterator[str]:
+    """The text of the stream, a chunk a batch, until the client has gone: a quiet job would not notice by writing."""
     yield f"retry: {_RECONNECT_MILLISECONDS}\n\n"
     last_sent = time.monotonic()
     for batch in batches:
@@ -68,6 +70,8 @@ def event_lines(batches: Iterable[list[StreamItem]]) -> Iterator[str]:
             yield "".join(map(_event, batch))
         elif time.monotonic() - last_sent >= HEARTBEAT_SECONDS:
             yield ": still here\n\n"
+        elif client_gone():
+            return
         else:
             continue
         last_sent = time.monotonic()

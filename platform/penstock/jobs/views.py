@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from apiflask import APIBlueprint
-from flask import Response, g, jsonify, url_for
+from flask import Response, g, jsonify, request, url_for
 from redis.exceptions import RedisError
 from sqlalchemy.orm import Session
 
 from penstock.auth.services import Principal, Scope
+from penstock.connection import watch
 from penstock.endpoints import Contract, endpoint, schema_of
 from penstock.errors import ModelNotAllowed
 from penstock.idempotency.services import Accepted, KeyedRequest, accept_once, keyed_request
@@ -240,7 +241,7 @@ def refuse_model(principal: Principal, name: str) -> None:
 def _waited(services: Services, principal: Principal, job_id: str, seconds: int) -> dict[str, Any]:
     with services.database.transaction() as session:
         job = jobs.get(session, principal.tenant_id, job_id)
-    return job_document(wait_until_final(services, job, seconds))
+    return job_document(wait_until_final(services, job, seconds, watch(request.environ)))
 
 
 def _as_sent(body: JobRequest) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from flask import Response, jsonify, request
 from sqlalchemy.orm import Session
 
 from penstock.auth.services import Principal, Scope
+from penstock.connection import watch
 from penstock.endpoints import Contract, ErrorForm, endpoint, schema_of
 from penstock.errors import JobAlreadyFinished, ValidationFailed
 from penstock.idempotency.services import keyed_request
@@ -25,7 +26,6 @@ from penstock.jobs.views import announce, traceparent_of
 from penstock.jobs.waiting import wait_until_final
 from penstock.openai_api import response_store as store
 from penstock.openai_api.calls import Call, ClientGone, Submission
-from penstock.openai_api.connection import watch
 from penstock.openai_api.problems import OpenAIError, fields_named
 from penstock.openai_api.response_documents import (
     DeletedResponse,

@@ -10,6 +10,7 @@ from flask import Response, jsonify, request
 from pydantic import BaseModel
 
 from penstock.auth.services import Principal, Scope
+from penstock.connection import watch
 from penstock.endpoints import Contract, ErrorForm, endpoint, schema_of
 from penstock.errors import ModelNotFound, ServiceUnavailable
 from penstock.idempotency.services import KeyedRequest, keyed_request
@@ -18,7 +19,6 @@ from penstock.jobs.views import traceparent_of
 from penstock.openai_api.calls import Call, ClientGone, Submission
 from penstock.openai_api.chat_request import ChatRequest
 from penstock.openai_api.completion_request import CompletionRequest
-from penstock.openai_api.connection import watch
 from penstock.openai_api.documents import ChatCompletion, TextCompletion
 from penstock.openai_api.forms import ChatForm, CompletionForm, Form, names_tokens
 from penstock.openai_api.problems import OpenAIError, fields_named

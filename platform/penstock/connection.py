@@ -8,7 +8,7 @@ from typing import Any
 def watch(environ: Mapping[str, Any]) -> Callable[[], bool]:
     """Tells, whenever asked, whether the client has closed the connection that gunicorn answers this request on."""
     connection = environ.get("gunicorn.socket")
-    return (lambda: _is_closed(connection)) if isinstance(connection, socket.socket) else _never
+    return (lambda: _is_closed(connection)) if isinstance(connection, socket.socket) else never
 
 
 def _is_closed(connection: socket.socket) -> bool:
@@ -20,5 +20,6 @@ def _is_closed(connection: socket.socket) -> bool:
         return True
 
 
-def _never() -> bool:
+def never() -> bool:
+    """Of a client of which nothing is known: it has not gone."""
     return False
