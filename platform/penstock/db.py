@@ -79,7 +79,7 @@ class Database:
             self.url,
             pool_size=pool_size or settings.database_pool_size,
             max_overflow=0,
-            pool_timeout=30,
+            pool_timeout=settings.database_wait_seconds,
             pool_pre_ping=True,
             hide_parameters=True,  # an error's text goes into logs, where no prompt may be
             connect_args={"options": _SESSION_OPTIONS, "connect_timeout": 5, "application_name": "penstock"},

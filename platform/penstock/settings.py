@@ -61,6 +61,9 @@ class Settings(MlflowSettings):
     database_url: SecretStr = Field(description="PostgreSQL, as postgresql://user:password@host:port/name")
     redis_url: SecretStr = Field(description="Redis, as redis://:password@host:port/0")
     database_pool_size: int = Field(default=8, ge=1, le=200, description="Connections that one process keeps")
+    database_wait_seconds: float = Field(
+        default=10.0, gt=0, description="How long a request waits for one of them, before it is refused with 503"
+    )
 
     # Web
     secret_key: SecretStr = Field(
@@ -158,7 +161,9 @@ class Settings(MlflowSettings):
     retain_deliveries_days: int | None = Field(
         default=None, ge=1, description="How long deliveries of webhooks that have ended are kept; for good without it"
     )
-    retain_files_days: int | None = Field(default=None, ge=1, description="How long files are kept; for good without it")
+    retain_files_days: int | None = Field(
+        default=None, ge=1, description="How long files are kept; for good without it"
+    )
     retain_usage_days: int | None = Field(
         default=None,
         ge=1,
@@ -212,6 +217,10 @@ class Settings(MlflowSettings):
         ge=1,
         description="Most tokens of prompt and output together; what the model has, where that is less or nothing "
         "is set. The control process reads it too: longer jobs are refused when they are submitted",
+    )
+    engine_deterministic: bool = Field(
+        default=False,
+        description="Outputs do not depend to the bit on what else runs, nor on a worker's death in between",
     )
     engine_stall_seconds: float = Field(
         default=120.0,

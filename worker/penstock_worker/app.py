@@ -43,6 +43,9 @@ from penstock_worker.worker_metrics import WorkerMetrics
 
 STALLED_EXIT_CODE: Final = 75
 """What a worker ends with that took no jobs any more, so that its supervisor starts another."""
+_PARTS: Final = 4
+"""That use PostgreSQL beside the jobs' threads: heartbeat, hosting, housekeeping and consumption, none of which waits
+for another's connection."""
 _HAND_BACK_SECONDS: Final = 5.0
 """How long handing back may take when PostgreSQL does not answer; the reaper does it otherwise."""
 
@@ -66,7 +69,7 @@ class WorkerProcess:
         self._signals = signals
         self._redis = make_redis(settings)
         self._database = Database(settings)
-        self._own_database = Database(settings, pool_size=3)  # so that these wait for no job's connection
+        self._own_database = Database(settings, pool_size=_PARTS)  # so that these wait for no job's connection
         self._stopped = threading.Event()  # the threads that serve jobs may end
         self._impatient = threading.Event()  # nobody waits for PostgreSQL any more
         self._card = WorkerCard(

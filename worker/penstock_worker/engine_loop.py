@@ -90,6 +90,7 @@ def _config(spec: EngineSpec) -> EngineConfig:
         quantization=spec.quantization,
         graphs=spec.graphs,
         overlap=spec.overlap,
+        deterministic=spec.deterministic,
     )
 
 

@@ -32,6 +32,7 @@ class EngineSpec(msgspec.Struct, frozen=True):
     overlap: Literal["auto", "on", "off"] = "auto"
     memory_share: float = 0.45
     max_model_len: int | None = None
+    deterministic: bool = False
 
 
 class Grammar(msgspec.Struct, frozen=True, array_like=True):
