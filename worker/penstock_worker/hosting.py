@@ -134,6 +134,7 @@ def spec_of(deployment: Deployment, settings: Settings) -> EngineSpec:
         overlap=settings.engine_overlap,
         memory_share=settings.engine_memory_share,
         max_model_len=settings.engine_max_model_len,
+        deterministic=settings.engine_deterministic,
         name=deployment.id,
         trace_folder=settings.trace_folder,
     )
