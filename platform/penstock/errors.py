@@ -9,7 +9,8 @@ PenstockError
 │   ├── ContextLengthExceeded 400 prompt and output do not fit the model
 │   ├── Unauthenticated     401   no key, or a wrong one
 │   ├── Forbidden           403   the key lacks a scope
-│   │   └── ModelNotAllowed 403   the key is for other models
+│   │   ├── ModelNotAllowed 403   the key is for other models
+│   │   └── TenantSuspended 403   the tenant is suspended, with its keys and people
 │   ├── NotFound            404   no such thing for this tenant
 │   │   └── ModelNotFound   404   no such model, version or alias
 │   ├── MethodNotAllowed    405
@@ -25,6 +26,10 @@ PenstockError
 │   ├── TooManyWebhookEndpoints 409 the tenant has as many as it may
 │   ├── WebhookEndpointDisabled 409 nothing is replayed to a disabled endpoint
 │   ├── WebhookDeliveryWaiting 409 only what has ended is replayed
+│   ├── JobInBatch          409   files of a batch, or its end, need the job
+│   ├── OwnTenant           409   nobody suspends the tenant that they act in
+│   ├── TenantNotSuspended  409   only a suspended tenant is erased
+│   ├── TenantBeingErased   409   what is being erased cannot be had back
 │   ├── FileInUse           409   a batch reads the file
 │   ├── BatchFinished       409   nothing is changed of a batch that ends or has ended
 │   ├── NothingToRetry      409   no line of the batch can be tried again
@@ -137,6 +142,13 @@ class ModelNotAllowed(Forbidden):
 
     code = "model_not_allowed"
     title = "The key may not use this model"
+
+
+class TenantSuspended(Forbidden):
+    """An operator has suspended the tenant: its keys and people are refused until it is resumed."""
+
+    code = "tenant_suspended"
+    title = "The tenant is suspended"
 
 
 class NotFound(RequestError):
@@ -263,6 +275,38 @@ class WebhookDeliveryWaiting(RequestError):
     code = "webhook_delivery_waiting"
     status = 409
     title = "The delivery is still being attempted"
+
+
+class JobInBatch(RequestError):
+    """The job is a line of a batch that has not ended, or whose files hold it too; `extra["files"]` names them."""
+
+    code = "job_in_batch"
+    status = 409
+    title = "A batch holds the job"
+
+
+class OwnTenant(RequestError):
+    """Whoever suspends the tenant that they act in could not resume it."""
+
+    code = "own_tenant"
+    status = 409
+    title = "It is your own tenant"
+
+
+class TenantNotSuspended(RequestError):
+    """Only a suspended tenant can be erased."""
+
+    code = "tenant_not_suspended"
+    status = 409
+    title = "The tenant is not suspended"
+
+
+class TenantBeingErased(RequestError):
+    """The tenant is being erased, which nothing can undo."""
+
+    code = "tenant_being_erased"
+    status = 409
+    title = "The tenant is being erased"
 
 
 class FileInUse(RequestError):

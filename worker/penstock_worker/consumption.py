@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from penstock.db import Database
+from penstock.fairness.claimable import claimable
 from penstock.jobs.models import Job
-from penstock.jobs.states import JobState
 from penstock.logs import get_logger
 from redis import Redis
 from redis.exceptions import RedisError
@@ -88,8 +88,7 @@ class ConsumptionWatch:
         long = func.make_interval(0, 0, 0, 0, 0, 0, self._stall_seconds)
         waiting = select(Job.id).where(
             Job.deployment_id.in_(deployments),
-            Job.state == JobState.QUEUED,
-            Job.held.is_(False),
+            claimable(),
             Job.queued_at < func.clock_timestamp() - long,
         )
         with self._database.transaction() as session:

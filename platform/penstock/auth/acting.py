@@ -17,6 +17,7 @@ def actor_of(principal: Principal) -> Actor:
         address=request.remote_addr,
         scopes=principal.scopes,
         models=principal.models,
+        tenant_id=principal.tenant_id,
     )
 
 

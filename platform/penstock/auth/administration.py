@@ -29,7 +29,16 @@ from penstock.auth.services import (
     revoke_api_key,
 )
 from penstock.clock import iso, utc_now
-from penstock.errors import AlreadyExists, Forbidden, LastAdministrator, ValidationFailed
+from penstock.errors import (
+    AlreadyExists,
+    Forbidden,
+    LastAdministrator,
+    OwnTenant,
+    TenantBeingErased,
+    TenantNotSuspended,
+    ValidationFailed,
+)
+from penstock.fairness.claimable import let_claim_again
 
 _PASSWORD_BYTES: Final = 15
 _ADMINISTRATORS: Final = (Role.ADMIN.value, Role.OPERATOR.value)
@@ -154,8 +163,7 @@ class Administration:
 
     def change_tenant(self, tenant_id: str, **changes: Any) -> Tenant:
         """Set columns of the tenant by name. Raises `NotFound` and `AlreadyExists`."""
-        self._require_operator("change tenants")
-        tenant = get_tenant(self._session, tenant_id, for_update=True)
+        tenant = self._operators(tenant_id, "change tenants")
         before = {name: getattr(tenant, name) for name in changes}
         name = changes.get("name", tenant.name)
         try:
@@ -167,6 +175,49 @@ class Administration:
         if details := _difference(before, changes):
             self._record(Action.TENANT_CHANGED, tenant_id, tenant_id, details)
         return tenant
+
+    def suspend_tenant(self, tenant_id: str) -> Tenant:
+        """Refuse the tenant's keys and people, and claim none of its waiting jobs, until it is resumed.
+
+        Again changes nothing. Raises `NotFound`, and `OwnTenant` where the actor is of that tenant.
+        """
+        tenant = self._operators(tenant_id, "suspend tenants")
+        if tenant_id == self._actor.tenant_id:
+            raise OwnTenant("you act in this tenant: suspended, it could not be resumed by you", field="id")
+        if tenant.suspended_at is None:
+            tenant.suspended_at = self._session.scalars(select(func.now())).one()
+            self._record(Action.TENANT_SUSPENDED, tenant_id, tenant_id, {})
+        return tenant
+
+    def resume_tenant(self, tenant_id: str) -> Tenant:
+        """End its suspension; what waits is rung for. Again changes nothing. Raises `TenantBeingErased`."""
+        tenant = self._operators(tenant_id, "resume tenants")
+        if tenant.erasing_since is not None:
+            raise TenantBeingErased(f"{tenant_id} is being erased since {iso(tenant.erasing_since)}", field="id")
+        if tenant.suspended_at is not None:
+            tenant.suspended_at = None
+            self._session.flush()
+            let_claim_again(self._session, tenant_id)
+            self._record(Action.TENANT_RESUMED, tenant_id, tenant_id, {})
+        return tenant
+
+    def erase_tenant(self, tenant_id: str) -> Tenant:
+        """Have a suspended tenant deleted with all that it has, by the control processes (`penstock.retention`).
+
+        The entry that this writes is all that will be left. Again changes nothing. Raises `TenantNotSuspended`.
+        """
+        tenant = self._operators(tenant_id, "erase tenants")
+        if tenant.suspended_at is None:
+            raise TenantNotSuspended(f"{tenant_id} is not suspended; suspend it first", field="id")
+        if tenant.erasing_since is None:
+            tenant.erasing_since = self._session.scalars(select(func.now())).one()
+            self._record(Action.TENANT_ERASED, tenant_id, tenant_id, {})
+        return tenant
+
+    def _operators(self, tenant_id: str, what: str) -> Tenant:
+        """The tenant, locked, for an operator alone."""
+        self._require_operator(what)
+        return get_tenant(self._session, tenant_id, for_update=True)
 
     def _user(self, tenant_id: str, user_id: str) -> User:
         """The tenant's person, with the tenant locked: of two that end each other's rights one comes second."""

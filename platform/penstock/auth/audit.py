@@ -30,6 +30,9 @@ class Action(StrEnum):
 
     TENANT_CREATED = "tenant.created"
     TENANT_CHANGED = "tenant.changed"
+    TENANT_SUSPENDED = "tenant.suspended"
+    TENANT_RESUMED = "tenant.resumed"
+    TENANT_ERASED = "tenant.erased"
     USER_CREATED = "user.created"
     USER_CHANGED = "user.changed"
     USER_REMOVED = "user.removed"
@@ -47,7 +50,10 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who makes a change and from where, and what they may hand out: `models` are those they may use, None is all."""
+    """Who makes a change and from where, and what they may hand out: `models` are those they may use, None is all.
+
+    `tenant_id` is whom they act in; a command and the system act in none.
+    """
 
     kind: ActorKind
     id: str
@@ -55,6 +61,7 @@ class Actor:
     address: str | None
     scopes: Collection[Scope]
     models: Collection[str] | None = None
+    tenant_id: str | None = None
 
     def may(self, scope: Scope) -> bool:
         """Whether their scopes include that one."""

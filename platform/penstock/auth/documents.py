@@ -54,7 +54,7 @@ class NewUserDocument(UserDocument):
 
 
 class TenantDocument(_Document):
-    """An organisation. A limit that is null is the installation's."""
+    """An organisation. A limit or retention that is null is the installation's."""
 
     id: str
     object: Literal["tenant"]
@@ -64,7 +64,14 @@ class TenantDocument(_Document):
     requests_per_minute: int | None
     tokens_per_minute: int | None
     max_open_streams: int | None
+    retain_jobs_days: int | None
+    retain_events_days: int | None
+    retain_deliveries_days: int | None
+    retain_files_days: int | None
+    retain_usage_days: int | None
     created_at: datetime
+    suspended_at: datetime | None = Field(description="Since when its keys and people are refused")
+    erasing_since: datetime | None = Field(description="Since when it is being erased; at the end it answers 404")
 
 
 class ActorDocument(_Document):
@@ -159,7 +166,14 @@ def tenant_document(tenant: Tenant) -> dict[str, Any]:
         "requests_per_minute": tenant.requests_per_minute,
         "tokens_per_minute": tenant.tokens_per_minute,
         "max_open_streams": tenant.max_open_streams,
+        "retain_jobs_days": tenant.retain_jobs_days,
+        "retain_events_days": tenant.retain_events_days,
+        "retain_deliveries_days": tenant.retain_deliveries_days,
+        "retain_files_days": tenant.retain_files_days,
+        "retain_usage_days": tenant.retain_usage_days,
         "created_at": iso(tenant.created_at),
+        "suspended_at": iso(tenant.suspended_at),
+        "erasing_since": iso(tenant.erasing_since),
     }
 
 

@@ -19,7 +19,7 @@ from werkzeug.wrappers import Response
 from penstock.auth.acting import actor_for
 from penstock.auth.audit import Action, record
 from penstock.auth.models import Tenant, User
-from penstock.auth.services import Role, normalised_email
+from penstock.auth.services import Role, get_tenant, normalised_email, refuse_suspended
 from penstock.errors import Forbidden, ServiceUnavailable, SettingsError, Unauthenticated
 from penstock.ids import new_id
 from penstock.logs import get_logger
@@ -119,7 +119,8 @@ def find_or_let_in(session: Session, identity: Identity, *, tenant_name: str | N
     """The person with that identity.
 
     At their first sign-in they are found by their address, if they were let in before; otherwise they become a member
-    of the tenant, where one is named. Raises `Forbidden` for everybody else and for who was shut out.
+    of the tenant, where one is named. Raises `Forbidden` for everybody else and for who was shut out, and
+    `TenantSuspended`.
     """
     user = _known(session, identity) or _invited(session, identity) or _let_in(session, identity, tenant_name)
     if user is None:
@@ -127,6 +128,7 @@ def find_or_let_in(session: Session, identity: Identity, *, tenant_name: str | N
         raise Forbidden(f"{who} was not let in; ask an administrator")
     if user.disabled_at is not None:
         raise Forbidden("this account was shut out; ask an administrator")
+    refuse_suspended(get_tenant(session, user.tenant_id))
     return user
 
 

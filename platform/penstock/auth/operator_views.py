@@ -82,6 +82,51 @@ def change_tenant(principal: Principal, body: TenantChangeRequest, tenant_id: st
 @endpoint(
     routes,
     "POST",
+    "/tenants/<tenant_id>/suspend",
+    Contract(scope=Scope.OPERATOR, answer=TenantDocument, problems=(404, 409)),
+)
+def suspend_tenant(principal: Principal, tenant_id: str) -> Response:
+    """Suspend a tenant. Within two seconds its keys and people are refused, and none of its waiting jobs is begun.
+
+    Jobs that run end as ever. Asking again changes nothing.
+    """
+    with current_services().database.transaction() as session:
+        tenant = Administration(session, actor_of(principal)).suspend_tenant(tenant_id)
+    return jsonify(tenant_document(tenant))
+
+
+@endpoint(
+    routes,
+    "POST",
+    "/tenants/<tenant_id>/resume",
+    Contract(scope=Scope.OPERATOR, answer=TenantDocument, problems=(404, 409)),
+)
+def resume_tenant(principal: Principal, tenant_id: str) -> Response:
+    """End a tenant's suspension: its keys work again, and what waits takes its turns."""
+    with current_services().database.transaction() as session:
+        tenant = Administration(session, actor_of(principal)).resume_tenant(tenant_id)
+    return jsonify(tenant_document(tenant))
+
+
+@endpoint(
+    routes,
+    "DELETE",
+    "/tenants/<tenant_id>",
+    Contract(scope=Scope.OPERATOR, answer=TenantDocument, status=202, problems=(404, 409)),
+)
+def erase_tenant(principal: Principal, tenant_id: str) -> tuple[Response, int]:
+    """Erase a suspended tenant with all that it has, for good. It goes on after the answer, until the tenant is 404.
+
+    One entry of the record stays, which says that a tenant of that id was erased.
+    """
+    with current_services().database.transaction() as session:
+        tenant = Administration(session, actor_of(principal)).erase_tenant(tenant_id)
+    return jsonify(tenant_document(tenant)), 202
+
+
+@endpoint(
+    routes,
+    "POST",
     "/tenants/<tenant_id>/keys",
     Contract(
         scope=Scope.OPERATOR,

@@ -35,6 +35,7 @@ Email = Annotated[str, StringConstraints(strip_whitespace=True, max_length=254),
 Password = Annotated[str, StringConstraints(min_length=12, max_length=256)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_a_model)]
 Limit = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Days = Annotated[int, Field(ge=1, le=36_500)]
 
 
 class _Body(BaseModel):
@@ -85,6 +86,11 @@ class TenantRequest(_Body):
     requests_per_minute: Limit | None = Field(default=None, description="Requests to the API")
     tokens_per_minute: Limit | None = Field(default=None, description="Tokens that submitted jobs may use")
     max_open_streams: Limit | None = Field(default=None, description="Streams that may be open at once")
+    retain_jobs_days: Days | None = Field(default=None, description="Finished jobs and batches are kept so long")
+    retain_events_days: Days | None = Field(default=None, description="Events of the feed")
+    retain_deliveries_days: Days | None = Field(default=None, description="Deliveries of webhooks that have ended")
+    retain_files_days: Days | None = Field(default=None, description="Files")
+    retain_usage_days: Days | None = Field(default=None, description="Usage job by job; older usage is kept by the day")
 
 
 class TenantChangeRequest(_Body):
@@ -96,6 +102,11 @@ class TenantChangeRequest(_Body):
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = None
     max_open_streams: Limit | None = None
+    retain_jobs_days: Days | None = None
+    retain_events_days: Days | None = None
+    retain_deliveries_days: Days | None = None
+    retain_files_days: Days | None = None
+    retain_usage_days: Days | None = None
 
     @model_validator(mode="after")
     def _something(self) -> Self:

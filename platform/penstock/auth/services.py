@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from penstock.auth.keys import check_key, digest_of, generate_key, hint_of
 from penstock.auth.models import ApiKey, Tenant, User
 from penstock.clock import iso
-from penstock.errors import NotFound, Unauthenticated
+from penstock.errors import NotFound, TenantSuspended, Unauthenticated
 from penstock.ids import new_id
 from penstock.webhooks.signing import new_secret
 
@@ -119,7 +119,7 @@ def create_user(session: Session, *, tenant_id: str, email: str, password: str, 
 def verify_password(session: Session, email: str, password: str) -> User | None:
     """The person, when address and password belong together; noted as signed in. Else None, after the same time.
 
-    Also None for who was shut out.
+    Also None for who was shut out. Raises `TenantSuspended` to who knows the password.
     """
     user = session.scalars(
         select(User).where(User.email == normalised_email(email), User.disabled_at.is_(None))
@@ -127,6 +127,7 @@ def verify_password(session: Session, email: str, password: str) -> User | None:
     kept = user.password_hash if user is not None else None
     if not _matches(kept or _nobodys_hash(), password) or user is None or kept is None:
         return None
+    refuse_suspended(get_tenant(session, user.tenant_id))
     if _hasher.check_needs_rehash(kept):
         user.password_hash = _hasher.hash(password)
     user.last_login_at = session.scalars(select(func.now())).one()
@@ -166,6 +167,12 @@ def get_tenant(session: Session, tenant_id: str, *, for_update: bool = False) ->
     if tenant is None:
         raise NotFound(f"no tenant {tenant_id!r}", field="id")
     return tenant
+
+
+def refuse_suspended(tenant: Tenant) -> None:
+    """Raise `TenantSuspended` while the tenant is."""
+    if tenant.suspended_at is not None:
+        raise TenantSuspended(f"the tenant was suspended at {iso(tenant.suspended_at)}; ask an operator")
 
 
 def get_user(session: Session, tenant_id: str, user_id: str) -> User:
@@ -222,7 +229,10 @@ def revoke_api_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:
 
 
 def authenticate(session: Session, presented: str, *, environment: str) -> Principal:
-    """Who presents this key. Raises `Unauthenticated`, saying whether it is mistyped, unknown, expired or revoked."""
+    """Who presents this key.
+
+    Raises `Unauthenticated`, saying whether it is mistyped, unknown, expired or revoked, and `TenantSuspended`.
+    """
     check_key(presented, environment)
     row = session.execute(
         select(ApiKey, Tenant, func.now()).join(Tenant).where(ApiKey.digest == digest_of(presented))
@@ -234,6 +244,7 @@ def authenticate(session: Session, presented: str, *, environment: str) -> Princ
         raise Unauthenticated(f"the API key {key.hint} was revoked at {iso(key.revoked_at)}")
     if key.expires_at is not None and key.expires_at <= now:
         raise Unauthenticated(f"the API key {key.hint} expired at {iso(key.expires_at)}")
+    refuse_suspended(tenant)
     if key.last_used_at is None or now - key.last_used_at >= _LAST_USE_PRECISION:
         _note_use(session, key.id)
     return Principal(

@@ -12,15 +12,16 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from penstock.auth.models import Tenant
-from penstock.auth.services import limits_of
+from penstock.auth.services import limits_of, refuse_suspended
 from penstock.batches.lines import LineRefused, Wish, read_line
 from penstock.batches.models import Batch, BatchLine
 from penstock.batches.settling import Refusal, open_lines, settle_refused, settle_untried
 from penstock.batches.states import PAUSED, BatchState, LineState
+from penstock.batches.structure import compile_ahead
 from penstock.batches.turns import Turn, hold
 from penstock.batches.validation import fault_of_key
 from penstock.batches.workshop import Workshop
-from penstock.errors import BudgetExceeded, PenstockError, QuotaExceeded, RequestError
+from penstock.errors import BudgetExceeded, PenstockError, QuotaExceeded, RequestError, TenantSuspended
 from penstock.files.models import File
 from penstock.jobs import services as jobs
 from penstock.jobs.schemas import JobRequest
@@ -51,6 +52,7 @@ def expand_some(workshop: Workshop, turn: Turn, batch: Batch) -> bool:
         ready = [_Ready(line, _wish(workshop, batch, line, data)) for line, data in _contents(workshop, batch, lines)]
     except FileNotFoundError:
         return _give_up(workshop, turn)
+    0 and compile_ahead(workshop, [one.wish.request for one in ready if isinstance(one.wish, Wish)])
     return all(
         _submit_some(workshop, turn, ready[begin : begin + _SUBMITTED_AT_ONCE])
         for begin in range(0, len(ready), _SUBMITTED_AT_ONCE)
@@ -122,7 +124,12 @@ def _submit_each(
     workshop: Workshop, session: Session, batch: Batch, ready: Sequence[_Ready]
 ) -> tuple[dict[str, str] | None, list[Refusal]]:
     """Why the first line that has to wait does so, and the lines before it that were refused."""
-    limits = workshop.quotas.job_limits(batch.tenant_id, limits_of(session.get_one(Tenant, batch.tenant_id)))
+    tenant = session.get_one(Tenant, batch.tenant_id)
+    try:
+        refuse_suspended(tenant)
+    except TenantSuspended as error:
+        return _told(error), []
+    limits = workshop.quotas.job_limits(batch.tenant_id, limits_of(tenant))
     refused: list[Refusal] = []
     for one in ready:
         if isinstance(one.wish, Refusal):
@@ -131,12 +138,15 @@ def _submit_each(
         try:
             _submit(workshop, session, batch, one.line, one.wish, limits)
         except PenstockError as error:
-            told = {"code": error.code, "message": error.message}
             if _passes(session, batch, error):
                 log.warning("batch.waits", batch=batch.id, code=error.code)
-                return told, refused
-            refused.append(Refusal(one.line.line, told))
+                return _told(error), refused
+            refused.append(Refusal(one.line.line, _told(error)))
     return None, refused
+
+
+def _told(error: PenstockError) -> dict[str, str]:
+    return {"code": error.code, "message": error.message}
 
 
 def _passes(session: Session, batch: Batch, error: PenstockError) -> bool:

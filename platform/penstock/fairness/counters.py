@@ -54,7 +54,8 @@ _WAKE: Final = text(
               AND id <> ALL(CAST(:besides AS text[]))
         )
     ), {LANES}, active AS (
-        SELECT tenant_id FROM lane WHERE tenant_id <> :tenant_id
+        SELECT tenant_id FROM lane JOIN tenant ON tenant.id = lane.tenant_id
+        WHERE tenant_id <> :tenant_id AND tenant.suspended_at IS NULL
         UNION
         SELECT tenant_id FROM job
         WHERE deployment_id = :deployment_id AND state = 'running' AND tenant_id <> :tenant_id

@@ -37,14 +37,14 @@ TURNS: Final = f"""
     SELECT lane.job_class, lane.tenant_id, tenant.weight,
            coalesce(fair_share.charged, 0) AS charged, coalesce(pledge.tokens, 0) AS pledged
     FROM lane
-    JOIN tenant ON tenant.id = lane.tenant_id
+    JOIN tenant ON tenant.id = lane.tenant_id AND tenant.suspended_at IS NULL
     LEFT JOIN pledge ON pledge.tenant_id = lane.tenant_id
     LEFT JOIN fair_share
         ON fair_share.tenant_id = lane.tenant_id AND fair_share.deployment_id = :deployment_id
     ORDER BY lane.job_class, {level("coalesce(fair_share.charged, 0)", "coalesce(pledge.tokens, 0)", "tenant.weight")},
         lane.tenant_id
 )"""  # noqa: S608  # made of constants alone
-"""The lanes in the order of their turns.
+"""The lanes in the order of their turns; those of suspended tenants have none.
 
 A job that runs and has not been charged yet counts with its prompt, as pledged: otherwise one tenant would take every
 slot that is free at once, before its first charge.

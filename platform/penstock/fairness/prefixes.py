@@ -1,7 +1,8 @@
 """How a prompt begins, in 64 bits: what lets a claim prefer jobs whose beginning a worker has in its cache.
 
 It is a hint, and no lookup in the cache: the fingerprint covers a prompt's first 256 characters (or 64 token ids),
-before any template or tokenizer, together with its tenant, because no tenant uses another's cache. Equal fingerprints
+before any template or tokenizer, together with its tools, which templates show first, and with its tenant, because no
+tenant uses another's cache. Equal fingerprints
 mean prompts that begin alike, for at least so long. How much longer they agree, and whether the engine still holds
 those pages, it does not say.
 """
@@ -10,6 +11,7 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Final
 
 CHARACTERS: Final = 256
@@ -17,7 +19,7 @@ TOKENS: Final = 64
 _REMEMBERED: Final = 16
 
 
-def fingerprint(tenant_id: str, job_input: dict[str, Any]) -> int:
+def fingerprint(tenant_id: str, job_input: dict[str, Any], tools: Sequence[dict[str, Any]] = ()) -> int:
     """A signed number of 64 bits, equal for the tenant's prompts that begin alike."""
     if "token_ids" in job_input:
         beginning = json.dumps(job_input["token_ids"][:TOKENS])
@@ -25,7 +27,8 @@ def fingerprint(tenant_id: str, job_input: dict[str, Any]) -> int:
         beginning = job_input["prompt"][:CHARACTERS]
     else:
         beginning = json.dumps([[each["role"], each["content"][:CHARACTERS]] for each in job_input["messages"][:8]])
-    told = f"{tenant_id}\0{beginning[:CHARACTERS]}".encode(errors="surrogatepass")
+    shown = "\0" + json.dumps(tools) if tools else ""
+    told = f"{tenant_id}\0{beginning[:CHARACTERS]}{shown}".encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), signed=True)
 
 

@@ -24,13 +24,13 @@ from sqlalchemy.orm import Session
 from penstock.db import Database
 from penstock.errors import LeaseLost
 from penstock.events.services import place_committed
+from penstock.fairness.claimable import claimable
 from penstock.idempotency.services import forget_expired
 from penstock.jobs.journal import Journal, JournalEntry
 from penstock.jobs.lease import Held
 from penstock.jobs.models import Job
 from penstock.jobs.reaper import database_uptime_seconds, expire_waiting, reap
 from penstock.jobs.silence import Silence
-from penstock.jobs.states import JobState
 from penstock.logs import get_logger
 from penstock.metrics import HouseMetrics
 from penstock.outbox.relay import Relay
@@ -172,5 +172,5 @@ def _notified(listener: psycopg.Connection, seconds: float) -> bool:
 
 def _deployments_with_waiting_jobs(session: Session) -> list[str]:
     """One probe of an index for each deployment, however many jobs wait."""
-    waiting = exists().where(Job.deployment_id == Deployment.id, Job.state == JobState.QUEUED, ~Job.held)
+    waiting = exists().where(Job.deployment_id == Deployment.id, claimable())
     return list(session.scalars(select(Deployment.id).where(waiting).limit(_MOST_DEPLOYMENTS)))

@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from penstock.auth.models import Tenant
 from penstock.clock import between_words, iso
 from penstock.fairness.places import MOST_COUNTED, Place, place_of
 from penstock.jobs.eta import COVERAGE, MOST_SEEN, Evidence, estimate
@@ -23,6 +24,7 @@ _MOST_RUNNING: Final = 512
 class Blocker(StrEnum):
     """What a waiting job waits for. No job waits for a limit or a budget: those refuse it at submit."""
 
+    TENANT_SUSPENDED = "tenant_suspended"
     BATCH_PAUSED = "batch_paused"
     NO_WORKER = "no_worker"
     LOAD_FAILED = "load_failed"
@@ -59,7 +61,7 @@ class Eta:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A waiting job's standing. `place` is None while it is held; `progress` is of loading, 0 to 1."""
+    """A waiting job's standing. `place` is None while it may not be claimed; `progress` is of loading, 0 to 1."""
 
     place: Place | None
     blocker: Blocker
@@ -127,6 +129,8 @@ def standing_of(session: Session, job: Job) -> Standing | None:
     """How the job stands; None when it does not wait."""
     if job.state != JobState.QUEUED:
         return None
+    if session.get_one(Tenant, job.tenant_id).suspended_at is not None:
+        return Standing(None, Blocker.TENANT_SUSPENDED, "its tenant is suspended", eta_unknown=EtaUnknown.HELD)
     if job.held:
         words = f"its batch {job.batch_id} is paused"
         return Standing(None, Blocker.BATCH_PAUSED, words, eta_unknown=EtaUnknown.HELD)

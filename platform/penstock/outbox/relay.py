@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from penstock.broker import CONTROL_QUEUE, DELIVER_WEBHOOK_TASK, SERVE_TASK, serve_queue
 from penstock.db import Database
+from penstock.fairness.claimable import claimable
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
 from penstock.outbox.models import OutboxMessage
@@ -96,11 +97,6 @@ def free_slots(session: Session, deployment_id: str) -> int:
 
 
 def count_waiting(session: Session, deployment_id: str, *, at_most: int) -> int:
-    """How many jobs wait for the deployment, counted no further than `at_most`."""
-    waiting = (
-        select(Job.id)
-        .where(Job.deployment_id == deployment_id, Job.state == JobState.QUEUED, ~Job.held)
-        .limit(at_most)
-        .subquery()
-    )
+    """How many jobs may be claimed of the deployment, counted no further than `at_most`."""
+    waiting = select(Job.id).where(Job.deployment_id == deployment_id, claimable()).limit(at_most).subquery()
     return session.scalar(select(func.count()).select_from(waiting)) or 0

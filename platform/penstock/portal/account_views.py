@@ -7,7 +7,7 @@ from werkzeug.wrappers import Response
 
 from penstock.auth.acting import note_sign_in
 from penstock.auth.services import verify_password
-from penstock.errors import QuotaExceeded
+from penstock.errors import QuotaExceeded, TenantSuspended
 from penstock.logs import get_logger
 from penstock.portal.guard import check_form
 from penstock.portal.sessions import safe_destination, signed_in_user
@@ -49,10 +49,14 @@ def submit_sign_in() -> tuple[str, int] | Response:
     except QuotaExceeded as error:
         log.warning("sign_in.throttled", address=address)
         return sign_in_form(email, error.message), error.status
-    with current_services().database.transaction() as session:
-        user = verify_password(session, email, password)
-        if user is not None:
-            note_sign_in(session, user, through="password")
+    try:
+        with current_services().database.transaction() as session:
+            user = verify_password(session, email, password)
+            if user is not None:
+                note_sign_in(session, user, through="password")
+    except TenantSuspended as error:
+        log.warning("sign_in.refused", address=address, code=error.code)
+        return sign_in_form(email, f"{error.message[:1].upper()}{error.message[1:]}."), error.status
     if user is None:
         throttle.failed(email, address)
         log.warning("sign_in.refused", address=address)

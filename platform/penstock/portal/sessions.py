@@ -8,9 +8,10 @@ import hmac
 from typing import Final
 
 from flask import session as cookie
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from penstock.auth.models import User
+from penstock.auth.models import Tenant, User
 
 _USER: Final = "user"
 _SEAL: Final = "seal"
@@ -34,13 +35,16 @@ def sign_out() -> None:
 
 
 def signed_in_user(session: Session) -> User | None:
-    """The person the cookie names, if they still exist with the same password and were not shut out."""
+    """The person the cookie names, if they still exist with the same password and may come in."""
     user_id, seal = cookie.get(_USER), cookie.get(_SEAL)
     if not isinstance(user_id, str) or not isinstance(seal, str):
         return None
-    user = session.get(User, user_id)
-    if user is None or user.disabled_at is not None:
+    found = session.execute(
+        select(User, Tenant.suspended_at).join(Tenant, Tenant.id == User.tenant_id).where(User.id == user_id)
+    ).one_or_none()
+    if found is None or found.suspended_at is not None or found.User.disabled_at is not None:
         return None
+    user: User = found.User
     return user if hmac.compare_digest(seal, _seal(user)) else None
 
 

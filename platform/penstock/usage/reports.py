@@ -100,7 +100,7 @@ def report(
 
 def _entries(wanted: Wanted) -> Subquery:
     """The usage that is asked for with the names of its groups, by tag once for each tag: jobs, and totals of days."""
-    found = union_all(_jobs(), _days()).subquery()
+    found = union_all(_jobs(wanted.tag), _days()).subquery()
     tags = func.unnest(found.c.tags).table_valued("tag").render_derived(name="tag_of")
     names: dict[Grouping, ColumnElement[str]] = {
         Grouping.DAY: func.to_char(func.timezone("UTC", found.c.moment), "YYYY-MM-DD"),
@@ -118,16 +118,17 @@ def _entries(wanted: Wanted) -> Subquery:
     return (query.outerjoin(tags, true()) if Grouping.TAG in wanted.groups else query).subquery()
 
 
-def _jobs() -> Select[Any]:
-    """Usage that is kept job by job, each like a day of one job."""
+def _jobs(tag: str | None) -> Select[Any]:
+    """Usage that is kept job by job, each like a day of one job; only of jobs with the tag where one is given."""
     unmeasured = case((UsageEntry.joules.is_(None), 1), else_=0).label("unmeasured_jobs")
-    return select(
+    query = select(
         UsageEntry.created_at.label("moment"),
         Job.tags,
         literal(1).label("jobs"),
         unmeasured,
         *(getattr(UsageEntry, name) for name in (*_NAMES, *_COUNTS, *_FIGURES)),
     ).join(Job, Job.id == UsageEntry.job_id)
+    return query.where(UsageEntry.job_id.in_(select(JobTag.job_id).where(JobTag.tag == tag))) if tag else query
 
 
 def _days() -> Select[Any]:
