@@ -52,7 +52,7 @@ def expand_some(workshop: Workshop, turn: Turn, batch: Batch) -> bool:
         ready = [_Ready(line, _wish(workshop, batch, line, data)) for line, data in _contents(workshop, batch, lines)]
     except FileNotFoundError:
         return _give_up(workshop, turn)
-    0 and compile_ahead(workshop, [one.wish.request for one in ready if isinstance(one.wish, Wish)])
+    compile_ahead(workshop, [one.wish.request for one in ready if isinstance(one.wish, Wish)])
     return all(
         _submit_some(workshop, turn, ready[begin : begin + _SUBMITTED_AT_ONCE])
         for begin in range(0, len(ready), _SUBMITTED_AT_ONCE)
