@@ -27,7 +27,7 @@ def upgrade() -> None:
 
 def _index_jobs() -> None:
     op.create_index("ix_job_tenant_state", "job", ["tenant_id", "state", _NEWEST_FIRST])
-    op.create_index("ix_job_tenant_deployment", "job", ["tenant_id", "deployment_id", _NEWEST_FIRST])
+    op.create_index("ix_job_tenant_deployment", "job", ["tenant_id", "deployment_id", "state", _NEWEST_FIRST])
     by_key = sa.text("api_key_id IS NOT NULL")
     op.create_index("ix_job_key", "job", ["api_key_id", _NEWEST_FIRST], postgresql_where=by_key)
     by_code = ["tenant_id", sa.literal_column("(error ->> 'code')"), _NEWEST_FIRST]

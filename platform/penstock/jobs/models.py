@@ -64,7 +64,7 @@ class Job(Base):
         Index("ix_job_tenant_waiting", "tenant_id", postgresql_where=text("state = 'queued'")),
         # What a list of jobs is filtered by, each newest first (`penstock.jobs.filters`).
         Index("ix_job_tenant_state", "tenant_id", "state", text("id DESC")),
-        Index("ix_job_tenant_deployment", "tenant_id", "deployment_id", text("id DESC")),
+        Index("ix_job_tenant_deployment", "tenant_id", "deployment_id", "state", text("id DESC")),
         Index("ix_job_key", "api_key_id", text("id DESC"), postgresql_where=text("api_key_id IS NOT NULL")),
         Index(
             "ix_job_error",

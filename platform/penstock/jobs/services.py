@@ -1,12 +1,12 @@
 """What the web process does with jobs: submit, read, list, cancel, retry. Takes a session, never commits."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
 
-from sqlalchemy import Select, func, insert, or_, select, text, update
+from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from penstock.errors import (
@@ -20,6 +20,7 @@ from penstock.fairness.counters import wake
 from penstock.fairness.prefixes import fingerprint
 from penstock.ids import new_id
 from penstock.jobs.events import EventType, Happening, record
+from penstock.jobs.filters import JobFilter, matching_ids
 from penstock.jobs.fitness import Vocabulary, refuse_unfit
 from penstock.jobs.lease import load_checkpoint
 from penstock.jobs.models import Job
@@ -59,18 +60,6 @@ class Limits:
 
     max_queued_jobs: int
     admit_tokens: Callable[[int], None] = _any_number
-
-
-@dataclass(frozen=True, slots=True)
-class JobFilter:
-    """Which jobs a listing shows; None and empty mean all."""
-
-    states: Sequence[JobState] = ()
-    model: str | None = None
-    tag: str | None = None
-    batch: str | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +167,8 @@ def list_jobs(
     session: Session, tenant_id: str, wanted: JobFilter, *, limit: int, before: str | None = None
 ) -> tuple[list[Job], str | None]:
     """A page of the tenant's jobs, newest first, and the cursor of the next page (a job's id) if there is one."""
-    query = _filtered(select(Job).where(Job.tenant_id == tenant_id), wanted)
-    if before is not None:
-        query = query.where(Job.id < before)
-    jobs = list(session.scalars(query.order_by(Job.id.desc()).limit(limit + 1)))
+    found = matching_ids(tenant_id, wanted, limit=limit + 1, before=before).subquery()
+    jobs = list(session.scalars(select(Job).join(found, Job.id == found.c.id).order_by(Job.id.desc())))
     return jobs[:limit], jobs[limit - 1].id if len(jobs) > limit else None
 
 
@@ -244,22 +231,6 @@ def retry(
 def _draw_seed() -> int:
     """53 random bits: every JSON reader keeps such a number exactly, so that it can be asked for again."""
     return secrets.randbits(53)
-
-
-def _filtered(query: Select[Job], wanted: JobFilter) -> Select[Job]:
-    if wanted.states:
-        query = query.where(Job.state.in_([state.value for state in wanted.states]))
-    if wanted.model is not None:
-        query = query.where(or_(Job.model_name == wanted.model, Job.model == wanted.model))
-    if wanted.tag is not None:
-        query = query.where(Job.tags.contains([wanted.tag]))
-    if wanted.batch is not None:
-        query = query.where(Job.batch_id == wanted.batch)
-    if wanted.created_after is not None:
-        query = query.where(Job.created_at > wanted.created_after)
-    if wanted.created_before is not None:
-        query = query.where(Job.created_at < wanted.created_before)
-    return query
 
 
 def _cancel_waiting(session: Session, job: Job) -> Job:

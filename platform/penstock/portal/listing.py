@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
-from penstock.jobs.services import JobFilter
+from penstock.jobs.filters import JobFilter
 from penstock.jobs.states import JobState
 from penstock.problems import refuse_field
 

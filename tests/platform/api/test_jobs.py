@@ -150,7 +150,7 @@ def test_listing_filters(caller: Caller, database: Database) -> None:
     other = caller.submit(model="tiny:1")
     caller.post(f"/v1/jobs/{other}/cancel")
     with database.transaction() as session:
-        session.get_one(Job, tagged).created_at = utc_now() - timedelta(days=2)
+        session.get_one(Job, tagged).created_at = utc_now() - timedelta(minutes=20)
 
     def found(query: str) -> list[str]:
         answer = caller.get(f"/v1/jobs?{query}")
@@ -163,9 +163,15 @@ def test_listing_filters(caller: Caller, database: Database) -> None:
     assert found("model=tiny") == [other, tagged]
     assert found("model=tiny:1") == [other]
     assert found("model=absent") == []
-    yesterday = (utc_now() - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    assert found(f"created_after={yesterday}") == [other]
-    assert found(f"created_before={yesterday}") == [tagged]
+    earlier = (utc_now() - timedelta(minutes=10)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert found(f"created_after={earlier}") == [other]
+    assert found(f"created_before={earlier}") == [tagged]
+    assert found(f"finished_after={earlier}&class=interactive") == [other]
+    assert found(f"finished_before={earlier}") == []
+    assert found("model=tiny&version=1") == [other, tagged]
+    assert found("class=batch") == found("error=engine_crashed") == found("key=key_none") == []
+    (key,) = caller.get("/v1/keys").json["data"]
+    assert found(f"key={key['id']}") == [other, tagged]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +185,7 @@ def test_listing_filters(caller: Caller, database: Database) -> None:
         ("created_after=2020-01-01T00:00:00", "created_after"),
         ("created_after=0001-01-01T00:00:00%2B14:00", "created_after"),
         ("colour=red", "colour"),
+        ("class=urgent", "class"),
         ("tag=a&tag=b", "tag"),
         ("tag=%00", "tag"),
     ],
