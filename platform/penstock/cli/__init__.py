@@ -13,6 +13,7 @@ COMMANDS = {
         "watch": Lazy("penstock.cli.watch:watch", "Follow a job live."),
         "cancel": Lazy("penstock.cli.jobs:cancel", "Cancel jobs; what they wrote is kept."),
         "retry": Lazy("penstock.cli.jobs:retry", "Submit a finished job's request again."),
+        "delete": Lazy("penstock.cli.jobs:delete", "Delete finished jobs for good."),
         "batch": Lazy("penstock.cli.batches:batch", "Run files of requests, a line each."),
         "events": Lazy("penstock.cli.events:events", "Show all that happened, or follow it."),
         "webhooks": Lazy("penstock.cli.webhooks:webhooks", "Keep webhook endpoints; see and replay deliveries."),
@@ -26,13 +27,17 @@ COMMANDS = {
         "migrate": Lazy("penstock.cli.server:migrate", "Bring the database to this version.", "platform"),
         "keys": Lazy("penstock.cli.keys:keys", "Create, list and revoke API keys.", "platform"),
         "users": Lazy("penstock.cli.users:users", "Let people in, change and remove them.", "platform"),
-        "tenants": Lazy("penstock.cli.tenants:tenants", "Make organisations and set their limits.", "platform"),
+        "tenants": Lazy("penstock.cli.tenants:tenants", "Make, limit, suspend and erase organisations.", "platform"),
         "audit": Lazy("penstock.cli.tenants:audit", "Show who changed what.", "platform"),
         "prices": Lazy("penstock.cli.prices:prices", "Say what models cost and tenants may spend.", "platform"),
         "models": Lazy("penstock.cli.models:models", "Register model versions and see them.", "platform"),
     },
 }
-PLUGIN_HELP = {"engine": "Look into an engine: who ran when.", "worker": "Run a worker with its engine."}
+PLUGIN_HELP = {
+    "engine": "Look into an engine: who ran when.",
+    "quantize": "Write a smaller version of a model.",
+    "worker": "Run a worker with its engine.",
+}
 
 
 @click.group(

@@ -1,0 +1,70 @@
+"""`penstock quantize`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+CHOSEN = "int4"
+
+
+def _schemes(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
+    if not asked or context.resilient_parsing:
+        return
+    from penstock_compress.recipe import SCHEMES  # imports torch, which `--help` need not wait for
+
+    for name, scheme in SCHEMES.items():
+        click.echo(f"{name:<14}{scheme.meaning}")
+    context.exit()
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option("--out", required=True, type=FOLDER, help="Folder to write, which is not there yet.")
+@click.option("--scheme", default=CHOSEN, show_default=True, help="Numbers that weights are rounded to; see --schemes.")
+@click.option("--method", default="rtn", show_default=True, help="rtn, gptq, awq or smoothquant.")
+@click.option("--group", default=128, show_default=True, help="Columns that share a scale.")
+@click.option("--searched", is_flag=True, help="Shrink ranges where that loses less.")
+@click.option("--act-order", is_flag=True, help="GPTQ: columns of large inputs first.")
+@click.option("--damping", default=0.01, show_default=True, help="GPTQ: added to the Hessian's diagonal, as a share.")
+@click.option(
+    "--calibration", type=click.Path(path_type=Path, dir_okay=False), help="Text, or JSONL of text or messages."
+)
+@click.option("--samples", default=64, show_default=True, help="Sequences of calibration.")
+@click.option("--length", default=512, show_default=True, help="Tokens of each.")
+@click.option("--seed", default=0, show_default=True, help="Which sequences.")
+@click.option("--schemes", is_flag=True, is_eager=True, expose_value=False, callback=_schemes, help="List them.")
+def quantize(source: Path, out: Path, calibration: Path | None, **chosen: Any) -> None:
+    """Write a smaller version of the model in SOURCE, as compressed-tensors.
+
+    Killed runs go on where they were by the same command.
+    """
+    from penstock_compress import CompressError, Recipe, compress
+    from penstock_compress.calibration import read_tokens
+
+    console = Console(stderr=True)
+    try:
+        recipe = Recipe(**chosen)
+        tokens = None
+        if recipe.calibrated:
+            if calibration is None:
+                raise click.UsageError(f"--method {recipe.method} needs --calibration FILE")
+            tokens = read_tokens(source, calibration, samples=recipe.samples, length=recipe.length, seed=recipe.seed)
+        with _progress(console) as progress:
+            task = progress.add_task("compressing", total=None)
+            outcome = compress(
+                source, out, recipe, tokens, lambda done, total: progress.update(task, completed=done, total=total)
+            )
+    except CompressError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{outcome.folder}: {outcome.bytes:,} bytes, {outcome.bytes / outcome.source_bytes:.1%} of the source's")
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    )

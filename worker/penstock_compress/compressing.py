@@ -1,0 +1,178 @@
+"""From a checkpoint and a recipe to a smaller checkpoint: block by block, resumable, the same for the same seed."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from penstock_compress import smoothing
+from penstock_compress.blocks import Blocks
+from penstock_compress.errors import CalibrationUnusable, SourceUnusable
+from penstock_compress.gptq import gptq, nearest
+from penstock_compress.grids import SMALLEST, Rounded
+from penstock_compress.packing import quantization_config, to_tensors
+from penstock_compress.recipe import Recipe
+from penstock_compress.source import Source, linear_layers, matrices
+from penstock_compress.statistics import InputStatistics, output_error
+from penstock_compress.target import Target
+
+OUTSIDE: Final = "outside"
+Report = Callable[[int, int], None]
+"""Told after each part: how many are done, of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A compressed model: its folder, and the bytes of its weights beside those of the source."""
+
+    folder: Path
+    bytes: int
+    source_bytes: int
+
+
+def compress(
+    source: Path, target: Path, recipe: Recipe, tokens: Tensor | None = None, report: Report | None = None
+) -> Outcome:
+    """Write what `recipe` makes of the model at `source` to the folder `target`, which is not there yet.
+
+    `tokens` int64 [samples, length] calibrate where the method does. A run that was killed is gone on with by the same
+    call. Memory: one block beyond the embeddings, and the hidden states of the calibration. Raises CompressError.
+    """
+    opened = Source(source)
+    if recipe.calibrated and (tokens is None or tokens.dim() != 2):
+        raise CalibrationUnusable(f"{recipe.method} needs calibration tokens, as int64 [samples, length]")
+    identity = f"{opened.digest} {recipe.digest} {_digest(tokens if recipe.calibrated else None)}"
+    run = _Run(opened, Target(target, identity), recipe, tokens)
+    run.through(report or _silent)
+    return Outcome(target, run.finish(), opened.bytes)
+
+
+class _Run:
+    """One model on its way through one recipe."""
+
+    def __init__(self, source: Source, target: Target, recipe: Recipe, tokens: Tensor | None) -> None:
+        self.source, self.target, self.recipe = source, target, recipe
+        self.dtype = source.dtype
+        self.blocks = Blocks(source, tokens) if recipe.calibrated and tokens is not None else None
+
+    def through(self, report: Report) -> None:
+        total = self.source.blocks + 1
+        if OUTSIDE not in self.target.done:
+            self.target.write(OUTSIDE, self.source.read(self.source.outside()), [])
+        first = len(self.target.done) - 1
+        if self.blocks is not None and first < self.source.blocks:
+            self.blocks.begin(self.target.states(first) if first else None)
+        report(first + 1, total)
+        for index in range(first, self.source.blocks):
+            self._block(index)
+            report(index + 2, total)
+
+    def finish(self) -> int:
+        """Give the folder its name; the bytes of its weights."""
+        kept = ["lm_head", *(told["name"] for told in self.target.report if told["scheme"] is None)]
+        described = quantization_config({self.recipe.grid: ["Linear"]}, self.recipe.activations, kept)
+        config = {**self.source.config, "quantization_config": described}
+        told = {"recipe": self.recipe.as_dict(), "source_sha256": self.source.digest, "source_bytes": self.source.bytes}
+        self.target.finish(self.source.folder, config, told)
+        return sum(path.stat().st_size for path in self.target.folder.glob("*.safetensors"))
+
+    def _block(self, index: int) -> None:
+        tensors = self.source.block(index)
+        names = linear_layers(tensors)
+        if self.blocks is None:
+            rounded = {name: self._nearest(tensors[f"{name}.weight"]) for name in names}
+            told = [self._told(index, name, rounded[name]) for name in names]
+        else:
+            rounded, told = self._calibrated(self.blocks, index, tensors, names)
+            self.target.keep_states(index + 1, self.blocks.states)
+        told += [self._told(index, name, None) for name in matrices(tensors) if name not in names]
+        self.target.write(f"block-{index:04}", self._written(index, tensors, rounded), told)
+        self.target.drop_states(index)
+
+    def _calibrated(
+        self, blocks: Blocks, index: int, tensors: dict[str, Tensor], names: list[str]
+    ) -> tuple[dict[str, Rounded | None], list[dict[str, Any]]]:
+        with blocks.block(index, tensors) as layer:
+            inputs = blocks.observe(index, layer, names)
+            silent = [name for name in names if name not in inputs]
+            if silent:
+                raise SourceUnusable(self.source.folder, f"block {index} never ran {silent[0]} over the calibration")
+            self._smooth(tensors, inputs)
+            rounded = {name: self._round(tensors[f"{name}.weight"], inputs[name]) for name in names}
+            told = [
+                self._told(index, name, rounded[name])
+                | _moved(rounded[name], tensors[f"{name}.weight"], inputs[name].mean_hessian)
+                for name in names
+            ]
+            layer.load_state_dict({**tensors, **_values(rounded, self.dtype)}, assign=True)
+            blocks.advance(index, layer)
+        return rounded, told
+
+    def _smooth(self, tensors: dict[str, Tensor], inputs: dict[str, InputStatistics]) -> None:
+        """Fold what AWQ or SmoothQuant find into the block's tensors; inputs become what they are then."""
+        if self.recipe.method not in ("awq", "smoothquant"):
+            return
+        gemma = str(self.source.config.get("model_type", "")).startswith("gemma")
+        for fold in smoothing.folds_of(tensors, gemma=gemma):
+            shared = inputs[fold.targets[0]]
+            factors = self._factors([tensors[f"{name}.weight"] for name in fold.targets], shared)
+            if factors is None:
+                continue
+            smoothing.apply_factors(tensors, fold, factors)
+            scaled = smoothing.scaled_statistics(shared, factors)
+            inputs.update(dict.fromkeys(fold.targets, scaled))
+
+    def _factors(self, weights: list[Tensor], inputs: InputStatistics) -> Tensor | None:
+        if self.recipe.method == "smoothquant":
+            return smoothing.smoothquant_factors(weights, inputs)
+        return smoothing.awq_factors(weights, inputs, self.recipe.grid, self.dtype)
+
+    def _round(self, weight: Tensor, inputs: InputStatistics) -> Rounded | None:
+        if self.recipe.method != "gptq" or not self.recipe.grid.takes(weight.shape[1]):
+            return self._nearest(weight)
+        recipe = self.recipe
+        return gptq(
+            weight, inputs.mean_hessian, recipe.grid, self.dtype, damping=recipe.damping, act_order=recipe.act_order
+        )
+
+    def _nearest(self, weight: Tensor) -> Rounded | None:
+        """None for a weight whose rows the groups do not divide: it stays as it is."""
+        return nearest(weight, self.recipe.grid, self.dtype) if self.recipe.grid.takes(weight.shape[1]) else None
+
+    def _written(self, index: int, tensors: dict[str, Tensor], rounded: dict[str, Rounded | None]) -> dict[str, Tensor]:
+        """The block's tensors as they are stored, under their full names."""
+        prefix = self.source.prefix(index)
+        written: dict[str, Tensor] = {}
+        replaced = {f"{name}.weight" for name, one in rounded.items() if one is not None}
+        for name, one in rounded.items():
+            if one is not None:
+                written |= to_tensors(prefix + name, one, self.recipe.activations)
+        return written | {prefix + name: tensor for name, tensor in tensors.items() if name not in replaced}
+
+    def _told(self, index: int, name: str, rounded: Rounded | None) -> dict[str, Any]:
+        """What the report says of a layer: the scheme that it is in, or None for one that stays as it was."""
+        return {"name": self.source.prefix(index) + name, "scheme": None if rounded is None else self.recipe.scheme}
+
+
+def _silent(_done: int, _total: int) -> None:
+    """Tells nobody."""
+
+
+def _digest(tokens: Tensor | None) -> str:
+    return "" if tokens is None else hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _values(rounded: dict[str, Rounded | None], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {f"{name}.weight": one.dequantize().to(dtype) for name, one in rounded.items() if one is not None}
+
+
+def _moved(rounded: Rounded | None, weight: Tensor, hessian: Tensor) -> dict[str, float]:
+    """How much of its outputs' size, in squares, the rounding moved."""
+    if rounded is None:
+        return {}
+    whole, difference = weight.float(), rounded.dequantize() - weight.float()
+    return {"output_error": output_error(difference, hessian) / max(output_error(whole, hessian), SMALLEST)}
