@@ -1,5 +1,6 @@
 """Rows for tests, each with sensible values and real services behind it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from penstock.jobs import services as jobs
 from penstock.jobs.models import Job
 from penstock.jobs.schemas import JobRequest
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
+from penstock.registry.tokenizer import ModelTokenizer
 from penstock.registry.vocabulary import Vocabulary
 from sqlalchemy.orm import Session
 
@@ -21,11 +23,14 @@ DEMO_MODEL = Path(__file__).parents[1] / "examples" / "invoices" / "model"
 class WordCounter:
     """Counts a prompt's words: a tokenizer for tests that need no model folder. Its tokens are the demo model's."""
 
-    def count(self, deployment: Deployment, job_input: dict[str, Any]) -> int:
+    def count(self, deployment: Deployment, job_input: dict[str, Any], tools: Sequence[dict[str, Any]] = ()) -> int:
         if "token_ids" in job_input:
             return len(job_input["token_ids"])
         text = job_input.get("prompt") or " ".join(message["content"] for message in job_input["messages"])
         return len(text.split())
+
+    def get(self, deployment: Deployment) -> ModelTokenizer:
+        return ModelTokenizer.from_folder(DEMO_MODEL)
 
     def vocabulary(self, deployment: Deployment) -> Vocabulary:
         return Vocabulary(DEMO_MODEL / "tokenizer.json", size=768, eos_ids=[1])

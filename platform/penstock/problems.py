@@ -85,9 +85,14 @@ def body_too_large(limit: int) -> errors.BodyTooLarge:
 
 
 def _explain(detail: ErrorDetails) -> dict[str, str]:
-    field = ".".join(str(part) for part in detail["loc"])
+    field = ".".join(str(part) for part in detail["loc"] if not _names_a_kind(part))
     message, expected = _in_words(detail)
     return {"field": field, "message": message, "expected": expected}
+
+
+def _names_a_kind(part: str | int) -> bool:
+    """Whether it says which member of a union was taken, such as (message), and is no place in the body."""
+    return isinstance(part, str) and part.startswith("(")
 
 
 def _in_words(detail: ErrorDetails) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from typing import Final, Protocol
 from penstock.jobs.journal import JournalEntry
 
 from penstock_worker.stop_strings import StopMatcher
+from penstock_worker.tool_calls import NO_CALLS, CallReader, Pieces
 
 LEAST_LOGPROB: Final = -9999.0
 
@@ -21,21 +22,29 @@ class Detokenizer(Protocol):
 
 
 class ChoiceStream:
-    """Detokenizes, matches stop strings and counts, for one choice. Entries carry the fence of the holder
-    that makes them.
+    """Detokenizes, reads tool calls, matches stop strings and counts, for one choice. Entries carry the fence
+    of the holder that makes them.
 
     Stop strings are looked for before anything is journalled, so that no reader ever sees one, and only in
-    text of tokens from `min_tokens` on.
+    text of tokens from `min_tokens` on, outside of calls.
     """
 
     def __init__(
-        self, choice: int, detokenizer: Detokenizer, *, stops: Sequence[str], min_tokens: int, fence: int
+        self,
+        choice: int,
+        detokenizer: Detokenizer,
+        *,
+        stops: Sequence[str],
+        min_tokens: int,
+        fence: int,
+        calls: CallReader | None = None,
     ) -> None:
         self._choice = choice
         self._detokenizer = detokenizer
         self._matcher = StopMatcher(stops)
         self._min_tokens = min_tokens
         self._fence = fence
+        self._calls = calls
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
 
@@ -58,12 +67,19 @@ class ChoiceStream:
         index = len(self.token_ids)
         if finish_reason == "stop":  # the token is a stop token, and no text
             self.token_ids.append(token_id)
-            text = ""
+            text, calls = "", NO_CALLS
         else:
-            text = self._next_text(token_id)
+            text, calls = self._next_text(token_id)
         likeliest = tellable_tops(top_logprobs) or None
         entry = JournalEntry(
-            self._choice, index, token_id, text, tellable(logprob), self._fence, top_logprobs=likeliest
+            self._choice,
+            index,
+            token_id,
+            text,
+            tellable(logprob),
+            self._fence,
+            top_logprobs=likeliest,
+            calls=calls,
         )
         if self._matcher.matched:
             return [entry, *self.end("stop")]
@@ -73,15 +89,31 @@ class ChoiceStream:
         """The entry that ends the choice, with the text that was still held back. None if it has ended."""
         if self.finish_reason is not None:
             return []
-        text = self._matcher.push(_storable(self._detokenizer.flush())) + self._matcher.flush()
-        self.finish_reason = "stop" if self._matcher.matched else finish_reason
+        text, calls = self._without_calls(_storable(self._detokenizer.flush()))
+        text += self._calls.flush() if self._calls is not None else ""
+        text = self._matcher.push(text) + self._matcher.flush()
+        stopped = self._matcher.matched
+        self.finish_reason = "stop" if stopped else self._told(finish_reason)
+        calls = NO_CALLS if stopped else calls
         index = len(self.token_ids)
-        return [JournalEntry(self._choice, index, None, text, None, self._fence, self.finish_reason)]
+        return [JournalEntry(self._choice, index, None, text, None, self._fence, self.finish_reason, calls=calls)]
 
-    def _next_text(self, token_id: int) -> str:
-        text = _storable(self._detokenizer.push(token_id))
+    def _next_text(self, token_id: int) -> tuple[str, Pieces]:
+        text, calls = self._without_calls(_storable(self._detokenizer.push(token_id)))
         self.token_ids.append(token_id)
-        return self._matcher.push(text) if len(self.token_ids) > self._min_tokens else text
+        if len(self.token_ids) > self._min_tokens:
+            text = self._matcher.push(text)
+        if self._matcher.matched:
+            return text, NO_CALLS
+        return (text + self._matcher.flush() if calls else text), calls  # nothing is said after a call
+
+    def _without_calls(self, text: str) -> tuple[str, Pieces]:
+        return (text, NO_CALLS) if self._calls is None else self._calls.push(text)
+
+    def _told(self, finish_reason: str) -> str:
+        """An answer that ends by itself after calls ends in order to have them run."""
+        called = self._calls is not None and self._calls.called
+        return "tool_calls" if called and finish_reason == "stop" else finish_reason
 
 
 def tellable(logprob: float | None) -> float | None:

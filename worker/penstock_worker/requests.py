@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from penstock.jobs.params import grammar_of
 from penstock.jobs.states import JobClass
+from penstock.jobs.structure import Structure
 
 from penstock_worker.messages import Grammar, Sampling, Submit
 from penstock_worker.running import RunningJob
@@ -44,7 +44,7 @@ def _sampling(job: RunningJob) -> Sampling:
         logprobs=_logprobs(params, needed=job.selecting),
         prompt_logprobs=None if job.prompt_scored else params.get("prompt_logprobs"),
         n=len(job.choices),
-        grammar=_grammar(params.get("response_format")),
+        grammar=_grammar(job.structure),
     )
 
 
@@ -54,8 +54,8 @@ def _logprobs(params: Mapping[str, Any], *, needed: bool) -> int | None:
     return 0 if needed else None
 
 
-def _grammar(response_format: Mapping[str, Any] | None) -> Grammar | None:
-    if response_format is None:
+def _grammar(structure: Structure | None) -> Grammar | None:
+    if structure is None:
         return None
-    kind, source = grammar_of(response_format)
+    kind, source = structure
     return Grammar(kind, source if isinstance(source, str) else tuple(source))

@@ -14,12 +14,14 @@ from typing import Any, Final
 from penstock.jobs.journal import JournalEntry, PromptToken
 from penstock.jobs.lease import Claim, Held, Progress
 from penstock.jobs.states import JobState, RunOutcome
+from penstock.jobs.structure import Structure, structure_of
 from penstock.registry.tokenizer import ModelTokenizer
 
 from penstock_worker.best_of import Candidates
 from penstock_worker.choice import ChoiceStream, tellable, tellable_tops
 from penstock_worker.messages import Delta, PromptScores
 from penstock_worker.run_meter import CostLimit, RunMeter
+from penstock_worker.tool_calls import CallReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class RunningJob:
         self.prompt_ids: list[int] = []
         self.entries: list[JournalEntry] = []
         self.choices: list[ChoiceStream] = []
+        self.structure: Structure | None = None
         self.journalled = 0
         self.checkpointed = 0
         self.lease_until = lease_until
@@ -118,11 +121,12 @@ class RunningJob:
         candidates = None if outputs else self._new_candidates()
         count = self.job.params["best_of"] if candidates else self.job.params.get("n", 1)
         streams = [self._choice(choice, tokenizer, prompt_ids) for choice in range(count)]
+        structure = structure_of(self.job.params, tokenizer)
         for choice, stream in enumerate(streams):
             stream.replay([entry for entry in outputs if entry.choice == choice])
         with self._lock:
             self.prompt_ids, self.entries, self.choices = prompt_ids, list(entries), streams
-            self._candidates = candidates
+            self._candidates, self.structure = candidates, structure
             if self.job.params.get("prompt_logprobs") is not None and len(prompt_ids) == 1:
                 self._note_prompt(PromptScores(self.request_id, 1, [], []))  # the engine has nothing to say of it
             self._end_if_complete()
@@ -209,12 +213,14 @@ class RunningJob:
 
     def _choice(self, choice: int, tokenizer: ModelTokenizer, prompt_ids: list[int]) -> ChoiceStream:
         params = self.job.params
+        form = tokenizer.call_form if params.get("tools") and params["tool_choice"] != "none" else None
         return ChoiceStream(
             choice,
-            tokenizer.detokenizer(prompt_ids),
+            tokenizer.detokenizer(prompt_ids, shown=form.markers if form else ()),
             stops=params.get("stop", ()),
             min_tokens=params.get("min_tokens", 0),
             fence=self.fence,
+            calls=CallReader(form, self.id, choice) if form else None,
         )
 
 

@@ -160,6 +160,7 @@ class Serving:
                 job.end(Finished(JobState.CANCELLED), "cancelled")
             return request_of(job) if job.ending is None else None
         except LeaseLost:
+            log.warning("lease.lost", job=job.id, fence=job.fence)
             job.end(Lost())
         except PenstockError as error:
             job.end(Finished(JobState.FAILED, {"code": error.code, "message": error.message}))
@@ -175,7 +176,7 @@ class Serving:
 
     def _restore(self, job: RunningJob, checkpoint: list[JournalEntry], tokenizer: ModelTokenizer) -> None:
         """Shut earlier holders out and take over what they journalled: the longer of Redis and PostgreSQL."""
-        prompt_ids = tokenizer.encode_input(job.job.input)
+        prompt_ids = tokenizer.encode_input(job.job.input, job.job.params.get("tools", ()))
         opened = self._journal.open(job.id, job.fence)
         behind = len(opened.entries) < len(checkpoint)
         entries = checkpoint if behind else opened.entries

@@ -3,8 +3,8 @@
 from contextlib import suppress
 
 from penstock.errors import PenstockError
-from penstock.jobs.params import grammar_of
 from penstock.jobs.schemas import JobRequest
+from penstock.jobs.structure import structure_of
 from penstock.routing.services import choose
 from penstock.services import Services
 
@@ -14,10 +14,11 @@ def judge_structure(services: Services, request: JobRequest) -> None:
 
     What is wrong is told by the submit, in its order.
     """
-    wanted = request.params.response_format
-    if wanted is None:
+    if request.params.response_format is None and not request.params.tools:
         return
     with suppress(PenstockError):
         with services.database.transaction() as session:
             deployment = choose(session, request.model).deployment
-        services.prompts.vocabulary(deployment).problem_with(*grammar_of(wanted.stored()))
+        structure = structure_of(request.stored_params(), services.prompts.get(deployment))
+        if structure is not None:
+            services.prompts.vocabulary(deployment).problem_with(*structure)

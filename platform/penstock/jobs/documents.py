@@ -29,14 +29,46 @@ class TokenLogprob(Document):
     top_logprobs: list[Alternative]
 
 
+class CalledFunctionDocument(Document):
+    """What is called. `arguments` is the text of a JSON object that satisfies the tool's schema, once it is whole."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallDocument(Document):
+    """A call of one of the tools. Its `id` is the same wherever it is told."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunctionDocument
+
+
+class CallDeltaFunction(Document):
+    """The name comes once; the arguments piece by piece."""
+
+    name: str | None = None
+    arguments: str
+
+
+class CallDelta(Document):
+    """More of the choice's call of that index; the first brings the id."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: CallDeltaFunction
+
+
 class Choice(Document):
-    """One generated answer. `finish_reason` is null while it is being generated."""
+    """One generated answer. `finish_reason` is null while it is being generated; `tool_calls` after calls."""
 
     index: int
     text: str
     token_ids: list[int]
     finish_reason: str | None
     logprobs: list[TokenLogprob] | None = Field(default=None, description="Beside `token_ids`, where asked for")
+    tool_calls: list[ToolCallDocument] | None = Field(default=None, description="Beside `text`, where tools are called")
 
 
 class Output(Document):
@@ -236,4 +268,5 @@ class OutputDelta(Document):
     logprob: float | None = None
     top_logprobs: list[Alternative] | None = None
     finish_reason: str | None = None
+    tool_calls: list[CallDelta] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None

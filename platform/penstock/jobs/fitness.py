@@ -3,12 +3,14 @@
 The engine would refuse the same later, when nobody waits for an answer any more.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from penstock.errors import ContextLengthExceeded, ValidationFailed
-from penstock.jobs.params import grammar_of
 from penstock.jobs.schemas import JobRequest
+from penstock.jobs.structure import Structure
+from penstock.tools.definitions import parameters_of
 
 
 class Vocabulary(Protocol):
@@ -29,19 +31,28 @@ class Vocabulary(Protocol):
 
 
 def refuse_unfit(
-    request: JobRequest, *, prompt_tokens: int, context_length: int, vocabulary: Callable[[], Vocabulary]
+    request: JobRequest,
+    *,
+    prompt_tokens: int,
+    context_length: int,
+    vocabulary: Callable[[], Vocabulary],
+    structure: Callable[[], Structure | None],
 ) -> None:
     """Raise `ContextLengthExceeded` or `ValidationFailed`, naming the field and what would be right.
 
-    `vocabulary` is asked for only where the parameters name tokens or ask for structure.
+    `vocabulary` is asked for only where the parameters name tokens or ask for structure, which `structure` tells.
     """
+    if request.params.tools and request.input.messages is None:
+        raise _wrong("params.tools", "cannot be shown in a finished prompt", "give input.messages")
     _refuse_too_long(request, prompt_tokens, context_length)
     _refuse_too_dear(request, prompt_tokens)
     named = _tokens_named(request)
-    if named or request.params.response_format is not None:
+    wanted = structure() if request.params.tools or request.params.response_format is not None else None
+    if named or wanted is not None:
         known = vocabulary()
         _refuse_unknown_tokens(named, known.size)
-        _refuse_unsatisfiable(request, known)
+        if wanted is not None:
+            _refuse_unsatisfiable(request, wanted, known)
 
 
 def _refuse_too_long(request: JobRequest, prompt_tokens: int, context_length: int) -> None:
@@ -78,11 +89,23 @@ def _refuse_unknown_tokens(named: Mapping[str, Sequence[int]], size: int) -> Non
             raise _wrong(field, f"names the token {unknown[0]}, which this model lacks", f"it has 0 to {size - 1}")
 
 
-def _refuse_unsatisfiable(request: JobRequest, vocabulary: Vocabulary) -> None:
+def _refuse_unsatisfiable(request: JobRequest, structure: Structure, vocabulary: Vocabulary) -> None:
+    if not (problem := vocabulary.problem_with(*structure)):
+        return
     wanted = request.params.response_format
-    if wanted is not None and (problem := vocabulary.problem_with(*grammar_of(wanted.stored()))):
-        place = {"json_schema": ".schema", "json_object": ""}.get(wanted.type, f".{wanted.type}")
-        raise _wrong(f"params.response_format{place}", "cannot be used", problem)
+    if wanted is None:
+        raise _wrong_tools(request, problem, vocabulary)
+    place = {"json_schema": ".schema", "json_object": ""}.get(wanted.type, f".{wanted.type}")
+    raise _wrong(f"params.response_format{place}", "cannot be used", problem)
+
+
+def _wrong_tools(request: JobRequest, problem: str, vocabulary: Vocabulary) -> ValidationFailed:
+    """It names the first schema that is at fault by itself, or else the tools as a whole."""
+    for place, tool in enumerate(request.params.tools):
+        schema = parameters_of(tool.model_dump(exclude_none=True))
+        if fault := vocabulary.problem_with("json_schema", json.dumps(schema)):
+            return _wrong(f"params.tools.{place}.function.parameters", "cannot be used", fault)
+    return _wrong("params.tools", "cannot be used", problem)
 
 
 def _wrong(field: str, message: str, expected: str) -> ValidationFailed:

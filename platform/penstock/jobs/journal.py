@@ -26,10 +26,20 @@ class PromptToken(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
+class CallPiece(msgspec.Struct, frozen=True, array_like=True):
+    """More of the choice's tool call of that index. Its first piece brings `id` and `name`."""
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
+
+
 class JournalEntry(msgspec.Struct, frozen=True, array_like=True):
     """One token of one choice, or (with `finish_reason` and no token) the choice's end, or `prompt` with its tokens.
 
-    `top_logprobs` are the likeliest tokens in this one's place; None where none were asked for.
+    `top_logprobs` are the likeliest tokens in this one's place; None where none were asked for. `calls` are what it
+    adds to the choice's tool calls, beside the text that it adds to what is said.
     """
 
     choice: int
@@ -41,6 +51,7 @@ class JournalEntry(msgspec.Struct, frozen=True, array_like=True):
     finish_reason: str | None = None
     top_logprobs: tuple[tuple[int, float], ...] | None = None
     prompt: tuple[PromptToken, ...] | None = None
+    calls: tuple[CallPiece, ...] = ()
 
 
 class LiveAppend(msgspec.Struct, frozen=True, array_like=True):
@@ -147,6 +158,10 @@ def _keys(job_id: str) -> tuple[str, str]:
     return f"penstock:journal:{{{job_id}}}", f"penstock:fence:{{{job_id}}}"
 
 
+_NOBODY: Final = 2**53
+_NOBODY_SECONDS: Final = 60
+
+
 class Journal:
     """The journals of all jobs, over one Redis client. `publisher` names the live channel of this process."""
 
@@ -202,6 +217,15 @@ class Journal:
     def close(self, job_id: str, fence: int, linger_seconds: int) -> None:
         """Let a finished job's journal go after `linger_seconds`; PostgreSQL has it by now."""
         self._close(keys=_keys(job_id), args=[fence, max(linger_seconds, 1)])
+
+    def forget(self, job_ids: Sequence[str]) -> None:
+        """Delete what Redis has of these jobs. Where a holder was lately, a fence keeps it from writing for a while."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                stream, fence = _keys(job_id)
+                pipe.delete(stream)
+                pipe.set(fence, _NOBODY, ex=_NOBODY_SECONDS, xx=True)
+            pipe.execute()
 
     def announce(self, job_ids: Sequence[str]) -> None:
         """Tell live readers that these jobs have new state events in PostgreSQL."""

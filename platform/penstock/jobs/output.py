@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from penstock.jobs.journal import JournalEntry, PromptToken
+from penstock.jobs.journal import CallPiece, JournalEntry, PromptToken
 
 
 def assemble_output(entries: Iterable[JournalEntry]) -> dict[str, Any]:
     """`{"choices": [{"index", "text", "token_ids", "finish_reason"}]}`; the reason is None until the choice ends.
 
     Where log probabilities were asked for, a choice has `logprobs` beside its tokens, the whole `prompt_logprobs`.
+    A choice that called tools has `tool_calls`.
     """
     output: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
@@ -39,8 +40,17 @@ def alternatives(likeliest: Sequence[tuple[int, float]]) -> list[dict[str, Any]]
     return [{"token_id": token_id, "logprob": logprob} for token_id, logprob in likeliest]
 
 
+def call_delta(piece: CallPiece) -> dict[str, Any]:
+    """What a piece adds to the call of its index, as OpenAI's streams tell it."""
+    head = {"index": piece.index, "id": piece.id, "type": "function"} if piece.id else {"index": piece.index}
+    named = {"name": piece.name} if piece.name else {}
+    return head | {"function": named | {"arguments": piece.arguments}}
+
+
 def _add(entry: JournalEntry, choice: dict[str, Any]) -> None:
     choice["text"] += entry.text
+    for piece in entry.calls:
+        _add_to_calls(piece, choice.setdefault("tool_calls", []))
     if entry.token_id is not None:
         choice["token_ids"].append(entry.token_id)
         if entry.logprob is not None:
@@ -48,6 +58,12 @@ def _add(entry: JournalEntry, choice: dict[str, Any]) -> None:
             choice.setdefault("logprobs", []).append(told)
     if entry.finish_reason is not None:
         choice["finish_reason"] = entry.finish_reason
+
+
+def _add_to_calls(piece: CallPiece, calls: list[dict[str, Any]]) -> None:
+    if piece.id is not None:
+        calls.append({"id": piece.id, "type": "function", "function": {"name": piece.name, "arguments": ""}})
+    calls[piece.index]["function"]["arguments"] += piece.arguments
 
 
 def _token(token_id: int, logprob: float | None, likeliest: Sequence[tuple[int, float]]) -> dict[str, Any]:

@@ -8,7 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
+
+from penstock.strict_model import Strict as Strict
+from penstock.tools.definitions import Tool, ToolChoice, problem_with_tools
 
 MAX_SEED = 2**63 - 1
 MAX_TOKENS = 10_000_000  # beyond any context: what fits the model is checked at submit
@@ -24,18 +27,6 @@ StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 GrammarText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_GRAMMAR_CHARACTERS)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
-
-
-class Strict(BaseModel):
-    """No unknown field, no silent conversion between types."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        frozen=True,
-        serialize_by_alias=True,
-        hide_input_in_errors=True,  # an error's text may end in a log, where no prompt may be
-    )
 
 
 class ResponseFormat(Strict):
@@ -83,6 +74,11 @@ class JobParams(Strict):
     """Sampling. Without `seed` one is drawn at submit and kept: a resumed job samples on with the same noise."""
 
     response_format: ResponseFormat | None = Field(default=None, description="Structure that the output must have")
+    tools: list[Tool] = Field(default_factory=list, description="What the model may call; it is you who runs it")
+    tool_choice: ToolChoice = Field(
+        default="auto", description="Calls of none, any (auto), at least one (required), or the named one"
+    )
+    parallel_tool_calls: bool = Field(default=True, description="Whether one answer may make several calls")
     max_tokens: int | None = Field(
         default=None, ge=1, le=MAX_TOKENS, description="Most tokens of each choice; the rest of the context without it"
     )
@@ -122,13 +118,31 @@ class JobParams(Strict):
         default=None, ge=1, le=MAX_CHOICES, description="Generate so many, and tell the n likeliest once all have ended"
     )
 
+    @field_validator("tools")
+    @classmethod
+    def _usable(cls, tools: list[Tool], known: ValidationInfo) -> list[Tool]:
+        problem = problem_with_tools(tools)
+        _require(not problem, problem)
+        formatted = known.data.get("response_format") is not None
+        _require(not (tools and formatted), "cannot come with a response_format: what the model says beside is free")
+        return tools
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _among_the_tools(cls, choice: ToolChoice, known: ValidationInfo) -> ToolChoice:
+        names = [tool.function.name for tool in known.data.get("tools", ())]
+        _require(choice in ("none", "auto") or bool(names) or "tools" not in known.data, "needs tools")
+        if not isinstance(choice, str):
+            _require(choice.function.name in names or "tools" not in known.data, "must name one of the tools")
+        return choice
+
     @field_validator("min_tokens")
     @classmethod
     def _below_the_most(cls, least: int, known: ValidationInfo) -> int:
         most = known.data.get("max_tokens")
         _require(most is None or least <= most, "must not be above max_tokens")
-        formatted = known.data.get("response_format") is not None
-        _require(not (least and formatted), "must be 0 with a response_format, which says when the output may end")
+        wanted = _structure_in(known)
+        _require(not (least and wanted), f"must be 0 with {wanted}: the structure says when the output may end")
         return least
 
     @field_validator("temperature")
@@ -145,11 +159,17 @@ class JobParams(Strict):
             _require(known, f"{token[:20]!r} is no token id: write a number such as 42")
         return bias
 
+    @field_validator("stop_token_ids")
+    @classmethod
+    def _not_within_a_call(cls, stops: list[int], known: ValidationInfo) -> list[int]:
+        _require(not (stops and known.data.get("tools")), "must be empty with tools: a call ends where its form says")
+        return stops
+
     @field_validator("ignore_eos")
     @classmethod
     def _not_with_a_format(cls, ignore: bool, known: ValidationInfo) -> bool:
-        formatted = known.data.get("response_format") is not None
-        _require(not (ignore and formatted), "must be false with a response_format, whose end is the end of text")
+        wanted = _structure_in(known)
+        _require(not (ignore and wanted), f"must be false with {wanted}: the end of the structure is the end of text")
         return ignore
 
     @field_validator("top_logprobs")
@@ -175,6 +195,13 @@ def asked_for(params: Mapping[str, Any]) -> dict[str, Any]:
     fields = JobParams.model_fields
     defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
     return {name: value for name, value in params.items() if name not in defaults or value != defaults[name]}
+
+
+def _structure_in(known: ValidationInfo) -> str:
+    """What the output is held to, if anything."""
+    if known.data.get("tools"):
+        return "tools"
+    return "a response_format" if known.data.get("response_format") is not None else ""
 
 
 def _require(holds: bool, remedy: str) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field, HttpUrl, StringConstraints, field_validator, model_v
 from penstock.clock import aware
 from penstock.jobs.params import JobParams, Strict, TokenId
 from penstock.jobs.states import JobClass
+from penstock.tools.definitions import CallId, MadeCall
 from penstock.usage.money import Currency, Money
 
 MAX_BUDGET = 2**53
@@ -17,10 +18,27 @@ Tag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
 class Message(Strict):
-    """One message of a conversation."""
+    """One message of a conversation. Beside `tool_calls`, `content` may be null: nothing else was said."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: list[MadeCall] | None = Field(default=None, min_length=1, description="What the assistant called")
+    tool_call_id: CallId | None = Field(default=None, description="Of a tool's result: the call that it answers")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_said(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("tool_calls") and given.get("content") is None:
+            return given | {"content": ""}
+        return given
+
+    @model_validator(mode="after")
+    def _whose_they_are(self) -> Self:
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError("tool_calls belong to the role assistant")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("tool_call_id comes with the role tool, and with no other")
+        return self
 
 
 class JobInput(Strict):
@@ -34,6 +52,15 @@ class JobInput(Strict):
     def _exactly_one(self) -> Self:
         if sum(given is not None for given in (self.prompt, self.token_ids, self.messages)) != 1:
             raise ValueError("give exactly one of prompt, token_ids and messages")
+        return self
+
+    @model_validator(mode="after")
+    def _results_of_calls(self) -> Self:
+        made: set[str] = set()
+        for message in self.messages or ():
+            made |= {call.id for call in message.tool_calls or ()}
+            if message.tool_call_id is not None and message.tool_call_id not in made:
+                raise ValueError(f"a result names {message.tool_call_id[:64]!r}, which is no call made before it")
         return self
 
 
@@ -115,7 +142,8 @@ class JobRequest(Strict):
 
     def stored_params(self) -> dict[str, Any]:
         """The parameters as the job's row keeps them, without the seed, which has a column of its own."""
-        document = self.params.model_dump(exclude={"seed"})
+        document = self.params.model_dump(exclude={"seed", "tools"})
+        document["tools"] = [tool.model_dump(exclude_none=True) for tool in self.params.tools]
         if self.params.response_format is not None:
             document["response_format"] = self.params.response_format.stored()
         return document

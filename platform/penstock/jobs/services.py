@@ -1,12 +1,12 @@
 """What the web process does with jobs: submit, read, list, cancel, retry. Takes a session, never commits."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
 
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
 from penstock.errors import (
@@ -23,11 +23,13 @@ from penstock.jobs.events import EventType, Happening, record
 from penstock.jobs.filters import JobFilter, matching_ids
 from penstock.jobs.fitness import Vocabulary, refuse_unfit
 from penstock.jobs.lease import load_checkpoint
+from penstock.jobs.locks import lock_queue
 from penstock.jobs.models import Job
 from penstock.jobs.output import assemble_output, count_tokens
 from penstock.jobs.presentation import budget_of
 from penstock.jobs.schemas import JobRequest
 from penstock.jobs.states import JobState
+from penstock.jobs.structure import WritesCalls, structure_of
 from penstock.outbox.services import Topic, post
 from penstock.registry.models import Deployment
 from penstock.routing.services import choose
@@ -41,8 +43,12 @@ _QUEUE_RETRY_SECONDS: Final = 5
 class PromptCounter(Protocol):
     """Knows the deployments' tokens: those of a job's input, and those that its parameters may name."""
 
-    def count(self, deployment: Deployment, job_input: dict[str, Any]) -> int:
+    def count(self, deployment: Deployment, job_input: dict[str, Any], tools: Sequence[dict[str, Any]] = ()) -> int:
         """Tokens of the whole prompt, as tokenizer and chat template make them."""
+        ...
+
+    def get(self, deployment: Deployment) -> WritesCalls:
+        """The model, as far as it can call tools."""
         ...
 
     def vocabulary(self, deployment: Deployment) -> Vocabulary:
@@ -86,12 +92,14 @@ def submit(
     _refuse_past_deadline(session, request.deadline)
     _check_quota(session, tenant_id, limits)
     decision = choose(session, request.model)
-    prompt_tokens = prompts.count(decision.deployment, request.stored_input())
+    params = request.stored_params()
+    prompt_tokens = prompts.count(decision.deployment, request.stored_input(), params["tools"])
     refuse_unfit(
         request,
         prompt_tokens=prompt_tokens,
         context_length=decision.deployment.context_length,
         vocabulary=lambda: prompts.vocabulary(decision.deployment),
+        structure=lambda: structure_of(params, prompts.get(decision.deployment)),
     )
     most = most_tokens(request, prompt_tokens, decision.deployment.context_length)
     limits.admit_tokens(most)
@@ -111,7 +119,7 @@ def submit(
             kind=request.kind,
             model=request.model,
             input=request.stored_input(),
-            params=request.stored_params(),
+            params=params,
             seed=_draw_seed() if request.params.seed is None else request.params.seed,
             tags=request.tags,
             user_metadata=request.metadata,
@@ -122,7 +130,7 @@ def submit(
             job_class=request.class_rank.value,
             priority=request.priority,
             deadline=request.deadline,
-            prefix=fingerprint(tenant_id, request.stored_input()),
+            prefix=fingerprint(tenant_id, request.stored_input(), params["tools"]),
             token_budget=request.budget.tokens if request.budget else None,
             terms=terms.document if terms is not None else None,
             api_key_id=api_key_id,
@@ -272,8 +280,7 @@ def _check_quota(session: Session, tenant_id: str, limits: Limits) -> None:
     if not _at_least_wait(session, tenant_id, most - _MOST_AT_ONCE):
         return
     # So near the limit submits go one at a time: of many that see one free place one may have it.
-    lock = text("SELECT pg_advisory_xact_lock(hashtextextended('queued jobs of ' || :tenant, 0))")
-    session.execute(lock, {"tenant": tenant_id})
+    lock_queue(session, tenant_id)
     if _at_least_wait(session, tenant_id, most):
         raise QuotaExceeded(
             f"the limit of {most} waiting jobs is reached", limit=most, retry_after=_QUEUE_RETRY_SECONDS

@@ -25,7 +25,7 @@ from penstock.jobs.events import EventType, events_after
 from penstock.jobs.journal import Journal, JournalEntry, unpack_entries
 from penstock.jobs.live import LiveBroadcaster, News
 from penstock.jobs.models import Event, Job, JobJournal
-from penstock.jobs.output import alternatives, prompt_document
+from penstock.jobs.output import alternatives, call_delta, prompt_document
 from penstock.jobs.presentation import job_document
 from penstock.jobs.state_watch import POLL_SECONDS
 from penstock.logs import get_logger
@@ -184,7 +184,9 @@ class JobStream:
         with self._sources.database.transaction() as session:
             events = events_after(session, self._job_id, self._event)
             over = bool(events) and EventType(events[-1].type).final
-            return _Stored(events, session.get_one(Job, self._job_id) if over else None)
+            if not events and session.scalar(select(Job.id).where(Job.id == self._job_id)) is None:
+                self._ended = True  # it was deleted, and nothing of it comes any more
+            return _Stored(events, session.get(Job, self._job_id) if over else None)
 
     def _runs_delivered(self) -> int:
         """The last run whose start the reader has heard of."""
@@ -224,6 +226,7 @@ def delta_document(position: int, entry: JournalEntry) -> dict[str, Any]:
         "logprob": entry.logprob,
         "top_logprobs": alternatives(entry.top_logprobs) if entry.top_logprobs is not None else None,
         "finish_reason": entry.finish_reason,
+        "tool_calls": [call_delta(piece) for piece in entry.calls] or None,
         "prompt_logprobs": prompt_document(entry.prompt) if entry.prompt is not None else None,
     }
     return {

@@ -7,6 +7,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from penstock.jobs.params import Strict
 from penstock.openai_api.fields import CallRequest, Unsupported
+from penstock.openai_api.tools import chat_params
+from penstock.tools.definitions import CallId, MadeCall, Tool, ToolChoice
 
 
 class TextPart(Strict):
@@ -20,25 +22,36 @@ def _as_parts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-Content = Annotated[list[TextPart], BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart])]
+Content = Annotated[
+    list[TextPart] | None, BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart] | None)
+]
 
 
 class ChatMessage(Strict):
-    """One message. `developer` is another word for `system`."""
+    """One message. `developer` is another word for `system`; a `tool` tells what came of a call."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content = Field(default=None, description="May be left out, or null, beside tool_calls")
+    tool_calls: list[MadeCall] | None = Field(default=None, description="What the assistant called")
+    tool_call_id: CallId | None = Field(default=None, description="The call whose result a tool's message is")
     name: Unsupported = None
     refusal: Unsupported = None
     audio: Unsupported = None
-    tool_calls: Unsupported = None
     function_call: Unsupported = None
     annotations: Unsupported = None
 
-    def as_job_message(self) -> dict[str, str]:
+    @model_validator(mode="after")
+    def _something_said(self) -> Self:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("give content")
+        return self
+
+    def as_job_message(self) -> dict[str, Any]:
         """The message as the model's chat template gets it."""
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": "".join(part.text for part in self.content)}
+        calls = {"tool_calls": [call.model_dump() for call in self.tool_calls]} if self.tool_calls else {}
+        answered = {"tool_call_id": self.tool_call_id} if self.tool_call_id is not None else {}
+        return {"role": role, "content": "".join(part.text for part in self.content or ())} | calls | answered
 
 
 class NamedSchema(Strict):
@@ -80,15 +93,15 @@ class ChatRequest(CallRequest):
     response_format: ChatFormat | None = None
     store: Literal[False] | None = Field(default=None, description="Every call is kept, as its job")
     modalities: list[Literal["text"]] | None = None
-    parallel_tool_calls: bool | None = Field(default=None, description="Changes nothing: there are no tools")
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: list[Tool] | None = Field(default=None, description="What the model may call")
+    tool_choice: ToolChoice | None = Field(default=None, description="auto, unless it is said")
+    parallel_tool_calls: bool | None = Field(default=None, description="false: at most one call in an answer")
     function_call: Literal["none", "auto"] | None = None
     reasoning_effort: Literal["none"] | None = None
     verbosity: Literal["medium"] | None = None
     prompt_cache_key: str | None = Field(default=None, description="Changes nothing: whatever is equal is shared")
     prompt_cache_retention: Literal["in_memory", "in-memory"] | None = None
     safety_identifier: str | None = Field(default=None, description="Changes nothing")
-    tools: Unsupported = None
     functions: Unsupported = None
     audio: Unsupported = None
     moderation: Unsupported = None
@@ -111,6 +124,7 @@ class ChatRequest(CallRequest):
             "response_format": self.response_format.as_job_format() if self.response_format else None,
         }
         params = {name: value for name, value in given.items() if value is not None}
+        params |= chat_params(self.tools or (), self.tool_choice, self.parallel_tool_calls)
         return [self.job({"messages": [message.as_job_message() for message in self.messages]}, params)]
 
     def field_names(self) -> dict[str, str]:

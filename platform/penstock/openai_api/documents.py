@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from penstock.jobs.documents import ToolCallDocument
+
 
 class _Exactly(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -19,20 +21,21 @@ class TokenCounts(_Exactly):
 
 
 class ChatAnswer(_Exactly):
-    """What the model says."""
+    """What the model says, and what it calls; `content` is null where it calls and says nothing."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[ToolCallDocument] | None = None
 
 
 class ChatChoice(_Exactly):
-    """One answer."""
+    """One answer. Those that end in calls end because of `tool_calls`."""
 
     index: int
     message: ChatAnswer
     logprobs: dict[str, Any] | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatCompletion(_Exactly):

@@ -66,11 +66,12 @@ class ChatForm(Form):
         self._head["service_tier"] = "flex" if request.service_tier == "flex" else "default"
         self._vocabulary = vocabularies[0] if request.logprobs else None
         self._begun: set[int] = set()
+        self._at_first = None if request.tools else ""
 
     def _choice(self, _number: int, choice: Mapping[str, Any], _prompt: Sequence[Mapping[str, Any]]) -> Document:
         return {
             "index": choice["index"],
-            "message": {"role": "assistant", "content": choice["text"], "refusal": None},
+            "message": _message(choice),
             "logprobs": self._logprobs(choice.get("logprobs", [])),
             "finish_reason": choice["finish_reason"],
         }
@@ -78,10 +79,12 @@ class ChatForm(Form):
     def _choice_delta(self, _number: int, delta: Mapping[str, Any]) -> Document | None:
         index, finish_reason = delta["choice"], delta.get("finish_reason")
         tokens = [delta] if "logprob" in delta else []
-        told = {"role": "assistant", "content": ""} if index not in self._begun else {}
+        told: Document = {"role": "assistant", "content": self._at_first} if index not in self._begun else {}
         self._begun.add(index)
         if delta["text"]:
             told["content"] = delta["text"]
+        if "tool_calls" in delta:
+            told["tool_calls"] = delta["tool_calls"]
         if not (told or tokens or finish_reason):
             return None
         logprobs = self._logprobs(tokens) if tokens else None
@@ -153,6 +156,13 @@ def usage_of(documents: Sequence[Mapping[str, Any]]) -> Document:
         "total_tokens": prompt + output,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+
+
+def _message(choice: Mapping[str, Any]) -> Document:
+    """What the model says, or null where it calls tools and says nothing beside."""
+    calls = {"tool_calls": choice["tool_calls"]} if "tool_calls" in choice else {}
+    content = choice["text"] or None if calls else choice["text"]
+    return {"role": "assistant", "content": content, "refusal": None} | calls
 
 
 def _echo(number: int, request: CompletionRequest, vocabularies: Sequence[TokenBytes]) -> str:

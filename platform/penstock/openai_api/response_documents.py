@@ -30,6 +30,27 @@ class OutputMessage(_Exactly):
     content: list[OutputText]
 
 
+class CallItem(_Exactly):
+    """A call of one of the tools. `call_id` is what its result names; `arguments` are the text of a JSON object."""
+
+    type: Literal["function_call"]
+    id: str
+    status: Literal["in_progress", "completed", "incomplete"]
+    call_id: str
+    name: str
+    arguments: str
+
+
+class ResultItem(_Exactly):
+    """What came of a call."""
+
+    type: Literal["function_call_output"]
+    id: str
+    status: Literal["completed"]
+    call_id: str
+    output: str
+
+
 class ResponseUsage(_Exactly):
     """Tokens. `input_tokens_details.cached_tokens` were not computed anew."""
 
@@ -58,7 +79,7 @@ class ResponseDocument(_Exactly):
     incomplete_details: dict[str, str] | None
     error: ResponseProblem | None
     model: str = Field(description="As it was asked for")
-    output: list[OutputMessage]
+    output: list[OutputMessage | CallItem]
     usage: ResponseUsage | None = Field(description="Once it is over")
     previous_response_id: str | None
     instructions: str | None
@@ -75,8 +96,8 @@ class ResponseDocument(_Exactly):
     top_logprobs: int
     text: dict[str, Any]
     reasoning: dict[str, Any]
-    tools: list[Any]
-    tool_choice: Literal["none", "auto"]
+    tools: list[dict[str, Any]]
+    tool_choice: Literal["none", "auto", "required"] | dict[str, str]
     truncation: Literal["disabled"]
     service_tier: Literal["default", "flex"]
     safety_identifier: str | None
@@ -105,7 +126,7 @@ class InputItemPage(_Exactly):
     """A page of them."""
 
     object: Literal["list"]
-    data: list[InputItem]
+    data: list[InputItem | CallItem | ResultItem]
     first_id: str | None
     last_id: str | None
     has_more: bool

@@ -8,8 +8,9 @@ from penstock.errors import JobStopped, ValidationFailed
 from penstock.jobs.events import EventType
 from penstock.jobs.states import JobState
 from penstock.jobs.stream import StreamItem
+from penstock.openai_api.response_items import Items
 from penstock.openai_api.response_store import message_id, response_id
-from penstock.openai_api.token_texts import TokenBytes, chat_logprobs
+from penstock.openai_api.token_texts import TokenBytes
 
 Document = dict[str, Any]
 REWIND_STEP: Final = 100_000_000
@@ -31,12 +32,12 @@ class ResponseForm:
     """How one job is told as a response. `told` is how it was asked for; `vocabulary` is for log-probabilities."""
 
     def __init__(self, told: Mapping[str, Any], vocabulary: TokenBytes | None) -> None:
-        self._told, self._vocabulary = told, vocabulary
+        self._told, self.items = told, Items(vocabulary)
 
     def document(self, job: Mapping[str, Any]) -> Document:
         """The response, of the document of its job as it stands."""
-        state, choice = JobState(job["status"]), _choice(job)
-        cut = state is JobState.SUCCEEDED and choice is not None and choice["finish_reason"] == "length"
+        state = JobState(job["status"])
+        cut = state is JobState.SUCCEEDED and _finish_reason(job) == "length"
         status = "incomplete" if cut else _STATUS[state]
         return {
             "id": response_id(job["id"]),
@@ -47,32 +48,19 @@ class ResponseForm:
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "error": _error(job, state),
             "model": job["model"],
-            "output": [self.item(job, _item_status(status), choice)] if choice is not None else [],
+            "output": self._output(job, status),
             "usage": _usage(job["usage"]) if state.final else None,
             **self._told,
         }
 
-    def item(self, job: Mapping[str, Any], status: str, choice: Mapping[str, Any] | None) -> Document:
-        """The message that the job writes, with what it holds so far; nothing yet without a choice."""
-        content = [] if choice is None else [self.part(choice["text"], choice.get("logprobs", []))]
-        return {
-            "type": "message",
-            "id": message_id(job["id"]),
-            "status": status,
-            "role": "assistant",
-            "content": content,
-        }
-
-    def part(self, text: str, tokens: Sequence[Mapping[str, Any]]) -> Document:
-        """The one piece of the message."""
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": self.logprobs(tokens)}
-
-    def logprobs(self, tokens: Sequence[Mapping[str, Any]]) -> list[Document]:
-        """The tokens with their log-probabilities; none where none were asked for."""
-        if self._vocabulary is None:
-            return []
-        told: list[Document] = chat_logprobs(tokens, self._vocabulary)["content"]
-        return told
+    def _output(self, job: Mapping[str, Any], status: str) -> list[Document]:
+        choices: Sequence[Mapping[str, Any]] = (job["output"] or {}).get("choices", [])
+        over = JobState(job["status"]).final
+        return [
+            item
+            for choice in choices
+            for item in self.items.of_choice(job["id"], choice, status=_item_status(status), over=over)
+        ]
 
 
 class ResponseEvents:
@@ -87,7 +75,9 @@ class ResponseEvents:
         self._job = {**job, "status": JobState.QUEUED, "output": None, "error": None, "finished_at": None}
         self._next = 0
         self._position = 0  # in the journal: entries before it were told
-        self._running = self._begun = False
+        self._running = False
+        self._open: Document | None = None  # the item that is being told, as it began; `_text` is what it holds by now
+        self._text, self._index = "", -1
         self.over = False
 
     @property
@@ -123,19 +113,42 @@ class ResponseEvents:
 
     def _delta(self, entry: Mapping[str, Any]) -> Iterator[Document]:
         self._position = entry["position"] + 1
-        logprobs = self._form.logprobs([entry] if "logprob" in entry else [])
+        logprobs = self._form.items.logprobs([entry] if "logprob" in entry else [])
         if entry["text"] or logprobs:
-            yield from self._begin()
-            yield from self._number(
-                "response.output_text.delta", **self._place(), delta=entry["text"], logprobs=logprobs
-            )
+            yield from self._say(entry["text"], logprobs)
+        for piece in entry.get("tool_calls", ()):
+            yield from self._call(piece)
 
-    def _begin(self) -> Iterator[Document]:
-        if not self._begun:
-            self._begun = True
-            item = self._form.item(self._job, "in_progress", None)
-            yield from self._number("response.output_item.added", output_index=0, item=item)
-            yield from self._number("response.content_part.added", **self._place(), part=self._form.part("", []))
+    def _say(self, text: str, logprobs: list[Document]) -> Iterator[Document]:
+        if self._open is None:
+            yield from self._begin(self._form.items.message(self._job["id"], "in_progress", []))
+        self._text += text
+        yield from self._number("response.output_text.delta", **self._place(), delta=text, logprobs=logprobs)
+
+    def _call(self, piece: Mapping[str, Any]) -> Iterator[Document]:
+        if "id" in piece:
+            if self._open is not None:
+                yield from self._close(self._as_it_stands())
+            called = {"id": piece["id"], "function": {"name": piece["function"]["name"], "arguments": ""}}
+            yield from self._begin(self._form.items.call(self._job["id"], piece["index"], "in_progress", called))
+        if arguments := piece["function"]["arguments"]:
+            self._text += arguments
+            place = {"item_id": self._opened["id"], "output_index": self._index}
+            yield from self._number("response.function_call_arguments.delta", **place, delta=arguments)
+
+    def _begin(self, item: Document) -> Iterator[Document]:
+        self._open, self._text, self._index = item, "", self._index + 1
+        yield from self._number("response.output_item.added", output_index=self._index, item=item)
+        if item["type"] == "message":
+            part = self._form.items.part("", [])
+            yield from self._number("response.content_part.added", **self._place(), part=part)
+
+    def _as_it_stands(self) -> Document:
+        """The open item, which another one follows."""
+        whole = {**self._opened, "status": "completed"}
+        if whole["type"] == "message":
+            return whole | {"content": [self._form.items.part(self._text, [])]}
+        return whole | {"arguments": self._text}
 
     def _rewind(self, position: int) -> None:
         had, self._next = self._next, (self._next // REWIND_STEP + 1) * REWIND_STEP
@@ -144,8 +157,9 @@ class ResponseEvents:
 
     def _end(self, job: Mapping[str, Any]) -> Iterator[Document]:
         response = self._form.document(job)
-        for item in response["output"]:
-            yield from self._begin()
+        for item in response["output"][-1:]:  # those before it were closed when the next one began
+            if self._open is None:
+                yield from self._begin({**item, "status": "in_progress", "content": []})
             yield from self._close(item)
         yield from self._number(_LAST_EVENT.get(response["status"], "response.incomplete"), response=response)
         self.over = True
@@ -155,14 +169,26 @@ class ResponseEvents:
             )
 
     def _close(self, item: Document) -> Iterator[Document]:
-        (part,) = item["content"]
-        text = {"text": part["text"], "logprobs": part["logprobs"]}
-        yield from self._number("response.output_text.done", **self._place(), **text)
-        yield from self._number("response.content_part.done", **self._place(), part=part)
-        yield from self._number("response.output_item.done", output_index=0, item=item)
+        if item["type"] == "message":
+            (part,) = item["content"]
+            text = {"text": part["text"], "logprobs": part["logprobs"]}
+            yield from self._number("response.output_text.done", **self._place(), **text)
+            yield from self._number("response.content_part.done", **self._place(), part=part)
+        else:
+            place = {"item_id": item["id"], "output_index": self._index}
+            called = {"name": item["name"], "arguments": item["arguments"]}
+            yield from self._number("response.function_call_arguments.done", **place, **called)
+        yield from self._number("response.output_item.done", output_index=self._index, item=item)
+        self._open = None
+
+    @property
+    def _opened(self) -> Document:
+        if self._open is None:
+            raise RuntimeError("no item is open")
+        return self._open
 
     def _place(self) -> Document:
-        return {"item_id": message_id(self._job["id"]), "output_index": 0, "content_index": 0}
+        return {"item_id": message_id(self._job["id"]), "output_index": self._index, "content_index": 0}
 
     def _number(self, kind: str, **members: Any) -> Iterator[Document]:
         number, self._next = self._next, self._next + 1
@@ -170,9 +196,9 @@ class ResponseEvents:
             yield {"type": kind, "sequence_number": number, **members}
 
 
-def _choice(job: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _finish_reason(job: Mapping[str, Any]) -> str | None:
     choices: Sequence[Mapping[str, Any]] = (job["output"] or {}).get("choices", [])
-    return choices[0] if choices else None
+    return choices[0]["finish_reason"] if choices else None
 
 
 def _item_status(status: str) -> str:

@@ -3,10 +3,17 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from penstock.jobs.params import Strict
 from penstock.openai_api.fields import CallRequest, Unsupported
+from penstock.openai_api.tools import (
+    FunctionCall,
+    FunctionCallOutput,
+    FunctionTool,
+    ResponseToolChoice,
+    tool_params,
+)
 
 LOGPROBS: Final = "message.output_text.logprobs"
 Includable = Literal[
@@ -19,8 +26,8 @@ Includable = Literal[
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
 ]
-Message = dict[str, str]
-"""`role` and `content`, as a job's input holds them."""
+Message = dict[str, Any]
+"""`role`, `content` and what belongs to tools, as a job's input holds them."""
 
 
 class InputPart(Strict):
@@ -36,10 +43,16 @@ def _as_parts(content: Any) -> Any:
     return [{"type": "input_text", "text": content}] if isinstance(content, str) else content
 
 
+def _known_kind(kind: Any) -> Any:
+    if kind != "message":
+        raise ValueError("it must be message, function_call or function_call_output")
+    return kind
+
+
 class InputMessage(Strict):
     """One message of the conversation. `developer` is another word for `system`."""
 
-    type: Literal["message"] = "message"
+    type: Annotated[Literal["message"], BeforeValidator(_known_kind)] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[InputPart], BeforeValidator(_as_parts, json_schema_input_type=str | list[InputPart])]
     id: str | None = Field(default=None, description="Changes nothing")
@@ -52,8 +65,21 @@ class InputMessage(Strict):
         return {"role": role, "content": "".join(part.text for part in self.content)}
 
 
-def _as_messages(given: Any) -> Any:
+def _as_items(given: Any) -> Any:
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
+
+
+def _kind_of(item: Any) -> str:
+    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
+    return f"({kind})" if kind in ("function_call", "function_call_output") else "(message)"
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, Tag("(message)")]
+    | Annotated[FunctionCall, Tag("(function_call)")]
+    | Annotated[FunctionCallOutput, Tag("(function_call_output)")],
+    Discriminator(_kind_of),
+]
 
 
 class TextFormat(Strict):
@@ -99,7 +125,7 @@ class ResponseRequest(CallRequest):
     """The body of `POST /v1/responses`."""
 
     input: Annotated[
-        list[InputMessage] | None, BeforeValidator(_as_messages, json_schema_input_type=str | list[InputMessage] | None)
+        list[InputItem] | None, BeforeValidator(_as_items, json_schema_input_type=str | list[InputItem] | None)
     ] = Field(default=None, description="A text is a user's message")
     instructions: str | None = Field(default=None, description="Goes before the conversation, of this response alone")
     previous_response_id: str | None = Field(default=None, max_length=64, description="The conversation goes on there")
@@ -115,14 +141,16 @@ class ResponseRequest(CallRequest):
     )
     truncation: Literal["disabled"] | None = None
     reasoning: Reasoning | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    max_tool_calls: int | None = Field(default=None, ge=1, description="Changes nothing: there are no tools")
-    parallel_tool_calls: bool | None = Field(default=None, description="Changes nothing: there are no tools")
+    tools: list[FunctionTool] | None = Field(default=None, description="What the model may call; it is you who runs it")
+    tool_choice: ResponseToolChoice | None = Field(default=None, description="auto, unless it is said")
+    max_tool_calls: int | None = Field(
+        default=None, ge=1, description="Changes nothing: it counts calls that a server runs by itself"
+    )
+    parallel_tool_calls: bool | None = Field(default=None, description="false: at most one call in an answer")
     prompt_cache_key: str | None = Field(default=None, description="Changes nothing: whatever is equal is shared")
     prompt_cache_retention: Literal["in_memory", "in-memory"] | None = None
     safety_identifier: str | None = Field(default=None, max_length=128, description="Changes nothing")
     n: Literal[1] | None = Field(default=None, description="A response has one answer")
-    tools: Unsupported = None
     conversation: Unsupported = None
     context_management: Unsupported = None
     prompt: Unsupported = None
@@ -143,6 +171,12 @@ class ResponseRequest(CallRequest):
             raise ValueError("give input, a text or messages")
         return self
 
+    @model_validator(mode="after")
+    def _logprobs_of_text(self) -> Self:
+        if self.tools and self.with_logprobs:
+            raise ValueError("log-probabilities are told of answers without tools: leave them out")
+        return self
+
     @property
     def stored(self) -> bool:
         """Whether it can be fetched later."""
@@ -156,7 +190,7 @@ class ResponseRequest(CallRequest):
     def response_job(self, before: Sequence[Message]) -> dict[str, Any]:
         """The body of the job that serves this response; `before` is the conversation that it goes on with."""
         instructions = [{"role": "system", "content": self.instructions}] if self.instructions else []
-        said = [message.as_job_message() for message in self.input or ()]
+        said = _as_messages(self.input or ())
         params: dict[str, Any] = {"logprobs": True} if self.with_logprobs else {}
         given = {
             "max_tokens": self.max_output_tokens,
@@ -164,11 +198,19 @@ class ResponseRequest(CallRequest):
             "response_format": self.text.format.as_job_format() if self.text and self.text.format else None,
         }
         params |= {name: value for name, value in given.items() if value is not None}
+        tools = [tool.as_job_tool() for tool in self.tools or ()]
+        params |= tool_params(tools, self._job_choice, self.parallel_tool_calls)
         return self.job({"messages": [*instructions, *before, *said]}, params)
 
     def field_names(self) -> dict[str, str]:
         """What the fields of the job are called here, where that differs."""
-        return _NAMES
+        schemas = [f"tools.{place}" for place in range(len(self.tools or ()))]
+        return _NAMES | {f"params.{tool}.function.parameters": f"{tool}.parameters" for tool in schemas}
+
+    @property
+    def _job_choice(self) -> str | dict[str, Any] | None:
+        choice = self.tool_choice
+        return choice if choice is None or isinstance(choice, str) else choice.as_job_choice()
 
     def told(self) -> dict[str, Any]:
         """What every document of the response says of how it was asked for."""
@@ -189,14 +231,27 @@ class ResponseRequest(CallRequest):
             "top_logprobs": self.top_logprobs or 0,
             "text": {"format": {"type": "text"}} | text,
             "reasoning": self.reasoning.model_dump(exclude_none=True) if self.reasoning else {},
-            "tools": [],
-            "tool_choice": self.tool_choice or "auto",
+            "tools": [tool.model_dump() for tool in self.tools or ()],
+            "tool_choice": self.model_dump(include={"tool_choice"})["tool_choice"] or "auto",
             "truncation": "disabled",
             "service_tier": "flex" if self.service_tier == "flex" else "default",
             "safety_identifier": self.safety_identifier,
             "prompt_cache_key": self.prompt_cache_key,
             "user": self.user,
         }
+
+
+def _as_messages(items: Sequence[InputMessage | FunctionCall | FunctionCallOutput]) -> list[Message]:
+    """The items as messages: calls belong to the assistant's message before them."""
+    messages: list[Message] = []
+    for item in items:
+        if not isinstance(item, FunctionCall):
+            messages.append(item.as_job_message())
+            continue
+        if not messages or messages[-1]["role"] != "assistant":
+            messages.append({"role": "assistant", "content": ""})
+        messages[-1].setdefault("tool_calls", []).append(item.as_job_call())
+    return messages
 
 
 def _given(value: float | None, default: float) -> float:

@@ -1,6 +1,6 @@
 """Stored responses: kept with their jobs, found, gone on with, deleted. Takes a session, never commits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import select
@@ -23,6 +23,11 @@ def response_id(job_id: str) -> str:
 def message_id(job_id: str) -> str:
     """The id of the message that a response's job writes."""
     return f"msg_{_own_part(job_id)}"
+
+
+def call_item_id(job_id: str, index: int) -> str:
+    """The id of the call of that index that a response's job makes, as an item."""
+    return f"fc_{_own_part(job_id)}_{index}"
 
 
 def keep(session: Session, job: Job, told: Mapping[str, Any]) -> None:
@@ -55,8 +60,8 @@ def conversation_after(session: Session, tenant_id: str, wanted: str | None) -> 
         raise NotFound(error.message, field=_PREVIOUS) from None
     if not JobState(job.state).final:
         raise ValidationFailed(f"{_PREVIOUS}: {wanted} is still being generated; wait for its end", field=_PREVIOUS)
-    answers = [choice["text"] for choice in (job.output or {}).get("choices", [])]
-    return [*conversation_of(response, job), *({"role": "assistant", "content": text} for text in answers)]
+    answers = [_as_message(choice, wanted) for choice in (job.output or {}).get("choices", [])]
+    return [*conversation_of(response, job), *answers]
 
 
 def conversation_of(response: StoredResponse, job: Job) -> Sequence[Message]:
@@ -67,16 +72,54 @@ def conversation_of(response: StoredResponse, job: Job) -> Sequence[Message]:
 
 def input_items(response: StoredResponse, job: Job) -> list[dict[str, Any]]:
     """The conversation as items, oldest first. Their ids are those of their places in this response."""
-    return [
-        {
+    messages = enumerate(conversation_of(response, job))
+    return [item for place, message in messages for item in _items(message, f"{_own_part(job.id)}_{place}")]
+
+
+def _items(message: Message, place: str) -> Iterator[dict[str, Any]]:
+    if message["role"] == "tool":
+        yield {
+            "type": "function_call_output",
+            "id": f"fco_{place}",
+            "status": "completed",
+            "call_id": message["tool_call_id"],
+            "output": message["content"],
+        }
+        return
+    calls = message.get("tool_calls", [])
+    if message["content"] or not calls:
+        yield {
             "type": "message",
-            "id": f"{message_id(job.id)}_{place}",
+            "id": f"msg_{place}",
             "status": "completed",
             "role": message["role"],
             "content": [_part(message)],
         }
-        for place, message in enumerate(conversation_of(response, job))
-    ]
+    for number, call in enumerate(calls):
+        yield call_item(f"fc_{place}_{number}", "completed", call)
+
+
+def call_item(item_id: str, status: str, call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call as an item."""
+    return {
+        "type": "function_call",
+        "id": item_id,
+        "status": status,
+        "call_id": call["id"],
+        "name": call["function"]["name"],
+        "arguments": call["function"]["arguments"],
+    }
+
+
+def _as_message(choice: Mapping[str, Any], response: str) -> Message:
+    """What a response said and called, as the next one's template gets it."""
+    calls = choice.get("tool_calls", [])
+    if calls and choice["finish_reason"] != "tool_calls":
+        raise ValidationFailed(
+            f"{_PREVIOUS}: {response} was cut short within its calls; ask it again, with room to end them",
+            field=_PREVIOUS,
+        )
+    return {"role": "assistant", "content": choice["text"]} | ({"tool_calls": calls} if calls else {})
 
 
 def _part(message: Message) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 The template comes with the model and is not trusted: it runs in Jinja's immutable sandbox and sees plain data alone.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -17,6 +19,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from penstock.errors import ModelFolderInvalid, ValidationFailed
 from penstock.registry.files import read_json_if_there, read_text
+from penstock.tools.definitions import parameters_of
+from penstock.tools.detection import detect_form
+from penstock.tools.forms import CallForm
 
 TEMPLATE_FILE: Final = "chat_template.jinja"
 _CONFIG_FILE: Final = "tokenizer_config.json"
@@ -44,12 +49,17 @@ class ChatTemplate:
             ) from error
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    @cached_property
+    def call_form(self) -> CallForm | str:
+        """How it writes calls, or in words why tools cannot be used with it."""
+        return detect_form(self.render)
+
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The prompt up to where the answer begins. Raises `ValidationFailed` with what the template refuses."""
         try:
             return self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
+                messages=_as_templates_expect(messages),
+                tools=[_shown(tool) for tool in tools] or None,
                 documents=None,
                 add_generation_prompt=True,
                 **self._special_tokens,
@@ -76,6 +86,44 @@ def find_chat_template(folder: Path) -> str | None:
         f"{folder / _CONFIG_FILE}: chat_template must be text, or a list of named texts of which one is named default",
         file=_CONFIG_FILE,
     )
+
+
+def _as_templates_expect(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Arguments as objects, results with the name of what was called, and ids that every template takes."""
+    called: dict[str, str] = {}
+    told: list[dict[str, Any]] = []
+    for message in messages:
+        shown = dict(message)
+        if "tool_calls" in message:
+            called |= {call["id"]: call["function"]["name"] for call in message["tool_calls"]}
+            shown["tool_calls"] = [_shown_call(call) for call in message["tool_calls"]]
+        if "tool_call_id" in message:
+            shown |= {
+                "tool_call_id": _short_id(message["tool_call_id"]),
+                "name": called[message["tool_call_id"]],
+            }
+        told.append(shown)
+    return told
+
+
+def _shown_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = {"name": call["function"]["name"], "arguments": json.loads(call["function"]["arguments"])}
+    return {"id": _short_id(call["id"]), "type": "function", "function": function}
+
+
+def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool as models were trained to see one."""
+    function = {
+        "name": tool["function"]["name"],
+        "description": tool["function"].get("description") or "",
+        "parameters": parameters_of(tool),
+    }
+    return {"type": "function", "function": function}
+
+
+def _short_id(call_id: str) -> str:
+    """Nine letters and digits, which Mistral's templates insist on."""
+    return hashlib.sha256(call_id.encode(errors="surrogatepass")).hexdigest()[:9]
 
 
 class _GenerationBlock(Extension):

@@ -4,7 +4,7 @@ Prompts are encoded as `transformers` encodes them: a plain prompt gets the spec
 post-processor adds; a chat gets none beyond those that its template writes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -14,6 +14,8 @@ from penstock.errors import ModelFolderInvalid, ValidationFailed
 from penstock.registry.chat_template import ChatTemplate, find_chat_template
 from penstock.registry.detokenizer import IncrementalDetokenizer, Step, steps_of
 from penstock.registry.files import file_in, read_json_if_there
+from penstock.tools.forms import CallForm
+from penstock.tools.grammar import call_grammar
 
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -58,15 +60,16 @@ class ModelTokenizer:
         """Whether chats can be encoded."""
         return self._chat_template is not None
 
-    def encode_input(self, job_input: Mapping[str, Any]) -> list[int]:
+    def encode_input(self, job_input: Mapping[str, Any], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The token ids of `{"prompt": ...}`, `{"messages": [...]}` or `{"token_ids": [...]}`, which stay as they are.
 
-        Raises `ValidationFailed` on `input.messages` when the model has no chat template, or its template refuses them.
+        Raises `ValidationFailed` on `input.messages` when the model has no chat template, or its template refuses them,
+        and on `params.tools` when tools cannot be used with it.
         """
         if "token_ids" in job_input:
             return list(job_input["token_ids"])
         if "messages" in job_input:
-            return self._encode_chat(job_input["messages"])
+            return self._encode_chat(job_input["messages"], tools)
         return list(self._tokenizer.encode(job_input["prompt"]).ids)
 
     @property
@@ -74,11 +77,32 @@ class ModelTokenizer:
         """How many tokens it knows."""
         return self._tokenizer.get_vocab_size()
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The text that the chat template makes of the messages, up to where the answer begins."""
         if self._chat_template is None:
             raise ValidationFailed("this model has no chat template; give input.prompt instead", field="input.messages")
-        return self._chat_template.render(messages)
+        if tools:
+            self.call_form  # noqa: B018 - raises where the template would drop them
+        elif any("tool_calls" in message or "tool_call_id" in message for message in messages):
+            self._form_for("input.messages")
+        return self._chat_template.render(messages, tools)
+
+    @property
+    def call_form(self) -> CallForm:
+        """How the model writes calls. Raises `ValidationFailed` on `params.tools` where it cannot use tools."""
+        return self._form_for("params.tools")
+
+    def call_grammar(self, params: Mapping[str, Any]) -> str:
+        """The grammar of an answer with the tools of a job's stored parameters. Raises `ValidationFailed`."""
+        form = self.call_form
+        ids = {marker: self.token_id(marker) for marker in form.markers}
+        return call_grammar(
+            form,
+            {marker: token_id for marker, token_id in ids.items() if token_id is not None},
+            params["tools"],
+            params["tool_choice"],
+            parallel=params["parallel_tool_calls"],
+        )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of the whole sequence, without its special tokens."""
@@ -88,12 +112,21 @@ class ModelTokenizer:
         """The id of a token as the vocabulary writes it, or None."""
         return self._tokenizer.token_to_id(token)
 
-    def detokenizer(self, prompt_ids: Sequence[int] = ()) -> IncrementalDetokenizer:
-        """Turns one output, which follows the prompt, into text as its tokens come."""
-        return IncrementalDetokenizer(self._tokenizer, self._special_ids, self._fresh_steps(), prompt_ids)
+    def detokenizer(self, prompt_ids: Sequence[int] = (), *, shown: Collection[str] = ()) -> IncrementalDetokenizer:
+        """Turns one output, which follows the prompt, into text as its tokens come; of special tokens those `shown`."""
+        hidden = self._special_ids - {self._tokenizer.token_to_id(token) for token in shown}
+        return IncrementalDetokenizer(self._tokenizer, hidden, self._fresh_steps(), prompt_ids)
 
-    def _encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        return list(self._tokenizer.encode(self.render_chat(messages), add_special_tokens=False).ids)
+    def _encode_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[int]:
+        return list(self._tokenizer.encode(self.render_chat(messages, tools), add_special_tokens=False).ids)
+
+    def _form_for(self, field: str) -> CallForm:
+        form = self._chat_template.call_form if self._chat_template is not None else "it has none"
+        if isinstance(form, str):
+            raise ValidationFailed(
+                f"{field}: tools cannot be used with this model's chat template: {form}", field=field
+            )
+        return form
 
 
 def _configuration(folder: Path) -> dict[str, Any]:

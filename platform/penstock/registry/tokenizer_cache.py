@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,15 @@ class TokenizerCache:
         # A large vocabulary takes a second and 100 MB to load: threads that want the same one wait for the first.
         self._loading = threading.Lock()
 
-    def count(self, deployment: Deployment, job_input: Mapping[str, Any]) -> int:
+    def count(
+        self, deployment: Deployment, job_input: Mapping[str, Any], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> int:
         """Tokens of the whole prompt.
 
         Raises `ServiceUnavailable` when the model's folder cannot be reached from this process, `ModelFolderInvalid`
         when the tokenizer's files are not those that were registered.
         """
-        return len(self.get(deployment).encode_input(job_input))
+        return len(self.get(deployment).encode_input(job_input, tools))
 
     def vocabulary(self, deployment: Deployment) -> Vocabulary:
         """The tokens that a job's parameters may name, and the structure that they can be held to. Errors as above."""

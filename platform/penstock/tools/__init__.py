@@ -1,0 +1,1 @@
+"""Tools that a model may call: how they are described, how calls are written, held to their schemas and read."""
