@@ -19,6 +19,7 @@ from penstock.db import Database
 from penstock.errors import NotFound
 from penstock.events.live import FeedBroadcaster
 from penstock.events.views import routes as event_routes
+from penstock.feedback.views import routes as feedback_routes
 from penstock.files.storage import FileStorage
 from penstock.ids import new_id
 from penstock.jobs.journal import Journal
@@ -84,6 +85,7 @@ def create_app(
     app.after_request(in_openai_form)
     apis = (
         job_routes,
+        feedback_routes,
         openai_routes,
         file_routes,
         batch_routes,

@@ -7,6 +7,7 @@ from penstock.db import Base
 from penstock.dead_letters.models import DeadLetter
 from penstock.events.models import FeedEvent, FeedHead
 from penstock.fairness.models import FairShare
+from penstock.feedback.models import Feedback
 from penstock.files.models import File
 from penstock.idempotency.models import IdempotencyKey
 from penstock.jobs.models import Event, Job, JobJournal, JobRun, JobTag
@@ -30,6 +31,7 @@ __all__ = [
     "FairShare",
     "FeedEvent",
     "FeedHead",
+    "Feedback",
     "File",
     "Hosting",
     "IdempotencyKey",

@@ -16,6 +16,7 @@ COMMANDS = {
         "delete": Lazy("penstock.cli.jobs:delete", "Delete finished jobs for good."),
         "batch": Lazy("penstock.cli.batches:batch", "Run files of requests, a line each."),
         "events": Lazy("penstock.cli.events:events", "Show all that happened, or follow it."),
+        "feedback": Lazy("penstock.cli.feedback:feedback", "Judge a job's answer, or see what was said."),
         "webhooks": Lazy("penstock.cli.webhooks:webhooks", "Keep webhook endpoints; see and replay deliveries."),
     },
     "Platform": {

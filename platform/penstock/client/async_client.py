@@ -114,6 +114,8 @@ class AsyncJobs(_Awaited[Jobs]):
     retry = _awaited(Jobs.retry)
     wait = _awaited(Jobs.wait)
     stream = _iterated(Jobs.stream)
+    give_feedback = _awaited(Jobs.give_feedback)
+    feedback = _iterated(Jobs.feedback)
 
 
 class AsyncWebhooks(_Awaited[Webhooks]):

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from penstock.client.errors import WaitTimedOut
 from penstock.client.events import Cursor, Event
-from penstock.client.models import Job, JobPage, Message, Params, Webhook, parse
+from penstock.client.models import Feedback, FeedbackPage, Job, JobPage, Message, Params, Webhook, parse
 from penstock.client.patience import OnLost, Patience
 from penstock.client.reading import Asking, Pages, Waiting
 from penstock.client.stream import JobReader
@@ -124,6 +124,29 @@ class Jobs:
         cursor = _cursor(last_event_id) if last_event_id is not None else Cursor()
         reader = JobReader(f"{_path(job_id)}/events", cursor)
         return self._transport.read(reader, Patience(self._patience_seconds, on_lost))
+
+    def give_feedback(
+        self,
+        job_id: str,
+        *,
+        score: float | None = None,
+        label: str | None = None,
+        comment: str | None = None,
+        choice: int | None = None,
+        user: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Feedback:
+        """Judge a finished job's answer, or one choice of it, by a score from 0 to 1, a label, or both.
+
+        Raises `JobNotFinished`, and `ValidationFailed` for a choice that the job has not.
+        """
+        body = given(score=score, label=label, comment=comment, choice=choice, user=user)
+        headers = _idempotency(idempotency_key)
+        return parse(Feedback, self._transport.request("POST", f"{_path(job_id)}/feedback", body=body, headers=headers))
+
+    def feedback(self, job_id: str, *, page_size: int | None = None) -> Iterator[Feedback]:
+        """All that was said of the job's answer, oldest first."""
+        return self._transport.pages(Pages(FeedbackPage, f"{_path(job_id)}/feedback", {"limit": page_size}))
 
     def _job(self, method: str, path: str, *, body: Any = None, headers: Mapping[str, str] | None = None) -> Job:
         return parse(Job, self._transport.request(method, path, body=body, headers=headers))

@@ -312,6 +312,30 @@ class Job(Document):
         return self.model_dump_json(by_alias=True)
 
 
+class Feedback(Document):
+    """What somebody thinks of a job's answer, or of one `choice` of it; the version is the one that gave it."""
+
+    id: str
+    job_id: str
+    choice: int | None
+    score: float | None
+    label: str | None
+    comment: str | None
+    user: str | None
+    api_key_id: str
+    model_name: str
+    model_version: str
+    created_at: datetime
+
+
+class FeedbackPage(Document):
+    """One page of a job's feedback."""
+
+    data: list[Feedback]
+    has_more: bool
+    next: str | None
+
+
 class JobPage(Document):
     """One page of a listing."""
 

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Tag, ValidationError
 
 from penstock.client.batches import Batch
 from penstock.client.errors import WebhookInvalid
-from penstock.client.models import Document, Job, WebhookEndpoint
+from penstock.client.models import Document, Feedback, Job, WebhookEndpoint
 from penstock.webhooks.signing import is_signed
 
 TOLERANCE_SECONDS: Final = 300
@@ -23,7 +23,7 @@ class WebhookEvent(Document):
     """What a webhook tells: an event, and the job as it was then. `event_number` is the event's in its job.
 
     `webhook_endpoint.test` and `webhook_endpoint.disabled` have the endpoint as `data`, and no number; events of a
-    batch have the batch.
+    batch have the batch, and `job.feedback` has the feedback.
     """
 
     type: str
@@ -32,7 +32,8 @@ class WebhookEvent(Document):
     data: Annotated[
         Annotated[Job, Tag("job")]
         | Annotated[WebhookEndpoint, Tag("webhook_endpoint")]
-        | Annotated[Batch, Tag("batch")],
+        | Annotated[Batch, Tag("batch")]
+        | Annotated[Feedback, Tag("feedback")],
         Discriminator(_kind),
     ]
 

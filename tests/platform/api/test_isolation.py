@@ -62,6 +62,7 @@ THINGS = (
 
 BODIES: Mapping[tuple[str, str], Any] = {
     ("POST", "/v1/jobs"): BODY,
+    ("POST", "/v1/jobs/<job_id>/feedback"): {"score": 0.0},
     ("POST", "/v1/keys"): {"name": "theirs"},
     ("POST", "/v1/users"): {"email": "theirs@example.com"},
     ("PATCH", "/v1/users/<user_id>"): {"disabled": True},

@@ -13,6 +13,7 @@ from penstock.auth.services import Scope
 from penstock.batches.telling import BatchEvent
 from penstock.clock import iso, utc_now
 from penstock.db import Database
+from penstock.feedback.services import FEEDBACK_GIVEN
 from penstock.jobs import services as jobs
 from penstock.jobs.events import EventType
 from penstock.settings import Settings
@@ -137,7 +138,7 @@ def test_endpoints_of_others_and_disabled_ones_get_nothing(
 
 
 def test_every_event_can_be_named() -> None:
-    assert set(get_args(WebhookEventName)) == {*EventType, *BatchEvent, EndpointEvent.DISABLED}
+    assert set(get_args(WebhookEventName)) == {*EventType, *BatchEvent, EndpointEvent.DISABLED, FEEDBACK_GIVEN}
 
 
 @pytest.mark.parametrize(

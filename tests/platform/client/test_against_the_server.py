@@ -8,6 +8,7 @@ from penstock.client import JobState, Params, StateEvent, TokenEvent
 from penstock.errors import (
     ContextLengthExceeded,
     JobAlreadyFinished,
+    JobNotFinished,
     ModelNotFound,
     NotFound,
     Unauthenticated,
@@ -53,6 +54,24 @@ def test_a_submit_whose_answers_are_lost_makes_one_job(
         assert proxy.connections == 3
         job_2 = client.jobs.submit(model="tiny", prompt="x")
     assert [found.id for found in connected.jobs.list()] == [job_2.id, job.id]
+
+
+def test_an_answer_is_judged(connected: Client, worker: Worker) -> None:
+    job = connected.jobs.submit(model="tiny", prompt="x")
+    with pytest.raises(JobNotFinished):
+        connected.jobs.give_feedback(job.id, score=1.0)
+    worker.claim()
+    worker.write("Hi")
+    worker.finish()
+    said = connected.jobs.give_feedback(job.id, score=0.5, label="ok", comment="short", choice=0, user="ann")
+    again = connected.jobs.give_feedback(job.id, label="ok", idempotency_key="k")
+    assert connected.jobs.give_feedback(job.id, label="ok", idempotency_key="k") == again
+    assert (said.score, said.label, said.comment, said.choice, said.user) == (0.5, "ok", "short", 0, "ann")
+    assert said.model_version == "1"
+    assert list(connected.jobs.feedback(job.id, page_size=1)) == [said, again]
+    with pytest.raises(ValidationFailed) as wrong:
+        connected.jobs.give_feedback(job.id, score=1.0, choice=1)
+    assert wrong.value.field == "choice"
 
 
 def test_cancelling(connected: Client, worker: Worker) -> None:

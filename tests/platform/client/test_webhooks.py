@@ -5,7 +5,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
-from penstock.client import Job, WebhookEndpoint, WebhookInvalid, verify_webhook
+from penstock.client import Feedback, Job, WebhookEndpoint, WebhookInvalid, verify_webhook
 from standardwebhooks import Webhook
 
 from tests.platform.client.server import FINISHED
@@ -77,3 +77,15 @@ def test_an_endpoints_own_event_has_the_endpoint() -> None:
     event = verify_webhook(headers_for(body, time.time()), body, SECRET)
     assert isinstance(event.data, WebhookEndpoint)
     assert (event.type, event.event_number, event.data.failures) == ("webhook_endpoint.test", None, 3)
+
+
+def test_feedback_comes_as_feedback() -> None:
+    said = {
+        "id": "fbk_1", "object": "feedback", "job_id": "job_1", "choice": None, "score": 0.5, "label": None,
+        "comment": None, "user": None, "api_key_id": "key_1", "model_name": "tiny", "model_version": "1",
+        "created_at": "2026-11-21T10:00:01.000Z",
+    }  # fmt: skip
+    body = json.dumps({"type": "job.feedback", "timestamp": "2026-11-21T10:00:01.000Z", "data": said})
+    event = verify_webhook(headers_for(body, time.time()), body, SECRET)
+    assert isinstance(event.data, Feedback)
+    assert (event.data.score, event.data.job_id) == (0.5, "job_1")

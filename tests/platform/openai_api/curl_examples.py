@@ -105,7 +105,8 @@ def call_of(command: str, known: Mapping[str, str], folder: Path) -> Call:
             case "-N":
                 pass  # as it comes: we do not buffer either
             case _:
-                assert not (word.startswith("-") or call.url), f"curl {word}: teach this reader of examples"
+                assert not word.startswith("-"), f"curl {word}: teach this reader of examples"
+                assert not call.url, f"{call.url} and {word}: one call at a time"
                 call.url = word
     call.method = method or call.method
     return call

@@ -1,0 +1,1 @@
+"""What people and programs think of jobs' answers, kept with the version that gave them."""
