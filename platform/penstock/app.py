@@ -15,7 +15,9 @@ from penstock.auth.key_ring import KeyRing
 from penstock.auth.operator_views import routes as operator_routes
 from penstock.auth.views import routes as account_routes
 from penstock.broker import make_redis
+from penstock.bulk.views import routes as bulk_routes
 from penstock.db import Database
+from penstock.dead_letters.views import routes as dead_letter_routes
 from penstock.errors import NotFound
 from penstock.events.live import FeedBroadcaster
 from penstock.events.views import routes as event_routes
@@ -40,6 +42,7 @@ from penstock.quotas.counters import Counters
 from penstock.quotas.fields import add_fields
 from penstock.quotas.gate import QuotaGate
 from penstock.quotas.views import routes as quota_routes
+from penstock.retention.views import routes as retention_routes
 from penstock.routing.views import routes as model_routes
 from penstock.services import Services, current_services
 from penstock.settings import Settings
@@ -90,6 +93,7 @@ def create_app(
         file_routes,
         batch_routes,
         response_routes,
+        retention_routes,
         model_routes,
         account_routes,
         quota_routes,
@@ -97,6 +101,7 @@ def create_app(
         webhook_routes,
         usage_routes,
         operator_routes,
+        dead_letter_routes,
         price_routes,
     )
     for blueprint in (*apis, health.blueprint(), openapi.blueprint()):

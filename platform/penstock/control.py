@@ -1,7 +1,8 @@
 """The control process: attempts webhooks, keeps house, and follows the registry's aliases.
 
 A Celery worker with a few threads takes what the relays ring for; beside it run the housekeeper (relay, sweeper,
-reaper) and, where MLflow is configured, the synchroniser. SIGTERM lets attempts in flight end, then stops all of them.
+reaper), what tends batches and retention and, where MLflow is configured, the synchroniser. SIGTERM lets attempts in
+flight end, then stops all of them.
 """
 
 import logging
@@ -26,6 +27,7 @@ from penstock.jobs.housekeeping import Housekeeper
 from penstock.logs import get_logger
 from penstock.metrics import ControlMetrics, serve_metrics
 from penstock.registry.mlflow_sync import Synchroniser
+from penstock.retention.sweeping import RetentionSweeper
 from penstock.settings import Settings, variable_name
 from penstock.tracing import make_tracing
 from penstock.webhooks import tasks as webhook_tasks
@@ -48,6 +50,7 @@ def run_control(settings: Settings) -> int:
     companions = Companions()
     companions.start("housekeeper", Housekeeper(database, redis, app, settings, metrics.house).run)
     companions.start("batches", BatchTender(Workshop.open(settings, database, redis)).run)
+    companions.start("retention", RetentionSweeper(database, redis, settings, metrics).run)
     if settings.mlflow_tracking_uri is not None:
         companions.start("synchroniser", Synchroniser(database, settings).run)
     log.info("control.started", concurrency=CONCURRENCY, companions=companions.names)

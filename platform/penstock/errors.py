@@ -18,7 +18,7 @@ PenstockError
 │   ├── AlreadyExists       409   something has that name or address
 │   ├── LastAdministrator   409   a tenant keeps somebody who administers it
 │   ├── JobAlreadyFinished  409   a terminal state is final
-│   ├── JobNotFinished      409   only a finished job can be retried
+│   ├── JobNotFinished      409   only a finished job can be retried or deleted
 │   ├── JobStopped          409   the job that served the call was cancelled or expired
 │   ├── IdempotencyKeyInUse 409   the first request with the key is being handled
 │   ├── IdempotencyKeyReused 422  the key came with another request before
@@ -33,6 +33,9 @@ PenstockError
 │   ├── FileInUse           409   a batch reads the file
 │   ├── BatchFinished       409   nothing is changed of a batch that ends or has ended
 │   ├── NothingToRetry      409   no line of the batch can be tried again
+│   ├── TooManyBulkOperations 409 the tenant has as many going as it may
+│   ├── BulkOperationFinished 409 nothing is left of it to cancel
+│   ├── DeadLetterSettled   409   it was replayed or discarded before
 │   ├── BodyTooLarge        413
 │   ├── UnsupportedMediaType 415
 │   └── QuotaExceeded       429   the tenant's limit is reached
@@ -331,6 +334,30 @@ class NothingToRetry(RequestError):
     code = "nothing_to_retry"
     status = 409
     title = "There is nothing to try again"
+
+
+class TooManyBulkOperations(RequestError):
+    """The tenant has as many bulk operations going as it may."""
+
+    code = "too_many_bulk_operations"
+    status = 409
+    title = "There are too many bulk operations"
+
+
+class BulkOperationFinished(RequestError):
+    """The bulk operation is completed: nothing of it is left to cancel."""
+
+    code = "bulk_operation_finished"
+    status = 409
+    title = "The bulk operation has finished"
+
+
+class DeadLetterSettled(RequestError):
+    """The dead letter was replayed, or discarded, before; `extra["status_now"]` says which."""
+
+    code = "dead_letter_settled"
+    status = 409
+    title = "The dead letter is settled"
 
 
 class BodyTooLarge(RequestError):

@@ -85,6 +85,12 @@ class ControlMetrics:
             buckets=_LATENCY_BUCKETS,
             registry=self.registry,
         )
+        self.retention_deleted = Counter(
+            "penstock_retention_deleted",
+            "What was deleted because it was past its time",
+            ("kind",),
+            registry=self.registry,
+        )
 
 
 class MetricsServer:

@@ -26,6 +26,7 @@ _REASONS: Final = {
     LineState.FAILED: ("input_file_gone", "the batch's input file was lost"),
 }
 """What is said of lines that got no answer, and of those that got no job and no reason of their own."""
+_DELETED: Final = {"code": "job_deleted", "message": "its job was deleted"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Results:
             "id": f"{self._batch.id.replace('batch_', 'batch_req_', 1)}_{line.line}",
             "custom_id": line.custom_id,
             "response": self._answer(line, job) if job is not None and answered else None,
-            "error": None if answered else _failure(line),
+            "error": None if answered else _failure(line, job),
             "line": line.line,
             "status": line.state,
         }
@@ -92,9 +93,11 @@ class Results:
         return self._session.get_one(Deployment, job.deployment_id)
 
 
-def _failure(line: BatchLine) -> dict[str, Any]:
+def _failure(line: BatchLine, job: Job | None) -> dict[str, Any]:
     if line.error is not None:
         return line.error
+    if line.job_id is not None and job is None:
+        return _DELETED
     code, message = _REASONS[LineState(line.state)]
     kept = f"; GET /v1/jobs/{line.job_id} has the output so far" if line.job_id else ""
     return {"code": code, "message": message + kept}

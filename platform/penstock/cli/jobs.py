@@ -1,4 +1,4 @@
-"""`penstock get`, `list`, `cancel` and `retry`."""
+"""`penstock get`, `list`, `cancel`, `retry` and `delete`."""
 
 from itertools import islice
 
@@ -65,6 +65,16 @@ def retry(client: Client, job_id: str, as_json: bool) -> None:
     """Submit the request of a finished job again, as a new job. Prints its id."""
     job = client.jobs.retry(job_id)
     click.echo(job.to_json() if as_json else job.id)
+
+
+@click.command()
+@click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
+@with_client
+def delete(client: Client, job_ids: tuple[str, ...]) -> None:
+    """Delete finished jobs for good, with all that they wrote. Their usage stays counted."""
+    for job_id in job_ids:
+        client.jobs.delete(job_id)
+        click.echo(f"{job_id} deleted")
 
 
 def _show(job: Job, as_json: bool) -> None:

@@ -15,12 +15,12 @@ from penstock.clock import iso
 from penstock.settings import Settings
 
 _LIMITS = ("max_queued_jobs", "requests_per_minute", "tokens_per_minute", "max_open_streams")
-_HEADINGS = ("id", "name", "weight", *_LIMITS)
+_HEADINGS = ("id", "name", "weight", *_LIMITS, "status")
 
 
 @click.group()
 def tenants() -> None:
-    """Make organisations and set their limits. Reads PENSTOCK_DATABASE_URL and the other settings."""
+    """Make, limit, suspend and erase organisations. Reads PENSTOCK_DATABASE_URL and the other settings."""
 
 
 @tenants.command()
@@ -52,6 +52,37 @@ def set_(tenant: str, changes: tuple[str, ...]) -> None:
     print_rows(_HEADINGS, [_row(changed)])
 
 
+@tenants.command()
+@click.argument("tenant")
+def suspend(tenant: str) -> None:
+    """Refuse the keys and people of TENANT (name or id), and begin none of its waiting jobs. Those that run end."""
+    with administering(Settings.from_environment()) as (session, administration):
+        suspended = administration.suspend_tenant(find_tenant(session, tenant).id)
+    click.echo(f"{suspended.name} is suspended")
+
+
+@tenants.command()
+@click.argument("tenant")
+def resume(tenant: str) -> None:
+    """End the suspension of TENANT (name or id)."""
+    with administering(Settings.from_environment()) as (session, administration):
+        resumed = administration.resume_tenant(find_tenant(session, tenant).id)
+    click.echo(f"{resumed.name} is resumed")
+
+
+@tenants.command()
+@click.argument("tenant")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def erase(tenant: str, yes: bool) -> None:
+    """Delete TENANT (name or id), which must be suspended, with all that it has. The control processes do it."""
+    with administering(Settings.from_environment()) as (session, administration):
+        wanted = find_tenant(session, tenant)
+        if not yes:
+            click.confirm(f"Delete {wanted.name} ({wanted.id}) with all that it has, for good?", abort=True)
+        administration.erase_tenant(wanted.id)
+    click.echo(f"{wanted.id} is being erased; `penstock tenants list` shows it until it is gone")
+
+
 @click.command()
 @click.option("--tenant", help="The tenant's name or id; all without it.")
 @click.option("--action", type=click.Choice([action.value for action in Action]))
@@ -79,8 +110,15 @@ def audit(tenant: str | None, action: str | None, limit: int) -> None:
 
 
 def _row(tenant: Tenant) -> tuple[str, ...]:
-    values = (getattr(tenant, name) for name in _HEADINGS)
-    return tuple("-" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+    values = (getattr(tenant, name) for name in _HEADINGS[:-1])
+    cells = ("-" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+    return (*cells, _status(tenant))
+
+
+def _status(tenant: Tenant) -> str:
+    if tenant.erasing_since is not None:
+        return "being erased"
+    return "active" if tenant.suspended_at is None else "suspended"
 
 
 def _assigned(text: str) -> tuple[str, Any]:

@@ -111,6 +111,7 @@ class AsyncJobs(_Awaited[Jobs]):
     get = _awaited(Jobs.get)
     list = _iterated(Jobs.list)
     cancel = _awaited(Jobs.cancel)
+    delete = _awaited(Jobs.delete)
     retry = _awaited(Jobs.retry)
     wait = _awaited(Jobs.wait)
     stream = _iterated(Jobs.stream)

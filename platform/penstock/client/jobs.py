@@ -99,6 +99,13 @@ class Jobs:
         """
         return self._job("POST", f"{_path(job_id)}/cancel")
 
+    def delete(self, job_id: str) -> None:
+        """Delete a finished job for good, with all that it wrote; its usage stays counted.
+
+        Raises `JobNotFinished`, and `JobInBatch` while a batch needs it or has files that hold it as well.
+        """
+        self._transport.request("DELETE", _path(job_id))
+
     def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
         """A new job with the request of a finished one; its `retry_of` names the old one."""
         return self._job("POST", f"{_path(job_id)}/retry", headers=_idempotency(idempotency_key))

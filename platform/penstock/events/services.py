@@ -94,6 +94,11 @@ def place_committed(session: Session) -> int:
     return int(placed.rowcount)
 
 
+def hold_order(session: Session) -> None:
+    """Keep events from getting their positions until the transaction ends, which is to be soon."""
+    session.execute(select(func.pg_advisory_xact_lock(_ORDER_LOCK)))
+
+
 def head_of(session: Session, tenant_id: str) -> int:
     """The last position of the tenant's feed; 0 while it is empty."""
     return session.scalar(select(FeedHead.position).where(FeedHead.tenant_id == tenant_id)) or 0

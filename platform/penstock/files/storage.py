@@ -70,6 +70,11 @@ class FileStorage:
         with _told_as_unavailable(), suppress(FileNotFoundError):
             self._fs.rm_file(self._path(key))
 
+    def delete_folder(self, name: str) -> None:
+        """Remove whatever lies under that folder, and it, if it is there."""
+        with _told_as_unavailable(), suppress(FileNotFoundError):
+            self._fs.rm(self._path(name), recursive=True)
+
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
 

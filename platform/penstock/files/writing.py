@@ -71,19 +71,18 @@ def remove(database: Database, storage: FileStorage, file: File) -> None:
 
 
 def sweep(database: Database, storage: FileStorage) -> int:
-    """Remove files that are to go, a few at a time; how many it were."""
+    """Remove files that are to go, a few at a time; how many are gone, so 0 also while the storage is away."""
     with database.transaction() as session:
         dead = files.take_dead(session)
-    for file in dead:
-        _delete(database, storage, file)
-    return len(dead)
+    return sum(_delete(database, storage, file) for file in dead)
 
 
-def _delete(database: Database, storage: FileStorage, file: File) -> None:
+def _delete(database: Database, storage: FileStorage, file: File) -> bool:
     try:
         storage.delete(file.key)
     except ServiceUnavailable:
-        return
+        return False
     with database.transaction() as session:
         files.forget(session, file.id)
     log.info("file.removed", file=file.id, purpose=file.purpose)
+    return True

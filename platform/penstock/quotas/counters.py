@@ -13,7 +13,7 @@ from typing import Final
 
 from redis import Redis
 
-from penstock.quotas.policies import Policy, Standing
+from penstock.quotas.policies import REQUESTS, STREAMS, TOKENS, Policy, Standing
 
 LEASE_SECONDS: Final = 60.0
 """How long an open stream counts without being renewed."""
@@ -83,6 +83,14 @@ class Counters:
         """Give the place back."""
         self._redis.zrem(_key(tenant_id, policy), place)
 
+    def forget(self, tenant_id: str) -> None:
+        """Delete all of a tenant's counters."""
+        self._redis.delete(*(_name(tenant_id, policy) for policy in (REQUESTS, TOKENS, STREAMS)))
+
 
 def _key(tenant_id: str, policy: Policy) -> str:
-    return f"penstock:quota:{tenant_id}:{policy.name}"
+    return _name(tenant_id, policy.name)
+
+
+def _name(tenant_id: str, policy: str) -> str:
+    return f"penstock:quota:{tenant_id}:{policy}"

@@ -1,0 +1,1 @@
+"""How long things are kept, and how they go: by age, one job at its tenant's word, or a whole tenant."""
