@@ -24,6 +24,7 @@ from penstock.batches.workshop import Workshop
 from penstock.errors import BudgetExceeded, PenstockError, QuotaExceeded, RequestError, TenantSuspended
 from penstock.files.models import File
 from penstock.jobs import services as jobs
+from penstock.jobs.locks import lock_budgets, lock_queue
 from penstock.jobs.schemas import JobRequest
 from penstock.logs import get_logger
 
@@ -115,6 +116,8 @@ def _submit_some(workshop: Workshop, turn: Turn, ready: Sequence[_Ready]) -> boo
         batch = hold(session, turn)
         if batch.status == PAUSED or batch.state != BatchState.IN_PROGRESS:
             return False
+        lock_queue(session, batch.tenant_id)
+        lock_budgets(session, [batch.tenant_id])
         batch.blocker, refused = _submit_each(workshop, session, batch, ready)
         settle_refused(session, batch, refused)
         return batch.blocker is None

@@ -20,6 +20,7 @@ from penstock.files import services as files
 from penstock.files.models import Purpose
 from penstock.idempotency.services import HEADER, KeyedRequest
 from penstock.ids import new_id
+from penstock.jobs.locks import lock_queue
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
 from penstock.outbox.services import Topic, post
@@ -155,6 +156,7 @@ def hold_waiting(session: Session, batch: Batch, *, held: bool) -> None:
         .execution_options(synchronize_session=False)
     ).all()
     if not held:
+        lock_queue(session, batch.tenant_id)
         deployments, released = sorted({row.deployment_id for row in moved}), [row.id for row in moved]
         for deployment_id in deployments:
             post(session, Topic.DOORBELL, {"deployment_id": deployment_id})

@@ -25,6 +25,7 @@ from penstock.batches.workshop import Workshop
 from penstock.errors import JobAlreadyFinished, PenstockError
 from penstock.files.writing import sweep
 from penstock.jobs import services as jobs
+from penstock.jobs.locks import lock_budgets
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
 from penstock.logs import get_logger
@@ -167,6 +168,7 @@ def _stop_open(session: Session, batch: Batch) -> list[str]:
         .limit(_CANCELLED_AT_ONCE)
         .with_for_update(of=Job, skip_locked=True)  # all before the first budget: who ends one locks in that order too
     ).all()
+    lock_budgets(session, [batch.tenant_id] if chosen else [])
     for job_id in chosen:
         with suppress(JobAlreadyFinished):
             jobs.cancel(session, batch.tenant_id, job_id)

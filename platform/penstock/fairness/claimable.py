@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 
 from penstock.auth.models import Tenant
 from penstock.fairness.counters import wake
+from penstock.jobs.locks import lock_queue
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
 from penstock.outbox.services import Topic, post
@@ -18,6 +19,7 @@ def claimable() -> ColumnElement[bool]:
 
 def let_claim_again(session: Session, tenant_id: str) -> None:
     """Ring for what waits of a tenant that was just resumed, beginning at the least that others were charged."""
+    lock_queue(session, tenant_id)
     waiting = session.execute(
         select(Job.deployment_id, func.array_agg(Job.id))
         .where(Job.tenant_id == tenant_id, claimable())

@@ -5,7 +5,7 @@ same ones (`penstock_engine.fairness`). A tenant pays `INPUT_COST` for each inpu
 `OUTPUT_COST` for each output token, divided by its weight, while they are generated; the lowest counter goes first. One
 that wakes, having had nothing that waited or ran, is lifted to the least of the others, so idling earns no credit.
 
-Counters are the last rows that a transaction locks, in the order of tenant and deployment: so charges cannot deadlock.
+Counters are the last rows that a transaction locks, in the order of tenant and deployment (`penstock.jobs.locks`).
 """
 
 from collections.abc import Collection, Sequence
@@ -75,6 +75,7 @@ _WAKE: Final = text(
     )
     INSERT INTO fair_share (tenant_id, deployment_id, charged)
     SELECT :tenant_id, :deployment_id, floor.charged FROM floor
+    WHERE NOT EXISTS (SELECT FROM fair_share WHERE deployment_id = :deployment_id AND tenant_id = :tenant_id)
     ON CONFLICT DO NOTHING
     """  # noqa: S608  # made of constants alone
 )
@@ -106,6 +107,7 @@ def charge(session: Session, due: Sequence[Due]) -> None:
 def wake(session: Session, deployment_id: str, tenant_id: str, *, besides: Collection[str]) -> None:
     """Lift the tenant to the others' least, if nothing of it waits or runs there but the jobs `besides`: the new ones.
 
-    It waits for no row: one that is locked is being charged, so its tenant is awake.
+    It waits for no row that is there: one that is locked is being charged, so its tenant is awake. For one that
+    somebody else is just making it does, so whoever calls this for several deployments holds the tenant's queue.
     """
     session.execute(_WAKE, {"deployment_id": deployment_id, "tenant_id": tenant_id, "besides": list(besides)})

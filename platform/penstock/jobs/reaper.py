@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from penstock.jobs.events import EventType, Happening, record
 from penstock.jobs.journal import JournalEntry
 from penstock.jobs.lease import Finish, Held, finish, hand_back, load_checkpoint
+from penstock.jobs.locks import lock_budgets
 from penstock.jobs.models import Job
 from penstock.jobs.output import assemble_output, count_tokens
 from penstock.jobs.states import JobState, RunOutcome
@@ -38,9 +39,10 @@ def reap(session: Session, read_journal: ReadJournal, *, max_own_crashes: int) -
         .limit(_BATCH)
         .with_for_update(skip_locked=True)
     ).all()
-    # Budgets and counters are locked in this order everywhere.
-    by_tenant = sorted(lost, key=lambda job: (job.tenant_id, job.deployment_id, job.id))
-    return [_take_back(session, job, read_journal, max_own_crashes) for job in by_tenant]
+    by_counter = sorted(lost, key=lambda job: (job.tenant_id, job.deployment_id, job.id))
+    ends = [_end(session, job, read_journal) for job in by_counter]  # asks Redis: no budget is locked yet
+    lock_budgets(session, {job.tenant_id for job, end in zip(by_counter, ends, strict=True) if end is not None})
+    return [_take_back(session, job, end, max_own_crashes) for job, end in zip(by_counter, ends, strict=True)]
 
 
 def expire_waiting(session: Session) -> list[Job]:
@@ -52,24 +54,32 @@ def expire_waiting(session: Session) -> list[Job]:
         .limit(_BATCH)
         .with_for_update(skip_locked=True)
     )
+    chosen = session.execute(late).all()
+    lock_budgets(session, {row.tenant_id for row in chosen})
     expired = []
-    for job_id, _ in sorted(session.execute(late).all(), key=lambda row: (row.tenant_id, row.id)):
+    for job_id, _ in chosen:
         kept = load_checkpoint(session, job_id)
         expired.append(_expire(session, job_id, kept))
     record(session, [Happening(job, EventType.EXPIRED, {"output_tokens": job.output_tokens}) for job in expired])
     return expired
 
 
-def _take_back(session: Session, job: Job, read_journal: ReadJournal, max_own_crashes: int) -> Job:
-    held = Held(job.id, job.fence)
+def _end(session: Session, job: Job, read_journal: ReadJournal) -> Finish | None:
+    """How a job ends that was cancelled or is late; None for one that goes on."""
     late = job.deadline is not None and session.scalar(select(Job.deadline <= func.now()).where(Job.id == job.id))
     if job.cancel_requested_at is None and not late:
-        reason = f"worker {job.lease_holder} fell silent"
-        return hand_back(session, held, RunOutcome.LEASE_LOST, reason, max_own_crashes=max_own_crashes)
-    entries = max(read_journal(held), load_checkpoint(session, job.id), key=len)
+        return None
+    entries = max(read_journal(Held(job.id, job.fence)), load_checkpoint(session, job.id), key=len)
     state = JobState.CANCELLED if job.cancel_requested_at is not None else JobState.EXPIRED
-    result = Finish(state, entries, job.prompt_tokens or 0, job.cached_tokens, outcome=RunOutcome.LEASE_LOST)
-    return finish(session, held, result)
+    return Finish(state, entries, job.prompt_tokens or 0, job.cached_tokens, outcome=RunOutcome.LEASE_LOST)
+
+
+def _take_back(session: Session, job: Job, end: Finish | None, max_own_crashes: int) -> Job:
+    held = Held(job.id, job.fence)
+    if end is not None:
+        return finish(session, held, end)
+    reason = f"worker {job.lease_holder} fell silent"
+    return hand_back(session, held, RunOutcome.LEASE_LOST, reason, max_own_crashes=max_own_crashes)
 
 
 def _expire(session: Session, job_id: str, kept: Sequence[JournalEntry]) -> Job:
