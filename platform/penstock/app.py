@@ -88,6 +88,7 @@ def create_app(
     app.after_request(in_openai_form)
     apis = (
         job_routes,
+        bulk_routes,
         feedback_routes,
         openai_routes,
         file_routes,

@@ -22,7 +22,10 @@ from celery.signals import setup_logging
 from penstock.batches.tending import BatchTender
 from penstock.batches.workshop import Workshop
 from penstock.broker import CONTROL_QUEUE, make_celery, make_redis
+from penstock.bulk.tending import BulkTender
+from penstock.bulk.work import JOB_WORKS
 from penstock.db import Database
+from penstock.dead_letters.work import LETTER_WORKS
 from penstock.jobs.housekeeping import Housekeeper
 from penstock.logs import get_logger
 from penstock.metrics import ControlMetrics, serve_metrics
@@ -49,7 +52,9 @@ def run_control(settings: Settings) -> int:
     webhook_tasks.register(app, database, settings, metrics, tracing)
     companions = Companions()
     companions.start("housekeeper", Housekeeper(database, redis, app, settings, metrics.house).run)
-    companions.start("batches", BatchTender(Workshop.open(settings, database, redis)).run)
+    workshop = Workshop.open(settings, database, redis)
+    companions.start("batches", BatchTender(workshop).run)
+    companions.start("bulk", BulkTender(workshop, {**JOB_WORKS, **LETTER_WORKS}).run)
     companions.start("retention", RetentionSweeper(database, redis, settings, metrics).run)
     if settings.mlflow_tracking_uri is not None:
         companions.start("synchroniser", Synchroniser(database, settings).run)

@@ -46,6 +46,11 @@ class Action(StrEnum):
     WEBHOOK_SECRET_ROTATED = "webhook_endpoint.secret_rotated"  # noqa: S105 - an action's name
     WEBHOOK_DISABLED = "webhook_endpoint.disabled"
     WEBHOOK_ENABLED = "webhook_endpoint.enabled"
+    BULK_CREATED = "bulk.created"
+    BULK_CANCELLED = "bulk.cancelled"
+    DEAD_LETTER_REPLAYED = "dead_letter.replayed"
+    DEAD_LETTER_DISCARDED = "dead_letter.discarded"
+    WORKER_DRAINED = "worker.drain_requested"
 
 
 @dataclass(frozen=True, slots=True)

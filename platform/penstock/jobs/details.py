@@ -1,5 +1,6 @@
 """Everything that can be said about one job: its document, its place in the queue, its history, its output so far."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -50,7 +51,11 @@ def _queue(session: Session, job: Job) -> dict[str, Any] | None:
 
 
 def _run_history(session: Session, job: Job) -> list[dict[str, Any]]:
-    runs = session.scalars(select(JobRun).where(JobRun.job_id == job.id).order_by(JobRun.fence))
+    return run_documents(session.scalars(select(JobRun).where(JobRun.job_id == job.id).order_by(JobRun.fence)))
+
+
+def run_documents(runs: Iterable[JobRun]) -> list[dict[str, Any]]:
+    """Each as `RunDocument`, numbered in their order."""
     return [
         {
             "number": number,

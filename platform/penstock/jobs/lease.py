@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from penstock.auth.models import Tenant
+from penstock.dead_letters.burial import bury_if_deadly
 from penstock.errors import LeaseLost
 from penstock.fairness.counters import Due, charge, cost_of
 from penstock.fairness.turns import next_job
@@ -197,11 +198,10 @@ def finish(session: Session, held: Held, result: Finish) -> Job:
     _store_journals(session, [(held, result.entries)])
     _end_run(session, held, result.outcome, None, result.spent)
     accounting.record(session, job, tally)
+    bury_if_deadly(session, job)
     record(session, [Happening(job, EventType(f"job.{result.state.value}"), _finish_data(job, result))])
     computed = _computed_input(tally.prompt_tokens, tally.cached_tokens, tally.computed_tokens, output_tokens)
-    charge(
-        session, [Due(job.id, cost_of(computed_input=computed, output=output_tokens))]
-    )  # the last: it locks a counter
+    charge(session, [Due(job.id, cost_of(computed_input=computed, output=output_tokens))])  # last: it locks a counter
     return job
 
 

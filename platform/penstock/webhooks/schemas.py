@@ -14,6 +14,7 @@ WebhookEventName = Literal[
     "job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.feedback", "webhook_endpoint.disabled",
     "batch.created", "batch.in_progress", "batch.paused", "batch.resumed", "batch.finalizing", "batch.cancelling",
     "batch.completed", "batch.failed", "batch.expired", "batch.cancelled",
+    "bulk.created", "bulk.running", "bulk.completed", "bulk.cancelled",
 ]  # fmt: skip
 FINAL_EVENTS: Final = [event.value for event in EventType if event.final]
 _WEEK_SECONDS: Final = 7 * 86_400

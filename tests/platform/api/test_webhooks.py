@@ -11,6 +11,7 @@ from flask import Flask
 from penstock.app import create_app
 from penstock.auth.services import Scope
 from penstock.batches.telling import BatchEvent
+from penstock.bulk.telling import BulkEvent
 from penstock.clock import iso, utc_now
 from penstock.db import Database
 from penstock.feedback.services import FEEDBACK_GIVEN
@@ -138,7 +139,13 @@ def test_endpoints_of_others_and_disabled_ones_get_nothing(
 
 
 def test_every_event_can_be_named() -> None:
-    assert set(get_args(WebhookEventName)) == {*EventType, *BatchEvent, EndpointEvent.DISABLED, FEEDBACK_GIVEN}
+    assert set(get_args(WebhookEventName)) == {
+        *EventType,
+        *BatchEvent,
+        *BulkEvent,
+        EndpointEvent.DISABLED,
+        FEEDBACK_GIVEN,
+    }
 
 
 @pytest.mark.parametrize(
