@@ -78,9 +78,9 @@ def _events(session: Session, tenant_id: str, before: datetime) -> int:
     placed = select(FeedEvent.id, FeedEvent.created_at).where(
         FeedEvent.tenant_id == tenant_id, FeedEvent.position.is_not(None)
     )
-    first = _locked(placed.order_by(FeedEvent.position), ROWS_AT_ONCE).cte("first")
-    old = select(first.c.id).where(first.c.created_at < before)
-    return _count(session, delete(FeedEvent).where(FeedEvent.id.in_(old)))
+    first = placed.order_by(FeedEvent.position).limit(ROWS_AT_ONCE).subquery()
+    old = select(FeedEvent.id).join(first, first.c.id == FeedEvent.id).where(first.c.created_at < before)
+    return _count(session, delete(FeedEvent).where(FeedEvent.id.in_(_locked(old, ROWS_AT_ONCE, of=FeedEvent))))
 
 
 def _deliveries(session: Session, tenant_id: str, before: datetime) -> int:

@@ -60,9 +60,28 @@ def test_what_is_wrong_is_said_in_one_line(server_call: Call, arguments: list[st
 def test_a_tenant_is_made_and_limited(server_call: Call) -> None:
     tenant_id = server_call("tenants", "create", "acme").stdout.strip()
     changed = server_call("tenants", "set", "acme", "max_queued_jobs=5", "weight=2.5", "name=Acme & Co")
-    assert changed.stdout == f"{tenant_id}\tAcme & Co\t2.5\t5\t-\t-\t-\n"
+    assert changed.stdout == f"{tenant_id}\tAcme & Co\t2.5\t5\t-\t-\t-\tactive\n"
     server_call("tenants", "set", tenant_id, "max_queued_jobs=-", "tokens_per_minute=1000", "max_open_streams=2")
-    assert server_call("tenants", "list").stdout.splitlines()[0] == f"{tenant_id}\tAcme & Co\t2.5\t-\t-\t1000\t2"
+    assert server_call("tenants", "list").stdout.splitlines()[0] == f"{tenant_id}\tAcme & Co\t2.5\t-\t-\t1000\t2\tactive"
+
+
+def test_a_tenant_is_suspended_resumed_and_erased(server_call: Call) -> None:
+    def standing(name: str) -> str:
+        listed = [line.split("\t") for line in server_call("tenants", "list").stdout.splitlines()]
+        return next(cells[-1] for cells in listed if cells[1] == name)
+
+    tenant_id = server_call("tenants", "create", "acme").stdout.strip()
+    assert "suspend it first" in server_call("tenants", "erase", "acme", "--yes").stderr
+    assert server_call("tenants", "suspend", "acme").stdout == "acme is suspended\n"
+    assert standing("acme") == "suspended"
+    assert server_call("tenants", "resume", tenant_id).stdout == "acme is resumed\n"
+    assert (standing("acme"), standing("default")) == ("active", "active")
+    server_call("tenants", "suspend", "acme")
+    refused = server_call("tenants", "erase", "acme", stdin="n\n")
+    assert (refused.exit_code, standing("acme")) == (1, "suspended")
+    assert server_call("tenants", "erase", "acme", "--yes").stdout.startswith(f"{tenant_id} is being erased")
+    assert standing("acme") == "being erased"
+    assert "is being erased since" in server_call("tenants", "resume", "acme").stderr
 
 
 def test_the_record_shows_who_did_what(server_call: Call) -> None:
