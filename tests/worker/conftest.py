@@ -44,7 +44,11 @@ def eventually(look: Callable[[], T | None], what: str, patience: float = PATIEN
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model in float32, where the order of a sum does not change which token is likeliest."""
-    folder = tmp_path_factory.mktemp("model")
+    return copy_demo_model(tmp_path_factory.mktemp("model"))
+
+
+def copy_demo_model(folder: Path) -> Path:
+    """Copy it there, in float32."""
     for file in (ROOT / "examples/invoices/model").iterdir():
         shutil.copy(file, folder)
     config = folder / "config.json"

@@ -22,8 +22,8 @@ from penstock.registry.tokenizer import ModelTokenizer
 from penstock.settings import Settings
 from sqlalchemy import select
 
-from tests.worker.conftest import eventually
-from tests.worker.conftest import model_folder as model_folder
+from tests.platform.registry.tool_templates import HERMES
+from tests.worker.conftest import copy_demo_model, eventually
 from tests.worker.world import World, open_world
 
 GREEDY: dict[str, Any] = {"model": "tiny", "temperature": 0, "extra_body": {"ignore_eos": True}}
@@ -71,6 +71,16 @@ class House:
 
     def ended(self, job_id: str) -> Job:
         return self.world.jobs.finished(job_id)
+
+
+@pytest.fixture(scope="package")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model, whose template also shows tools; without them it says what it always does."""
+    folder = copy_demo_model(tmp_path_factory.mktemp("caller"))
+    template = folder / "chat_template.jinja"
+    called = "tools or (messages | selectattr('tool_calls', 'defined') | list)"
+    template.write_text(f"{{% if {called} %}}{HERMES}{{% else %}}{template.read_text()}{{% endif %}}")
+    return folder
 
 
 @pytest.fixture(scope="package")
