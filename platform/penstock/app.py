@@ -50,6 +50,7 @@ from penstock.tracing import Tracing, log_fields, make_tracing, parent_of, trace
 from penstock.usage.views import operator_routes as price_routes
 from penstock.usage.views import routes as usage_routes
 from penstock.webhooks.views import routes as webhook_routes
+from penstock.workers.views import routes as worker_routes
 
 _COUNT_SECONDS: Final = 0.5  # how long a request waits for Redis to count it
 _WAITING_SHARE: Final = 0.75  # of the threads; the rest answer short requests
@@ -103,6 +104,7 @@ def create_app(
         usage_routes,
         operator_routes,
         dead_letter_routes,
+        worker_routes,
         price_routes,
     )
     for blueprint in (*apis, health.blueprint(), openapi.blueprint()):

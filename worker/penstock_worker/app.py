@@ -46,6 +46,8 @@ STALLED_EXIT_CODE: Final = 75
 _PARTS: Final = 4
 """That use PostgreSQL beside the jobs' threads: heartbeat, hosting, housekeeping and consumption, none of which waits
 for another's connection."""
+DRAINED_EXIT_CODE: Final = 76
+"""What a worker ends with that an operator had drained, so that its supervisor starts another."""
 _HAND_BACK_SECONDS: Final = 5.0
 """How long handing back may take when PostgreSQL does not answer; the reaper does it otherwise."""
 
@@ -91,7 +93,10 @@ class WorkerProcess:
             linger_seconds=settings.journal_linger_seconds,
             fenced=self._metrics.fenced.labels("journal").inc,
         )
-        self._heartbeat = Heartbeat(settings, self._card, self._own_database, self._held, self._writer)
+        self._heartbeat = Heartbeat(
+            settings, self._card, self._own_database, self._held, self._writer, drain=self._end_as_asked
+        )
+        self._exit_code = 0
         self._doorbells = Doorbells(self._celery)
         self._host = Host(
             settings,
@@ -145,7 +150,7 @@ class WorkerProcess:
         for part in parts:
             part.join()
         self._leave()
-        return exit_code
+        return exit_code or self._exit_code
 
     def _register(self) -> None:
         with self._own_database.transaction() as session:
@@ -168,6 +173,14 @@ class WorkerProcess:
         self._doorbells.wake()
         self._signals.wait()
         self._hand_back()
+
+    def _end_as_asked(self) -> None:
+        """An operator wants this worker to end: as at the first signal, but so that another is started."""
+        log.info("worker.drain_requested", worker=self._card.id)
+        self._exit_code = DRAINED_EXIT_CODE
+        self._begin_drain()
+        request_shutdown()
+        self._doorbells.wake()
 
     def _begin_drain(self) -> None:
         """Take no new job."""

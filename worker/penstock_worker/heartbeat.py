@@ -34,16 +34,24 @@ log = get_logger(__name__)
 
 
 class Heartbeat:
-    """Beats at least every second; `wake` makes it beat at once."""
+    """Beats at least every second; `wake` makes it beat at once. `drain` is called when an operator asks for that."""
 
     def __init__(
-        self, settings: Settings, card: WorkerCard, database: Database, held: HeldJobs, writer: JournalWriter
+        self,
+        settings: Settings,
+        card: WorkerCard,
+        database: Database,
+        held: HeldJobs,
+        writer: JournalWriter,
+        *,
+        drain: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._card = card
         self._database = database
         self._held = held
         self._writer = writer
+        self._drain = drain
         self._renewal_seconds = settings.lease_seconds / _RENEWALS_PER_LEASE
         self._beat_seconds = min(_LONGEST_BEAT_SECONDS, self._renewal_seconds, settings.checkpoint_seconds)
         self._reported: dict[str, HostingReport] = {}
@@ -164,7 +172,8 @@ class Heartbeat:
         claimed_at = self._claimed_at
         with self._database.transaction() as session:
             claimed = claimed_at > self._claim_told_at
-            if not hosting_services.heartbeat(session, self._card.id, draining=self.draining, claimed=claimed):
+            heard = hosting_services.heartbeat(session, self._card.id, draining=self.draining, claimed=claimed)
+            if heard is None:
                 hosting_services.register_worker(session, self._card)
                 self._reported = {}
             for deployment_id, report in reports.items():
@@ -173,6 +182,8 @@ class Heartbeat:
             for deployment_id in self._reported.keys() - reports.keys():
                 hosting_services.remove_hosting(session, self._card.id, deployment_id)
         self._reported, self._claim_told_at = reports, claimed_at
+        if heard is not None and heard.drain_requested and not self.draining:
+            self._drain()
 
 
 def _has_grown(job: RunningJob) -> bool:

@@ -110,9 +110,9 @@ def replay(session: Session, letter_id: str, actor: Actor, submit: Replay) -> De
         return letter
     _refuse_settled(letter)
     key = session.scalar(select(Job.api_key_id).where(Job.id == letter.job_id))
-    letter.replay_job_id = submit(letter.tenant_id, letter.job_id, key)
-    letter.state = "replayed"
-    _settle(session, letter, actor, Action.DEAD_LETTER_REPLAYED, {"replay": letter.replay_job_id})
+    made = submit(letter.tenant_id, letter.job_id, key)
+    _settle(session, letter, actor, state="replayed", replay_job_id=made)
+    _record(session, letter, actor, Action.DEAD_LETTER_REPLAYED)
     return letter
 
 
@@ -125,8 +125,8 @@ def discard(session: Session, letter_id: str, actor: Actor) -> DeadLetter:
     if letter.state == "discarded":
         return letter
     _refuse_settled(letter)
-    letter.state = "discarded"
-    _settle(session, letter, actor, Action.DEAD_LETTER_DISCARDED, {})
+    _settle(session, letter, actor, state="discarded")
+    _record(session, letter, actor, Action.DEAD_LETTER_DISCARDED)
     return letter
 
 
@@ -135,8 +135,12 @@ def _refuse_settled(letter: DeadLetter) -> None:
         raise DeadLetterSettled(f"{letter.id} was {letter.state} before", status_now=letter.state)
 
 
-def _settle(session: Session, letter: DeadLetter, actor: Actor, action: Action, details: dict[str, Any]) -> None:
-    letter.settled_at, letter.settled_by = session.scalars(select(func.clock_timestamp())).one(), actor.id
-    session.flush()
-    told = {"job": letter.job_id, "reason": letter.reason, **details}
+def _settle(session: Session, letter: DeadLetter, actor: Actor, **values: str) -> None:
+    now = session.scalars(select(func.clock_timestamp())).one()
+    for name, value in (values | {"settled_at": now, "settled_by": actor.id}).items():
+        setattr(letter, name, value)
+
+
+def _record(session: Session, letter: DeadLetter, actor: Actor, action: Action) -> None:
+    told = {"job": letter.job_id, "reason": letter.reason, "replay": letter.replay_job_id}
     record(session, actor, action, tenant_id=letter.tenant_id, target=letter.id, details=told)

@@ -68,18 +68,26 @@ def register_worker(session: Session, card: WorkerCard) -> None:
     )
 
 
-def heartbeat(session: Session, worker_id: str, *, draining: bool | None = None, claimed: bool = False) -> bool:
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a worker learns by its heartbeat: whether an operator wants it to drain."""
+
+    drain_requested: bool
+
+
+def heartbeat(session: Session, worker_id: str, *, draining: bool | None = None, claimed: bool = False) -> Heard | None:
     """Say that the worker lives (and, where given, whether it drains, and that it claimed a job since the last beat).
 
-    False when its row is gone: register again.
+    None when its row is gone: register again.
     """
     values: dict[str, Any] = {"heartbeat_at": func.clock_timestamp()}
     if draining is not None:
         values["draining"] = draining
     if claimed:
         values["last_claim_at"] = func.clock_timestamp()
-    beat = session.execute(update(Worker).where(Worker.id == worker_id).values(values).returning(Worker.id))
-    return beat.one_or_none() is not None
+    asked = Worker.drain_requested_at.is_not(None)
+    beat = session.scalars(update(Worker).where(Worker.id == worker_id).values(values).returning(asked)).one_or_none()
+    return Heard(beat) if beat is not None else None
 
 
 def remove_worker(session: Session, worker_id: str) -> None:

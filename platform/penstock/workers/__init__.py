@@ -1,0 +1,1 @@
+"""Workers and deployments as operators see them, and asking a worker to end."""
