@@ -2,13 +2,16 @@
 //
 // The browser's EventSource reconnects by itself and sends the last event's id, so the stream goes on at the exact token. Where
 // the server answers with an error it gives up instead: then the stream is opened anew after the last id that we saw.
+//
+// A browser opens six connections to a server that speaks HTTP/1.1, for all its tabs together, and a stream keeps one. So a page
+// has its stream only while it is seen; one that is shown again goes on where it was.
 
 const REOPEN_MILLISECONDS = 2000;
 const STATES = ["queued", "running", "requeued", "cancel_requested", "succeeded", "failed", "cancelled", "expired"];
 const FINAL = new Set(["succeeded", "failed", "cancelled", "expired"]);
 
 export function followLiveJob(element) {
-  new LiveJob(element).open();
+  new LiveJob(element).follow();
 }
 
 class LiveJob {
@@ -16,16 +19,35 @@ class LiveJob {
     this.output = new LiveOutput(element);
     this.address = element.dataset.stream;
     this.lastId = null;
-    addEventListener("pagehide", () => this.source.close());
+    this.source = null;
+    this.ended = false;
+  }
+
+  follow() {
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.close() : this.open()));
+    addEventListener("pagehide", () => this.close());
+    this.open();
   }
 
   open() {
+    if (this.source !== null || this.ended || document.hidden) return;
     const address = this.lastId === null ? this.address : `${this.address}?after=${encodeURIComponent(this.lastId)}`;
     this.source = new EventSource(address);
     this.on("output.delta", (delta) => this.output.add(delta));
     this.on("output.rewound", (event) => this.output.rewind(event.data.position));
     for (const state of STATES) this.on(`job.${state}`, () => this.changed(state));
     this.source.onerror = () => this.source.readyState === EventSource.CLOSED && this.reopen();
+  }
+
+  close() {
+    this.source?.close();
+    this.source = null;
+  }
+
+  end() {
+    this.close();
+    this.ended = true;
+    this.output.end();
   }
 
   on(type, handle) {
@@ -36,16 +58,14 @@ class LiveJob {
   }
 
   changed(state) {
-    if (FINAL.has(state)) {
-      this.source.close();
-      this.output.end();
-    }
+    if (FINAL.has(state)) this.end();
     // The rest of the page is the server's: htmx fetches what changed.
     htmx.trigger("#watch", "job-changed");
   }
 
   reopen() {
-    if (document.querySelector("#watch").hasAttribute("data-final")) this.output.end();
+    this.close();
+    if (document.querySelector("#watch").hasAttribute("data-final")) this.end();
     else setTimeout(() => this.open(), REOPEN_MILLISECONDS);
   }
 }
