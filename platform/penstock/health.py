@@ -8,19 +8,20 @@ from apiflask import APIBlueprint
 from flask import Response, jsonify
 from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import exists, func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from penstock.fairness.claimable import claimable
 from penstock.jobs.models import Job
-from penstock.jobs.states import JobState
-from penstock.metrics import outbox_backlog
+from penstock.outbox.models import OutboxMessage
 from penstock.registry.hosting_services import HEARTBEAT_SECONDS, HostingState
 from penstock.registry.models import Hosting, Worker
 from penstock.services import current_services
 
 OUTBOX_LAG_SECONDS: Final = 30.0
 STALLED_SECONDS: Final = 60.0
+_MOST_COUNTED: Final = 1000
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _OK: Final = {"ok": True}
 
@@ -73,17 +74,18 @@ def _ping(redis: Redis) -> None:
 
 
 def _outbox(session: Session) -> dict[str, Any]:
-    waiting, age = outbox_backlog(session)
+    first = select(func.extract("epoch", func.now() - OutboxMessage.created_at)).order_by(OutboxMessage.id).limit(1)
+    age = session.scalar(first) or 0
     if age <= OUTBOX_LAG_SECONDS:
         return _OK
+    waiting = _up_to(session, select(OutboxMessage.id))
     return {"ok": False, "reason": f"{waiting} messages wait, the oldest for {age:.0f} s: does a control process run?"}
 
 
 def _consumption(session: Session) -> dict[str, Any]:
     """Jobs wait for long although live workers that host their model have room and claim nothing."""
     long_ago = func.now() - timedelta(seconds=STALLED_SECONDS)
-    idle_host = exists().where(
-        Hosting.deployment_id == Job.deployment_id,
+    idle = select(Hosting.deployment_id).where(
         Hosting.state == HostingState.READY,
         Hosting.free_slots > 0,
         Worker.id == Hosting.worker_id,
@@ -91,12 +93,17 @@ def _consumption(session: Session) -> dict[str, Any]:
         Worker.heartbeat_at > func.now() - timedelta(seconds=HEARTBEAT_SECONDS),
         func.coalesce(Worker.last_claim_at, Worker.started_at) < long_ago,
     )
-    stalled = session.scalar(
-        select(func.count(Job.id)).where(Job.state == JobState.QUEUED, Job.queued_at < long_ago, idle_host)
-    )
-    if not stalled:
+    deployments = session.scalars(idle.distinct()).all()
+    late = select(Job.id).where(Job.deployment_id.in_(deployments), claimable(), Job.queued_at < long_ago)
+    if not deployments or not (stalled := _up_to(session, late)):
         return _OK
     return {
         "ok": False,
         "reason": f"{stalled} jobs have waited over {STALLED_SECONDS:.0f} s beside workers with free slots",
     }
+
+
+def _up_to(session: Session, rows: Select[Any]) -> str:
+    """How many there are, counted no further than is worth telling; empty when there is none."""
+    found = session.scalar(select(func.count()).select_from(rows.limit(_MOST_COUNTED).subquery())) or 0
+    return f"{_MOST_COUNTED} or more" if found == _MOST_COUNTED else str(found or "")

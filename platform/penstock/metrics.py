@@ -5,6 +5,7 @@ keeping house brings (`HouseMetrics`), the control process webhooks (`ControlMet
 workers' claims are read from the database, by the web process alone: a figure that several told would be added up.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,19 +23,24 @@ from penstock.jobs.models import Job
 from penstock.jobs.states import JobClass, JobState
 from penstock.logs import get_logger
 from penstock.outbox.models import OutboxMessage
+from penstock.recent import Recent
 from penstock.registry.hosting_services import live_hostings
 from penstock.registry.models import Deployment, Worker
 
 _LATENCY_BUCKETS: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0)
 _DEPLOYMENT_LABELS: Final = ("model", "version", "deployment")
 _CLASSES: Final = tuple(JobClass)
+KEPT_SECONDS: Final = 5.0
+"""How old what is read from the database may be: counting a long queue takes as long as the queue is."""
 log = get_logger(__name__)
 
 
 class Metrics:
     """The metrics of one web process."""
 
-    def __init__(self, database: Database, open_streams: Callable[[], int]) -> None:
+    def __init__(
+        self, database: Database, open_streams: Callable[[], int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "penstock_http_requests", "Requests answered", ("method", "route", "status"), registry=self.registry
@@ -51,7 +57,7 @@ class Metrics:
         )
         streams = Gauge("penstock_waiting_requests", "Open streams and waits of this process", registry=self.registry)
         streams.set_function(open_streams)
-        self.registry.register(_DatabaseCollector(database))
+        self.registry.register(_DatabaseCollector(database, clock))
 
     def exposition(self) -> bytes:
         """Everything in Prometheus's text format."""
@@ -140,29 +146,30 @@ class _Queue:
 
 
 class _DatabaseCollector(Collector):
-    """Reads the database when Prometheus asks.
+    """Reads the database when Prometheus asks, what waits there at most every `KEPT_SECONDS`.
 
     While it is down, `penstock_database_up` says so and the rest is left out.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database = database
+        self._found = Recent(self._read, KEPT_SECONDS, clock)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         up = GaugeMetricFamily("penstock_database_up", "Whether the database answers")
         try:
-            with self._database.transaction() as session:
-                families = [
-                    *_queue_families(_queues(session)),
-                    *_outbox_families(session),
-                    _claims_family(session),
-                ]
+            self._database.ping()
+            families = self._found.get()
         except SQLAlchemyError as error:
             log.warning("metrics.database_unavailable", error=type(error).__name__)
             families = []
         up.add_metric([], float(bool(families)))
         yield up
         yield from families
+
+    def _read(self) -> list[GaugeMetricFamily]:
+        with self._database.transaction() as session:
+            return [*_queue_families(_queues(session)), *_outbox_families(session), _claims_family(session)]
 
 
 def _queue_families(queues: list[_Queue]) -> list[GaugeMetricFamily]:
@@ -223,14 +230,9 @@ def _claims_family(session: Session) -> GaugeMetricFamily:
 
 
 def _outbox_families(session: Session) -> list[GaugeMetricFamily]:
-    count, age = outbox_backlog(session)
+    age_of_first = func.extract("epoch", func.now() - func.min(OutboxMessage.created_at))
+    row: Any = session.execute(select(func.count(), func.coalesce(age_of_first, 0)).select_from(OutboxMessage)).one()
+    count, age = int(row[0]), max(float(row[1]), 0.0)
     messages = GaugeMetricFamily("penstock_outbox_messages", "Messages that no relay has passed on yet", value=count)
     oldest = GaugeMetricFamily("penstock_outbox_oldest_seconds", "Age of the oldest of them", value=age)
     return [messages, oldest]
-
-
-def outbox_backlog(session: Session) -> tuple[int, float]:
-    """How many messages wait for a relay, and for how many seconds the oldest has."""
-    age = func.extract("epoch", func.now() - func.min(OutboxMessage.created_at))
-    row: Any = session.execute(select(func.count(), func.coalesce(age, 0)).select_from(OutboxMessage)).one()
-    return int(row[0]), max(float(row[1]), 0.0)

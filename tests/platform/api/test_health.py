@@ -10,6 +10,7 @@ from penstock.app import create_app
 from penstock.clock import utc_now
 from penstock.db import Database
 from penstock.jobs.models import Job
+from penstock.metrics import Metrics
 from penstock.outbox.models import OutboxMessage
 from penstock.registry.models import Deployment, Hosting
 from penstock.registry.models import Worker as WorkerRow
@@ -102,6 +103,17 @@ def test_jobs_that_wait_beside_an_idle_worker_degrade_it(
     assert (answer.status_code, answer.json["status"]) == (200, "degraded")
     assert "1 jobs have waited" in answer.json["parts"]["consumption"]["reason"]
 
+    with database.transaction() as session:
+        session.execute(update(Job).values(held=True))
+    assert ask(app, "/readyz").json["status"] == "ready"  # nobody may claim what is held
+
+
+def test_a_pile_is_counted_no_further_than_is_told(app: Flask, database: Database) -> None:
+    with database.transaction() as session:
+        old = {"topic": "doorbell", "payload": {}, "created_at": utc_now() - timedelta(minutes=5)}
+        session.execute(insert(OutboxMessage), [old] * 1001)
+    assert "1000 or more messages wait" in ask(app, "/readyz").json["parts"]["outbox"]["reason"]
+
 
 def test_metrics_say_what_waits_and_runs(
     app: Flask, caller: Caller, worker: Worker, deployment: Deployment, database: Database
@@ -124,6 +136,22 @@ def test_metrics_say_what_waits_and_runs(
     assert found["penstock_free_slots", labels] == 3
     assert found["penstock_outbox_messages", frozenset()] == 3
     assert found["penstock_database_up", frozenset()] == 1
+
+
+def test_scrapes_one_after_the_other_count_the_queue_once(
+    caller: Caller, deployment: Deployment, database: Database
+) -> None:
+    now = 0.0
+    metrics = Metrics(database, lambda: 0, lambda: now)
+
+    def waiting() -> bool:
+        caller.submit()
+        return b"penstock_outbox_messages 1.0" in metrics.exposition()
+
+    assert waiting()
+    assert waiting()
+    now = 600.0
+    assert not waiting()
 
 
 def test_an_idle_deployment_has_a_queue_of_zero(app: Flask, deployment: Deployment) -> None:
