@@ -3,6 +3,7 @@
 Services take a `Session` and never commit; whoever opens the transaction does.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -12,14 +13,17 @@ import psycopg
 from sqlalchemy import DateTime, Engine, MetaData, Text, create_engine, event, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import DisconnectionError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from penstock.settings import Settings
 
 DATABASE_AWAY: Final = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 """What a database that is away, restarting, failing over or overloaded raises: the same statement may work later."""
+
+_TRUSTED_SECONDS: Final = 1.0
 
 # A frozen process must not keep rows locked: the server ends its transaction.
 _SESSION_OPTIONS = " ".join(
@@ -54,6 +58,24 @@ class Base(DeclarativeBase):
     }
 
 
+def _note_use(_connection: object, entry: ConnectionPoolEntry) -> None:
+    entry.info["used_at"] = time.monotonic()
+
+
+def _ask_if_idle(connection: psycopg.Connection, entry: ConnectionPoolEntry, _proxy: object) -> None:
+    """Have a connection replaced that broke while it lay in the pool.
+
+    One that was used a moment ago is trusted: asking it costs a round trip, as much as a statement of the transaction.
+    """
+    if time.monotonic() - entry.info.get("used_at", 0.0) < _TRUSTED_SECONDS:
+        return
+    try:
+        connection.execute("")
+        connection.rollback()
+    except psycopg.Error as error:
+        raise DisconnectionError from error
+
+
 def _tell_no_row(context: ExceptionContext) -> None:
     """Have an error say what broke and where, and nothing that stands in a row: its text goes into logs.
 
@@ -80,11 +102,12 @@ class Database:
             pool_size=pool_size or settings.database_pool_size,
             max_overflow=0,
             pool_timeout=settings.database_wait_seconds,
-            pool_pre_ping=True,
             hide_parameters=True,  # an error's text goes into logs, where no prompt may be
             connect_args={"options": _SESSION_OPTIONS, "connect_timeout": 5, "application_name": "penstock"},
         )
         event.listen(self.engine, "handle_error", _tell_no_row)
+        event.listen(self.engine, "checkin", _note_use)
+        event.listen(self.engine, "checkout", _ask_if_idle)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager

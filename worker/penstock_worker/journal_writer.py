@@ -136,8 +136,8 @@ class JournalWriter:
             log.warning("journal.rewritten", job=job.id, entries=len(entries))
 
     def _close(self, work: _Round) -> None:
-        for job in work.closing.values():
-            self._journal.close(job.id, job.fence, self._linger_seconds)
+        if work.closing:
+            self._journal.close_all([(job.id, job.fence) for job in work.closing.values()], self._linger_seconds)
         if work.announced:
             self._journal.announce(work.announced)
 

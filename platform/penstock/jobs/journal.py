@@ -216,7 +216,14 @@ class Journal:
 
     def close(self, job_id: str, fence: int, linger_seconds: int) -> None:
         """Let a finished job's journal go after `linger_seconds`; PostgreSQL has it by now."""
-        self._close(keys=_keys(job_id), args=[fence, max(linger_seconds, 1)])
+        self.close_all([(job_id, fence)], linger_seconds)
+
+    def close_all(self, held: Sequence[tuple[str, int]], linger_seconds: int) -> None:
+        """The same for many jobs, each with its fence, in one round trip."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id, fence in held:
+                self._close(keys=_keys(job_id), args=[fence, max(linger_seconds, 1)], client=pipe)
+            pipe.execute()
 
     def forget(self, job_ids: Sequence[str]) -> None:
         """Delete what Redis has of these jobs. Where a holder was lately, a fence keeps it from writing for a while."""

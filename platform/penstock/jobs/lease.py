@@ -121,6 +121,7 @@ def claim(
             started_at=func.coalesce(Job.started_at, func.now()),  # the very moment of the JobRun
         )
         .returning(Job)
+        .execution_options(synchronize_session=False)
     ).one()
     checkpoint = load_checkpoint(session, job.id)
     session.execute(
@@ -279,10 +280,10 @@ def _move(session: Session, held: Held, state: JobState, **values: Any) -> Job:
     """The fenced state change: zero rows mean that the lease is lost."""
     job = session.scalars(
         update(Job)
-        .where(*_is_held([held]))
+        .where(Job.id == held.job_id, Job.fence == held.fence, Job.state == JobState.RUNNING)
         .values(state=state, lease_holder=None, lease_expires_at=None, last_event=Job.last_event + 1, **values)
         .returning(Job)
-        .execution_options(populate_existing=True)
+        .execution_options(populate_existing=True, synchronize_session=False)
     ).one_or_none()
     if job is None:
         raise _lost(held)
@@ -362,6 +363,7 @@ def _end_run(session: Session, held: Held, outcome: RunOutcome, reason: str | No
             reason=reason,
             **(spent.columns if spent is not None else {}),
         )
+        .execution_options(synchronize_session=False)
     )
 
 
