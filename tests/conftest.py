@@ -18,6 +18,8 @@ from penstock.tables import Base
 from pydantic import SecretStr
 from redis import Redis
 from sqlalchemy import text
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 # Read when Triton is first imported, which some models of `transformers` do: its kernels are interpreted here.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -28,17 +30,55 @@ ROOT = Path(__file__).parent.parent
 collect_ignore = [] if Path("/dev/nvidiactl").exists() else ["gpu"]
 
 
+GROWN = """
+    SELECT bool_or(pg_total_relation_size(oid) > 1024 * 1024) FROM pg_class
+    WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+"""
+REWIND = """
+    SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, start_value, false) FROM pg_sequences
+    WHERE last_value IS NOT NULL
+"""
+
+FIRST = (
+    "worker/test_bridge.py",  # compiles the processor's kernels, for all that come after it
+    "kernels/test_compile.py",
+    "platform/embedded/test_life.py",
+    "worker/test_lifecycle.py",
+    "platform/embedded/test_up.py",
+    "browser/test_live_page.py",
+)
+"""Two files for each process to begin with: engines that start at once would compile the same kernels."""
 LONGEST = ("worker", "embedded", "browser", "openai_api", "acceptance", "bench", "examples", "cli")
+ONE_HOUSE = ("tests/platform/openai_api",)
+"""Rooms whose files share a fixture that takes seconds to start: one process runs them all."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Rooms that take minutes begin first: of two processes none has one left when the other has nothing."""
+    """What takes minutes begins first: of several processes none has it left when the others have nothing."""
 
     def rank(item: pytest.Item) -> int:
-        room = item.nodeid.removeprefix("tests/").removeprefix("platform/").split("/")[0]
+        file = item.nodeid.removeprefix("tests/").partition("::")[0]
+        if file in FIRST:
+            return FIRST.index(file) - len(FIRST)
+        room = file.removeprefix("platform/").split("/")[0]
         return LONGEST.index(room) if room in LONGEST else len(LONGEST)
 
     items.sort(key=rank)
+
+
+class ByFile(LoadFileScheduling):
+    """Gives a process a file at a time, or a room of `ONE_HOUSE`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        room = file.rpartition("/")[0]
+        return room if room in ONE_HOUSE else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """Every run in several processes is by file: modules share fixtures that take seconds to start."""
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -93,10 +133,25 @@ def migrated(settings: Settings) -> Iterator[Database]:
 @pytest.fixture
 def database(migrated: Database) -> Database:
     """The test database, empty."""
-    names = ", ".join(f'"{table.name}"' for table in Base.metadata.sorted_tables)
-    with migrated.transaction() as session:
-        session.execute(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
+    empty(migrated)
     return migrated
+
+
+def empty(database: Database) -> None:
+    """No row is left, and every sequence begins anew; whoever still writes is waited for.
+
+    A TRUNCATE makes every file of every table and index anew, a tenth of a second for each test. Rows are deleted
+    therefore, until what they leave behind has grown.
+    """
+    names = [f'"{table.name}"' for table in Base.metadata.sorted_tables]
+    together = ", ".join(names)
+    with database.transaction() as session:
+        session.execute(text(f"LOCK TABLE {together} IN ACCESS EXCLUSIVE MODE"))
+        if session.scalar(text(GROWN)):
+            session.execute(text(f"TRUNCATE {together} CASCADE"))
+        else:
+            session.execute(text("; ".join(f"DELETE FROM {name}" for name in reversed(names))))
+        session.execute(text(REWIND))
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from penstock.db import Database
 from penstock.jobs.models import Job
 from penstock.jobs.states import RunOutcome
 from penstock.settings import Settings
-from penstock.tables import Base
 from penstock.usage.models import UsageEntry
 from penstock.usage.prices import NewPrice, set_price
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 
+from tests.conftest import empty
 from tests.factories import make_tenant
 from tests.worker.conftest import Jobs, WorkerProcess, deploy, eventually, worker_starter
 
@@ -56,9 +56,8 @@ class Counting:
 def counting(
     settings: Settings, migrated: Database, model_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Counting]:
+    empty(migrated)
     with migrated.transaction() as session:
-        names = ", ".join(f'"{table.name}"' for table in Base.metadata.sorted_tables)
-        session.execute(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
         tenant = make_tenant(session)
         set_price(session, NewPrice("tiny", "EUR", *[Decimal(1000)] * 3, Decimal(2)), created_by="a test")
     deploy(migrated, model_folder)

@@ -13,10 +13,10 @@ from penstock.jobs.journal import Journal, JournalEntry
 from penstock.jobs.models import Event, Job
 from penstock.registry.models import Deployment
 from penstock.settings import Settings
-from penstock.tables import Base
 from redis import Redis
-from sqlalchemy import select, text
+from sqlalchemy import select
 
+from tests.conftest import empty
 from tests.factories import make_tenant
 from tests.worker.conftest import Jobs, WorkerProcess, deploy, eventually, worker_starter
 
@@ -87,9 +87,8 @@ def open_world(settings: Settings, migrated: Database, model_folder: Path, folde
     """Empty services, a tenant, and a worker with 320 slots whose log lies in `folder`."""
     redis = make_redis(settings)
     redis.flushall()
+    empty(migrated)
     with migrated.transaction() as session:
-        names = ", ".join(f'"{table.name}"' for table in Base.metadata.sorted_tables)
-        session.execute(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
         tenant = make_tenant(session)
     deployment = deploy(migrated, model_folder)
     with worker_starter(settings, migrated, folder) as start:
