@@ -43,7 +43,8 @@ def make_redis(settings: Settings, *, retries: int = 5, timeout: float = 10.0) -
 def make_celery(settings: Settings, name: str = "penstock") -> Celery:
     """A Celery application on our Redis.
 
-    Doorbells are acknowledged when they are taken and have no results: the row is the truth.
+    Doorbells are acknowledged when they are taken and have no results: the row is the truth. Celery's monitors see what
+    they see of any Celery application: events, remote control, the queues' lengths.
     """
     app = Celery(name, broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
@@ -55,6 +56,7 @@ def make_celery(settings: Settings, name: str = "penstock") -> Celery:
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         worker_enable_remote_control=True,
+        task_send_sent_event=True,  # monitors know a task by it
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={

@@ -88,7 +88,6 @@ def serve(app: Celery) -> int:
         queues=[CONTROL_QUEUE],
         without_gossip=True,
         without_mingle=True,
-        without_heartbeat=True,
         task_events=False,
         quiet=True,
     )

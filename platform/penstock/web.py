@@ -116,6 +116,9 @@ class StreamingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
         if not conn.wait_for_data(_HEAD_LOOKS[-1]) or not any(_is_served(conn.sock, after) for after in _HEAD_LOOKS):
             return _PARKED
         keep = super().handle(conn)
+        while keep and self.alive and _has_read_ahead(conn):  # where nobody would look for the next request
+            conn.parser.unreader.sock = _HastySocket(conn.sock)
+            keep = super().handle(conn)
         if not keep or not self.alive:
             _linger(conn.sock)
         return keep
@@ -167,7 +170,7 @@ _PARKED: Final = object()
 
 
 class _HastySocket:
-    """A connection that a request's body is read from, for so long as its bytes allow."""
+    """A connection that a request is read from, for so long as its bytes allow."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -179,7 +182,7 @@ class _HastySocket:
         try:
             data = self._connection.recv(most)
         except TimeoutError:
-            raise RequestTimeout(f"the body came slower than {_SLOWEST_BODY} bytes in a second") from None
+            raise RequestTimeout(f"the request came slower than {_SLOWEST_BODY} bytes in a second") from None
         finally:
             self._connection.settimeout(None)
         self._deadline += len(data) / _SLOWEST_BODY
@@ -187,6 +190,11 @@ class _HastySocket:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
+
+
+def _has_read_ahead(conn: TConn) -> bool:
+    """Whether the next request, or its beginning, was read together with what was left of the last one's body."""
+    return bool(conn.parser.unreader.buf.getvalue())
 
 
 def _is_served(connection: socket.socket, after: float = 0.0) -> bool:

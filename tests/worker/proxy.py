@@ -7,7 +7,7 @@ from contextlib import suppress
 
 
 class Proxy:
-    """Passes bytes to `port` on loopback until `cut`; refuses connections while it is cut."""
+    """Passes bytes to `port` on loopback until `cut`, and refuses connections then; while it hangs nothing moves."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -15,6 +15,8 @@ class Proxy:
         self._lock = threading.Lock()
         self._open = True
         self._closed = False
+        self._moving = threading.Event()
+        self._moving.set()
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -28,12 +30,18 @@ class Proxy:
                 with suppress(OSError):
                     one.shutdown(socket.SHUT_RDWR)
 
+    def hang(self) -> None:
+        """Keep every connection, and what is sent on it, to oneself."""
+        self._moving.clear()
+
     def mend(self) -> None:
-        """Take connections again."""
+        """Take connections again, and pass on what was kept."""
         self._open = True
+        self._moving.set()
 
     def close(self) -> None:
         self._closed = True
+        self._moving.set()
         self.cut()
         self._server.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
@@ -70,4 +78,5 @@ class Proxy:
                 assert isinstance(source, socket.socket)
                 if not (data := source.recv(65536)):
                     return
+                self._moving.wait()
                 self._pairs[source].sendall(data)

@@ -34,7 +34,10 @@ class Controller(WorkController):  # type: ignore[misc]  # Celery ships no types
 
 
 def make_controller(app: Celery, *, worker_id: str, slots: int, closing: Callable[[], None]) -> Controller:
-    """A threads pool of `slots`, listening to no queue yet. While every thread is busy it takes no doorbell."""
+    """A threads pool of `slots`, listening to no queue yet. While every thread is busy it takes no doorbell.
+
+    It sends Celery's heartbeats, and events of its tasks once a monitor asks for them.
+    """
     app.conf.worker_disable_prefetch = True
     for name in ("celery.worker.strategy", "celery.app.trace"):  # two lines for each doorbell say nothing
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -47,7 +50,6 @@ def make_controller(app: Celery, *, worker_id: str, slots: int, closing: Callabl
         exclude_queues=[CONTROL_QUEUE],
         without_gossip=True,
         without_mingle=True,
-        without_heartbeat=True,
     )
 
 

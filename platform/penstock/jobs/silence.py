@@ -1,6 +1,7 @@
 """Whether PostgreSQL has answered for so long that a lease which ran out speaks against its holder."""
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 _LONG: Final = 0.5
@@ -14,19 +15,20 @@ class Silence:
     the next one at once, whereas a server that hangs raises no error at all.
     """
 
-    def __init__(self, lease_seconds: float) -> None:
+    def __init__(self, lease_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._lease_seconds = lease_seconds
+        self._clock = clock
         self._asked_at: float | None = None
         self._ended_at = float("-inf")
 
     def asked(self) -> None:
         """Something is asked of the server, for the first time or again."""
         if self._asked_at is None:
-            self._asked_at = time.monotonic()
+            self._asked_at = self._clock()
 
     def answered(self) -> None:
         """The server answered; if that took long, holders may have waited as long."""
-        now = time.monotonic()
+        now = self._clock()
         if self._asked_at is not None and now - self._asked_at > self._lease_seconds * _LONG:
             self._ended_at = now
         self.forget()
@@ -38,4 +40,4 @@ class Silence:
     @property
     def long_over(self) -> bool:
         """Whether holders have had a whole lease to renew since the last long silence."""
-        return time.monotonic() - self._ended_at >= self._lease_seconds
+        return self._clock() - self._ended_at >= self._lease_seconds

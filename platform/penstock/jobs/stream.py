@@ -10,6 +10,7 @@ Entries are held back until the event of the run that wrote them was delivered, 
 """
 
 import re
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -95,7 +96,7 @@ class JobStream:
         self._run = 0  # the last run whose `running` event was delivered; only entries of runs up to it are delivered
         self._seen_fence = 0  # the newest run whose entries were sighted before events were last read
         self._ended = False
-        self._missed = False  # the last look found PostgreSQL away
+        self._look_again_at: float | None = None  # set while PostgreSQL is away
 
     def follow(self) -> Generator[list[StreamItem], None, None]:
         """Batches of items until the job's last event or the process's end; an empty one when nothing came for long."""
@@ -103,9 +104,8 @@ class JobStream:
             self._run = self._runs_delivered()
             yield self._look(first=True)
             while not self._ended and not self._sources.live.closed:
-                news = subscription.take(_OUTAGE_POLL_SECONDS if self._missed else POLL_SECONDS)
-                must_look = self._missed or news.look_again or not self._fits(news)
-                yield self._look(news) if must_look else self._deliver(news)
+                news = subscription.take(POLL_SECONDS if self._look_again_at is None else _OUTAGE_POLL_SECONDS)
+                yield self._look(news) if self._must_look(news) else self._deliver_fitting(news)
 
     def _look(self, news: News = _NO_NEWS, *, first: bool = False) -> list[StreamItem]:
         """Everything that is stored and was not delivered yet. While PostgreSQL is away, of the news what can be."""
@@ -113,13 +113,19 @@ class JobStream:
             items = self._catch_up(first=first)
         except DATABASE_AWAY as error:
             log.warning("stream.unread", job=self._job_id, error=type(error).__name__)
-            self._missed = True
-            return self._deliver(news) if self._fits(news) else []
-        self._missed = False
+            self._look_again_at = time.monotonic() + _OUTAGE_POLL_SECONDS
+            return self._deliver_fitting(news)
+        self._look_again_at = None
         return items
 
+    def _must_look(self, news: News) -> bool:
+        """Whether there are events, or entries that do not fit; after a look in vain, when it is time for another."""
+        if self._look_again_at is not None:
+            return time.monotonic() >= self._look_again_at
+        return news.look_again or not self._fits(news)
+
     def _fits(self, news: News) -> bool:
-        """Whether the entries among the news can be delivered as they are: none before them is missing, no run is new."""
+        """Whether the entries can be delivered as they are: none before them is missing, and their run is known."""
         expected = self._position
         for append in news.appends:
             if append.first_position > expected or any(entry.fence > self._seen_fence for entry in append.entries):
@@ -127,8 +133,10 @@ class JobStream:
             expected = max(expected, append.first_position + len(append.entries))
         return True
 
-    def _deliver(self, news: News) -> list[StreamItem]:
+    def _deliver_fitting(self, news: News) -> list[StreamItem]:
         items: list[StreamItem] = []
+        if not self._fits(news):
+            return items
         for append in news.appends:
             items += self._release(append.first_position, append.entries)
         return items

@@ -1,6 +1,7 @@
 """The web process as it really runs: gunicorn in a process of its own, over HTTP."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -188,3 +189,18 @@ def test_an_address_that_is_not_ours_is_a_wrong_setting() -> None:
         listen("192.0.2.1", 8080)
     with pytest.raises(SettingsError, match="PENSTOCK_WEB_HOST"):
         listen("no-such-host.invalid", 8080)
+
+
+def test_a_request_that_came_with_the_rest_of_the_last_one_is_answered(web: Web) -> None:
+    """The first is refused before its body is read; what is read to be rid of that holds the second one too."""
+    body = b'{"model": "tiny", "input": {"prompt": "hello"}}'
+    head = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+    keys = (b"psk_wrong", web.client.headers["Authorization"].removeprefix("Bearer ").encode())
+    with socket.create_connection(("127.0.0.1", web.port), timeout=30) as connection:
+        connection.sendall(b"".join(head + b"Authorization: Bearer %b\r\n\r\n%b" % (key, body) for key in keys))
+        had = b""
+        while len(statuses := re.findall(rb"HTTP/1.1 (\d+) ", had)) < 2:
+            more = connection.recv(65536)
+            assert more, "the connection was closed without the second answer"
+            had += more
+    assert statuses == [b"401", b"202"]
