@@ -19,16 +19,18 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from penstock.embedded import EmbeddedServices
 
 from bench.platform_parts import lines, peers, queues, report, streams, submits, tax
 from bench.platform_parts.house import DEMO_MODEL, House, open_house, own_services
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Size:
     shape: tax.Load | None
     crowds: tuple[peers.Crowd, ...]
     lines: int
-    lines_minutes: float = 4.0
+    lines_minutes: float = 4.0  # after which what is left of the lines is cancelled
 
 
 WHOLE = Size(
@@ -72,28 +74,30 @@ class Bench:
         self._size = size
         self._cache = cache
 
-    def run(self, only: tuple[str, ...]) -> dict[str, Any]:
-        """The record: every part asked for, and on top the figures that have a target."""
-        record: dict[str, Any] = {"where": report.where()}
-        found = {part: self._timed(part) for part in PARTS if part in only}
+    def run(self, only: tuple[str, ...], before: Mapping[str, Any]) -> dict[str, Any]:
+        """The record: every part, those not asked for as they were, and on top the figures that have a target."""
+        measured = {part: self._timed(part) for part in PARTS if part in only}
+        found = {part: measured.get(part) or before.get(part) for part in PARTS}
         figures = report.figures(found)
-        return {**record, "figures": figures, "targets": report.verdicts(figures), **found}
+        return {"figures": figures, "targets": report.verdicts(figures), **found}
 
     def _timed(self, name: str) -> dict[str, Any]:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         part: Callable[[], dict[str, Any]] = getattr(self, name)
-        began = time.perf_counter()
-        found = part()
-        return plain(found) | {"part_seconds": round(time.perf_counter() - began, 1)}
+        where, began = report.where(), time.perf_counter()
+        found = plain(part())
+        return {"where": where, "part_seconds": round(time.perf_counter() - began, 1), **found}
 
     def submits(self) -> dict[str, Any]:
         counts = self._size.counts
         with self._house() as house, house.front():
-            one = submits.measure_submits(house, counts, 1)
-            many = submits.measure_submits(house, counts, counts.clients)
+            one = told(submits.measure_submits(house, counts, 1))
+            many = told(submits.measure_submits(house, counts, counts.clients))
+            house.forget_jobs()
             with house.worker(*submits.worker(), worker_slots=counts.slots):
-                answers = submits.measure_answers(house, counts)
-            return {"one": one, "many": many, "answers": answers, "jobs": submits.measure_jobs(house, counts)}
+                answers = told(submits.measure_answers(house, counts))
+            jobs = told(submits.measure_jobs(house, counts))
+        return {"one": one, "many": many, "answers": answers, "jobs": jobs}
 
     def streams(self) -> dict[str, Any]:
         with self._house(worker_drain_seconds=0.0) as house:
@@ -104,7 +108,7 @@ class Bench:
 
     def tax(self) -> dict[str, Any]:
         with self._house() as house:
-            found: dict[str, Any] = {"demo": tax.measure_tax(house, DEMO_MODEL, self._size.demo)}
+            found: dict[str, Any] = {"demo": told(tax.measure_tax(house, DEMO_MODEL, self._size.demo))}
         if self._size.shape is not None:
             folder = tax.shape_folder(self._cache)
             with self._house(model=folder) as house:
@@ -130,6 +134,12 @@ class Bench:
 PARTS = ("submits", "streams", "claims", "tax", "peers", "lines")
 
 
+def told(found: T) -> T:
+    """The same, shown as soon as it is known."""
+    print(f"  {found}", file=sys.stderr, flush=True)
+    return found
+
+
 def plain(found: Any) -> Any:
     """The same for JSON."""
     if is_dataclass(found) and not isinstance(found, type):
@@ -141,8 +151,9 @@ def plain(found: Any) -> Any:
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where to write the record")
+    parser.add_argument("--json", type=Path, help="the record: parts that are not measured stay as they are there")
     parser.add_argument("--only", type=_parts, default=PARTS, help="parts, with commas between them")
+    parser.add_argument("--lines-minutes", type=float, default=4.0, help="after which lines are cancelled")
     parser.add_argument("--quick", action="store_true", help="tiny counts: to see that it runs")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/penstock-bench")
     return parser.parse_args(words)
@@ -157,7 +168,9 @@ def _parts(text: str) -> tuple[str, ...]:
 
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
-    record = Bench(QUICK if args.quick else WHOLE, args.cache.absolute()).run(args.only)
+    size = replace(QUICK if args.quick else WHOLE, lines_minutes=args.lines_minutes)
+    before = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
+    record = Bench(size, args.cache.absolute()).run(args.only, before)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(record, indent=2) + "\n")

@@ -1,5 +1,6 @@
 """The platform's real processes over real services, started for one part of the bench, and what they take."""
 
+import http.client
 import json
 import os
 import subprocess
@@ -118,6 +119,8 @@ class House:
             created, first, last = session.execute(
                 select(func.min(Job.created_at), func.min(Job.finished_at), func.max(Job.finished_at))
             ).one()
+        assert last is not None, "no job has ended"
+        assert first is not None
         return (last - created).total_seconds(), (last - first).total_seconds()
 
     def forget_jobs(self) -> None:
@@ -167,8 +170,6 @@ def _cpu_seconds(process: psutil.Process) -> float:
 
 def answers(port: int) -> bool:
     """Whether a web server listens there."""
-    import http.client
-
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/healthz")

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from penstock.embedded.ports import choose
@@ -43,11 +45,11 @@ class Served:
 def measure_peers(house: House, redis_url: str, crowds: tuple[Crowd, ...]) -> dict[str, Any]:
     """Ours, then theirs with each pool; the ratios are to the better of these."""
     with house.front(), house.worker(*REAL_WORKER):
-        ours = [_serve(crowd, lambda open_: _ours(open_, house)) for crowd in crowds]
+        ours = [_serve(crowd, partial(_ours, house)) for crowd in crowds]
     theirs: dict[str, list[Served]] = {}
     for pool, concurrency in _POOLS.items():
         with _plain(redis_url, pool, concurrency) as port:
-            theirs[pool] = [_serve(crowd, lambda open_, port=port: _theirs(open_, port)) for crowd in crowds]
+            theirs[pool] = [_serve(crowd, partial(_theirs, port)) for crowd in crowds]
     return {f"{crowd.clients} clients": _compare(nth, ours, theirs) for nth, crowd in enumerate(crowds)}
 
 
@@ -69,15 +71,17 @@ def _record(served: Served) -> dict[str, Any]:
 
 def _serve(crowd: Crowd, connect: Connect) -> Served:
     """Each client waits for a job's text before it asks for the next."""
-    from concurrent.futures import ThreadPoolExecutor
-
     texts: dict[str, str] = {}
 
     def one(number: int) -> list[float]:
         with ExitStack() as open_:
             generate = connect(open_)
             prompts = [prompt_of(number * crowd.jobs_each + at) for at in range(crowd.jobs_each)]
-            return [timed(lambda prompt=prompt: texts.update({prompt: generate(prompt)})) for prompt in prompts]
+
+            def ask(prompt: str) -> None:
+                texts[prompt] = generate(prompt)
+
+            return [timed(ask, prompt) for prompt in prompts]
 
     with ExitStack() as open_:
         connect(open_)(prompt_of(-1))  # warms up
@@ -93,7 +97,7 @@ def prompt_of(number: int) -> str:
     return f"{SAMPLE}note {number}\n"
 
 
-def _ours(open_: ExitStack, house: House) -> Generate:
+def _ours(house: House, open_: ExitStack) -> Generate:
     """Submit and wait, in one request."""
     caller = open_.enter_context(Caller(house))
 
@@ -107,7 +111,7 @@ def _ours(open_: ExitStack, house: House) -> Generate:
     return generate
 
 
-def _theirs(open_: ExitStack, port: int) -> Generate:
+def _theirs(port: int, open_: ExitStack) -> Generate:
     """Submit, then ask for the result until it is there."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     open_.callback(connection.close)

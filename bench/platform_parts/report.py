@@ -82,8 +82,10 @@ def verdicts(values: Mapping[str, float | None]) -> list[dict[str, object]]:
 
 def lines(record: Mapping[str, Any]) -> Iterator[str]:
     """The figures and the targets for a terminal."""
-    where = record["where"]
-    yield f"{where['cpu']}, {where['cores']} cores; commit {where['commit'][:12]}"
+    for part, found in record.items():
+        if isinstance(found, Mapping) and "where" in found:
+            where = found["where"]
+            yield f"{part:10}{where['measured_at']}  {where['cpu']}, {where['cores']} cores; commit {where['commit'][:12]}"
     yield ""
     yield from (f"{key:34}{_figure(value)}" for key, value in record["figures"].items() if value is not None)
     yield ""

@@ -50,7 +50,7 @@ def measure_streams(house: House, crowd: Crowd) -> dict[str, Any]:
         house.forget_jobs()
         job_ids = _submit(house, crowd)
         with readers.reading(job_ids):
-            took = timed(lambda: until(lambda: readers.heard == crowd.readers, "all readers' streams"))
+            took = timed(until, lambda: readers.heard == crowd.readers, "all readers' streams")
             looks["idle readers"] = _look(house, crowd, lambda: readers.tokens)
             with house.worker(*null_worker(crowd.step_seconds), worker_slots=crowd.streaming):
                 until(lambda: house.count("running") >= crowd.streaming, "streaming jobs")
@@ -76,7 +76,7 @@ def _look(house: House, crowd: Crowd, tokens: Callable[[], int] = lambda: 0) -> 
         deadline = time.perf_counter() + crowd.look_seconds
         while time.perf_counter() < deadline:
             due = time.perf_counter() + 1 / crowd.submits_per_second
-            seconds.append(timed(lambda: caller.submit(body(0))))
+            seconds.append(timed(caller.submit, body(0)))
             time.sleep(max(due - time.perf_counter(), 0.0))
     after, has = house.usage(), tokens()
     rate = (has - had) / (after.at - before.at)

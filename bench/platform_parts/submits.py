@@ -16,10 +16,10 @@ WARM_UP = 20
 class Counts:
     """How much each figure takes."""
 
-    submits: int = 1600
+    submits: int = 1000
     clients: int = 8
     first_events: int = 200
-    jobs: int = 2400
+    jobs: int = 1000
     slots: int = 64
 
 
@@ -73,9 +73,9 @@ def measure_submits(house: House, counts: Counts, clients: int) -> Submits:
     each = counts.submits // clients
 
     def submit(caller: Caller, number: int) -> list[float]:
-        return [timed(lambda at=at: caller.submit(body(number * each + at))) for at in range(each)]
+        return [timed(caller.submit, body(number * each + at)) for at in range(each)]
 
-    at_once(house, clients, lambda caller, _: [timed(lambda: caller.submit(body(0))) for _ in range(WARM_UP)])
+    at_once(house, clients, lambda caller, _: [timed(caller.submit, body(0)) for _ in range(WARM_UP)])
     before = house.usage()
     seconds, wall = at_once(house, clients, submit)
     after = house.usage()
@@ -92,7 +92,7 @@ def measure_submits(house: House, counts: Counts, clients: int) -> Submits:
 
 
 def measure_answers(house: House, counts: Counts) -> Answers:
-    """One job after the other, its stream opened as soon as its id is known."""
+    """One job after the other, its stream opened as soon as its id is known. A worker waits for them."""
     with Caller(house) as caller:
         seen = [_answer(caller, at) for at in range(WARM_UP + counts.first_events)][WARM_UP:]
     return Answers(Latency.of([first for first, _ in seen]), Latency.of([token for _, token in seen]))
@@ -106,8 +106,8 @@ def _answer(caller: Caller, number: int) -> tuple[float, float]:
 
 def measure_jobs(house: House, counts: Counts) -> Jobs:
     """With a worker all the time; then with one that begins when all jobs wait."""
+    house.forget_jobs()
     with house.worker(*worker(), worker_slots=counts.slots):
-        house.forget_jobs()
         _submit_all(house, counts)
         _await_all(house, counts)
         whole, _ = house.seconds_of_jobs()
@@ -126,7 +126,7 @@ def measure_jobs(house: House, counts: Counts) -> Jobs:
 
 def _submit_all(house: House, counts: Counts) -> None:
     def some(caller: Caller, number: int) -> list[float]:
-        return [timed(lambda at=at: caller.submit(body(at))) for at in range(number, counts.jobs, counts.clients)]
+        return [timed(caller.submit, body(at)) for at in range(number, counts.jobs, counts.clients)]
 
     at_once(house, counts.clients, some)
 

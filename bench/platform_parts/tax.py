@@ -50,8 +50,7 @@ def measure_tax(house: House, folder: Path, load: Load) -> Tax:
     """Both have the model loaded; while one works the other waits."""
     tokenizer = ModelTokenizer.from_folder(folder)
     engine_rounds, rest_rounds = [], []
-    real = (*REAL_WORKER,)
-    with house.front(), house.worker(*real, worker_slots=load.slots), _engine(folder, load.slots) as ask:
+    with house.front(), house.worker(*REAL_WORKER, worker_slots=load.slots), _engine(folder, load.slots) as ask:
         for number in range(-1, load.rounds):  # the first warms up
             prompts = [_prompt(number, at, load) for at in range(load.jobs)]
             ids = [tokenizer.encode_input({"prompt": prompt}) for prompt in prompts]
@@ -76,7 +75,7 @@ def _through_rest(house: House, prompts: list[str], load: Load) -> float:
 
     def some(caller: Caller, number: int) -> list[float]:
         bodies = [job_body(prompt, load.output, ignore_eos=True) for prompt in prompts[number::_CLIENTS]]
-        return [timed(lambda body=body: caller.submit(body)) for body in bodies]
+        return [timed(caller.submit, body) for body in bodies]
 
     at_once(house, _CLIENTS, some)
     until(lambda: house.count("queued", "running") == 0, "the jobs' end")
