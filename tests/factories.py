@@ -25,9 +25,9 @@ class WordCounter:
 
     def count(self, deployment: Deployment, job_input: dict[str, Any], tools: Sequence[dict[str, Any]] = ()) -> int:
         if "token_ids" in job_input:
-            return len(job_input["token_ids"])
+            return len(job_input["token_ids"]) + len(job_input.get("continuation_token_ids", ()))
         text = job_input.get("prompt") or " ".join(message["content"] for message in job_input["messages"])
-        return len(text.split())
+        return len((text + job_input.get("continuation", "")).split())
 
     def get(self, deployment: Deployment) -> ModelTokenizer:
         return ModelTokenizer.from_folder(DEMO_MODEL)

@@ -93,6 +93,33 @@ def test_the_cache_is_used_up_to_the_token_before_start(llama: TinyModel) -> Non
         assert after.tokens_computed - before.tokens_computed == 79 - min(cached, 64)
 
 
+def test_requests_that_only_score_run_among_others(llama: TinyModel) -> None:
+    """From a token on, up to the whole context, in chunks, with tops; each tells one token, which means nothing."""
+    engine = engine_of(llama, token_budget=16, max_running=4)
+    tokens = {f"s{length}": random_prompt(length, seed=length) for length in (2, 40, 256)}
+    starts = {"s2": 1, "s40": 30, "s256": 1}
+    tops = greedy(1, prompt_logprobs=2)
+    scores = [Request(name, ids, tops, scored_from=starts[name]) for name, ids in tokens.items()]
+    scored, run = outputs(engine, [*scores, Request("g", random_prompt(9, seed=2), greedy(5))])
+
+    for name, ids in tokens.items():
+        assert (scored[name].start, scored[name].logprobs) == (starts[name], close(reference(llama, ids, starts[name])))
+        assert {len(likeliest) for likeliest in scored[name].top_logprobs} == {2}
+        assert len(run.tokens(name)) == 1
+    assert len(run.tokens("g")) == 5
+
+
+@pytest.mark.parametrize(
+    ("start", "others"),
+    [(0, {}), (4, {}), (1, {"sampling": greedy(1, n=2)}), (1, {"output_ids": [[5]]})],
+)
+def test_a_request_that_only_scores_has_something_to_score_and_no_more(
+    llama: TinyModel, start: int, others: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidRequest, match="scored_from"):
+        engine_of(llama).submit(Request("s", [5, 6, 7, 8], scored_from=start, **others))
+
+
 def test_prompts_are_scored_beside_generation(llama: TinyModel) -> None:
     """In chunks, preempted, some prompts cached: each prompt scored once, each output as it would have been."""
     engine = engine_of(llama, token_budget=16, max_running=5, kv_pages=9)

@@ -183,6 +183,10 @@ class Jobs:
         with self._database.transaction() as session:
             return submit_job(session, self._tenant, input={"prompt": prompt}, **body).id
 
+    def submit_input(self, given: dict[str, Any], **body: Any) -> str:
+        with self._database.transaction() as session:
+            return submit_job(session, self._tenant, input=given, **body).id
+
     def submit_many(self, prompts: Sequence[str], **body: Any) -> list[str]:
         """All in one transaction, so that they begin to wait together."""
         with self._database.transaction() as session:

@@ -130,6 +130,48 @@ def test_penalties_and_biases_reach_the_engine(world: World) -> None:
     assert choices_of(world.run(params=hot | {"min_p": 1.0}))[0]["token_ids"] == plain[:20]
 
 
+def test_a_score_tells_how_likely_the_prompt_is_and_generates_nothing(world: World, model_folder: Path) -> None:
+    tokenizer = ModelTokenizer.from_folder(model_folder)
+    engine = Engine.from_folder(model_folder, EngineConfig(max_running=1, kv_bytes=2**25, threads=1))
+    ids = tokenizer.encode_input({"prompt": "Invoice 12, total 7.50 EUR"})
+    job = world.run("Invoice 12, total 7.50 EUR", kind="score", params={"prompt_logprobs": 2})
+    output = job.output or {}
+
+    told = [token["logprob"] for token in output["prompt_logprobs"]]
+    assert told[1:] == pytest.approx(engine.score(ids), abs=1e-3)
+    assert (told[0], [len(token["top_logprobs"]) for token in output["prompt_logprobs"]][:3]) == (None, [0, 2, 2])
+    assert output["score"] == {"tokens": len(ids) - 1, "logprob": pytest.approx(sum(told[1:]))}
+    assert choices_of(job) == [{"index": 0, "text": "", "token_ids": [], "finish_reason": "length"}]
+    assert (job.prompt_tokens, job.output_tokens) == (len(ids), 0)
+    assert (job.account or {})["computed_tokens"] + job.cached_tokens == len(ids) - 1
+    assert_whole(world, job)
+
+
+def test_a_continuation_alone_is_scored_by_what_is_before_it(world: World, model_folder: Path) -> None:
+    tokenizer = ModelTokenizer.from_folder(model_folder)
+    engine = Engine.from_folder(model_folder, EngineConfig(max_running=1, kv_bytes=2**25, threads=1))
+    given = {"prompt": "Acme Ltd, invoice 4711, tot", "continuation": "al 12.50 EUR"}
+    ids = tokenizer.encode_input(given)
+    start = tokenizer.scored_from(given, ids)
+    by_text = world.jobs.finished(world.jobs.submit_input(given, kind="score"))
+    split = {"token_ids": ids[:start], "continuation_token_ids": ids[start:]}
+    by_ids = world.jobs.finished(world.jobs.submit_input(split, kind="score"))
+
+    for job in (by_text, by_ids):
+        output = job.output or {}
+        told = [token["logprob"] for token in output["prompt_logprobs"]]
+        assert told[:start] == [None] * start
+        assert told[start:] == pytest.approx(engine.score(ids, start), abs=1e-3)
+        assert output["score"]["tokens"] == len(ids) - start
+    assert by_ids.cached_tokens > 0, "the prompt was there already"
+
+
+def test_a_score_may_fill_the_context(world: World) -> None:
+    full = [5 + place % 40 for place in range(world.deployment.context_length)]
+    job = world.jobs.finished(world.jobs.submit_input({"token_ids": full}, kind="score"))
+    assert (job.output or {})["score"]["tokens"] == len(full) - 1
+
+
 def test_log_probabilities_of_output_and_prompt_are_told(world: World, model_folder: Path) -> None:
     params = {"temperature": 0.0, "max_tokens": 4, "logprobs": True, "top_logprobs": 3, "prompt_logprobs": 2, "n": 2}
     job = world.run("Invoice 12", params=params | {"ignore_eos": True})

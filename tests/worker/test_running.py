@@ -215,6 +215,26 @@ class TestPromptScores:
         assert request_of(successor).sampling.prompt_logprobs is None
         assert successor.choices[0].token_ids == []
 
+    def test_a_score_ends_with_them_and_hears_no_token(self, tokenizer: ModelTokenizer) -> None:
+        job = several(n=1)
+        job.job.kind, job.job.input = "score", {"token_ids": [5, 6], "continuation_token_ids": [7]}
+        job.restore([], tokenizer, [5, 6, 7])
+        request = request_of(job)
+        assert (request.scored_from, request.sampling.prompt_logprobs) == (2, 0)
+        assert job.take([said(0, 40, -3.0)]) == []
+        assert (job.entries, job.ending) == ([], None)
+        job.take_prompt(PromptScores("job_a.1", 2, [-1.5], [()]))
+        assert job.ending == Finished(JobState.SUCCEEDED)
+        assert [token.logprob for token in job.entries[0].prompt or ()] == [None, None, -1.5]
+        assert [(entry.token_id, entry.finish_reason) for entry in job.entries[1:]] == [(None, "length")]
+
+        for had in (1, 2):  # the worker died after so many entries
+            successor = several(fence=2, n=1)
+            successor.job.kind, successor.job.input = "score", job.job.input
+            successor.restore(job.entries[:had], tokenizer, [5, 6, 7])
+            assert successor.ending == Finished(JobState.SUCCEEDED)
+            assert len(successor.entries) == 2
+
     def test_a_prompt_of_one_token_has_none_to_wait_for(self, tokenizer: ModelTokenizer) -> None:
         job = several(n=1, prompt_logprobs=0)
         job.restore([], tokenizer, [5])

@@ -35,6 +35,8 @@ def admitted(request: Request, limits: Limits, *, arrival: int, drawn_seed: int)
     """The request's choices, once it is checked. Raises RequestRefused."""
     _check_ids(request, limits)
     _check_sampling(request.sampling, limits.vocab_size, limits.eos_ids)
+    if request.scored_from is not None:
+        return Admitted([_to_score(request, request.scored_from, limits, arrival=arrival)], {})
     if request.sampling.selects and request.sampling.logprobs is None:
         request = replace(request, sampling=replace(request.sampling, logprobs=0))
     choices = [
@@ -50,6 +52,23 @@ def admitted(request: Request, limits: Limits, *, arrival: int, drawn_seed: int)
     if tops is not None and len(request.prompt_ids) > 1:
         waiting[0].scoring = Scoring(1, request.prompt_ids, tops)
     return Admitted(waiting, ended)
+
+
+def _to_score(request: Request, start: int, limits: Limits, *, arrival: int) -> Generation:
+    """The last token is only scored: what runs is one shorter."""
+    tokens, sampling = request.prompt_ids, request.sampling
+    if not 1 <= start < len(tokens):
+        raise InvalidRequest(
+            "scored_from", f"must be from 1 to {len(tokens) - 1}, the last of the {len(tokens)} tokens"
+        )
+    if sampling.choices != 1 or any(request.output_ids) or sampling.grammar is not None:
+        raise InvalidRequest("scored_from", "must be None where n is above 1, or there are output_ids or a grammar")
+    plain = SamplingParams(temperature=0, max_tokens=1, logprobs=None)
+    generation = _choice_of(
+        replace(request, prompt_ids=tokens[:-1], sampling=plain), limits, 0, arrival=arrival, drawn_seed=0
+    )
+    generation.scoring = Scoring(start, list(tokens), sampling.prompt_logprobs or 0)
+    return generation
 
 
 def _choice_of(request: Request, limits: Limits, choice: int, *, arrival: int, drawn_seed: int) -> Generation:

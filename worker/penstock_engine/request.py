@@ -105,6 +105,9 @@ class Request:
     `deadline` is when the answer is of no more use, in seconds since the epoch: what has not ended by then fails as
     "deadline_exceeded". `token_budget` is what the request may cost in tokens, its prompt and the outputs of all
     choices together; each choice may use an even share of it, and ends by "length" there.
+    `scored_from` asks for nothing but the log probabilities of `prompt_ids` from there on, which may fill the context:
+    what comes before `scored_from - 1` is taken from the prefix cache where it is there, and the one token that
+    is then told means nothing.
     """
 
     id: str
@@ -119,6 +122,7 @@ class Request:
     deadline: float | None = None
     token_budget: int | None = None
     closed: frozenset[int] = frozenset()
+    scored_from: int | None = None
 
 
 def choice_name(request_id: str, choice: int) -> str:

@@ -23,6 +23,7 @@ def request_from(submit: Submit) -> Request:
         weight=submit.weight,
         deadline=submit.deadline,
         token_budget=submit.token_budget,
+        scored_from=submit.scored_from,
     )
 
 

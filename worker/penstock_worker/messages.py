@@ -71,6 +71,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
     """One request. `output_ids` are the tokens that earlier runs generated, a list for each choice.
 
     `closed` choices have ended and are not to go on. `deadline` is in seconds since the epoch, by this machine's clock.
+    With `scored_from` nothing is told but how likely the prompt's tokens from there on are.
     """
 
     request_id: str
@@ -85,6 +86,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
     weight: float = 1.0
     deadline: float | None = None
     token_budget: int | None = None
+    scored_from: int | None = None
 
     @property
     def places(self) -> int:

@@ -31,11 +31,14 @@ def request_of(job: RunningJob) -> Submit:
         weight=job.weight,
         deadline=job.deadline,
         token_budget=row.token_budget,
+        scored_from=job.scored_from,
     )
 
 
 def _sampling(job: RunningJob) -> Sampling:
     params = job.job.params
+    if job.scored_from is not None:
+        return Sampling(logprobs=None, prompt_logprobs=params.get("prompt_logprobs") or 0)
     return Sampling(
         **{name: params[name] for name in _AS_THEY_ARE if name in params},
         seed=job.job.seed,

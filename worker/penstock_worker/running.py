@@ -64,6 +64,7 @@ class RunningJob:
         self.entries: list[JournalEntry] = []
         self.choices: list[ChoiceStream] = []
         self.structure: Structure | None = None
+        self.scored_from: int | None = None
         self.journalled = 0
         self.checkpointed = 0
         self.lease_until = lease_until
@@ -122,13 +123,15 @@ class RunningJob:
         count = self.job.params["best_of"] if candidates else self.job.params.get("n", 1)
         streams = [self._choice(choice, tokenizer, prompt_ids) for choice in range(count)]
         structure = structure_of(self.job.params, tokenizer)
+        scored_from = tokenizer.scored_from(self.job.input, prompt_ids) if self.job.kind == "score" else None
         for choice, stream in enumerate(streams):
             stream.replay([entry for entry in outputs if entry.choice == choice])
         with self._lock:
             self.prompt_ids, self.entries, self.choices = prompt_ids, list(entries), streams
-            self._candidates, self.structure = candidates, structure
+            self._candidates, self.structure, self.scored_from = candidates, structure, scored_from
             if self.job.params.get("prompt_logprobs") is not None and len(prompt_ids) == 1:
                 self._note_prompt(PromptScores(self.request_id, 1, [], []))  # the engine has nothing to say of it
+            self._end_if_scored()
             self._end_if_complete()
 
     def take(self, deltas: Sequence[Delta]) -> list[int]:
@@ -138,7 +141,7 @@ class RunningJob:
         once: whoever copies them meanwhile has all of a step or nothing.
         """
         with self._lock:
-            if self.ending is not None:
+            if self.ending is not None or self.scored_from is not None:
                 return []
             if self.first_token_seconds is None:
                 self.first_token_seconds = time.monotonic() - self.claimed_at
@@ -153,6 +156,8 @@ class RunningJob:
         with self._lock:
             if self.ending is None:
                 self._note_prompt(scores)
+                self._end_if_scored()
+                self._end_if_complete()
 
     def close_choice(self, choice: int, finish_reason: str) -> None:
         """The engine has nothing left to generate for this choice."""
@@ -197,6 +202,11 @@ class RunningJob:
         if not self.entries:
             tokens = prompt_tokens(self.prompt_ids, scores)
             self.entries.append(JournalEntry(0, 0, None, "", None, self.fence, prompt=tokens))
+
+    def _end_if_scored(self) -> None:
+        """A score is a choice of no token, which ends where the prompt does."""
+        if self.scored_from is not None and self.prompt_scored:
+            self._add(self.choices[0].end("length"))
 
     def _end_if_complete(self) -> None:
         reasons = {stream.finish_reason for stream in self.choices}

@@ -117,12 +117,13 @@ def _chat_of(job: Job) -> ChatRequest:
 
 def _completion_of(job: Job, *, echo: bool) -> CompletionRequest:
     params = job.params
+    logprobs = params["top_logprobs"] if params["logprobs"] else None
     return CompletionRequest.model_validate(
         {
             "model": job.model,
             "prompt": job.input.get("prompt") or job.input["token_ids"],
             "n": params["n"],
-            "logprobs": params["top_logprobs"] if params["logprobs"] else None,
+            "logprobs": params["prompt_logprobs"] if job.kind == "score" else logprobs,
             "echo": echo,
         }
     )

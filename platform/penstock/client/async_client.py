@@ -108,6 +108,7 @@ class AsyncJobs(_Awaited[Jobs]):
     """`Jobs`, awaited."""
 
     submit = _awaited(Jobs.submit)
+    score = _awaited(Jobs.score)
     get = _awaited(Jobs.get)
     list = _iterated(Jobs.list)
     cancel = _awaited(Jobs.cancel)

@@ -65,6 +65,41 @@ class Jobs:
         }
         return self._job("POST", _PATH, body=given(**body), headers=_idempotency(idempotency_key))
 
+    def score(
+        self,
+        *,
+        model: str,
+        prompt: str | None = None,
+        messages: Sequence[Message] | None = None,
+        token_ids: Sequence[int] | None = None,
+        continuation: str | Sequence[int] | None = None,
+        top_logprobs: int | None = None,
+        job_class: Literal["interactive", "batch"] | None = None,
+        tags: Sequence[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Queue a job that tells how likely `model` finds a prompt, and generates nothing.
+
+        With a `continuation` (text, or token ids after `token_ids`) that alone is scored. The finished job's `output`
+        has the total as `score`, and each token in `prompt_logprobs`, beside it so many of the likeliest in its place.
+        """
+        body = {
+            "kind": "score",
+            "model": model,
+            "input": given(
+                prompt=prompt,
+                messages=list(messages) if messages is not None else None,
+                token_ids=list(token_ids) if token_ids is not None else None,
+                **_continued(continuation),
+            ),
+            "params": given(prompt_logprobs=top_logprobs),
+            "class": job_class,
+            "tags": list(tags) if tags is not None else None,
+            "metadata": dict(metadata) if metadata is not None else None,
+        }
+        return self._job("POST", _PATH, body=given(**body), headers=_idempotency(idempotency_key))
+
     def get(self, job_id: str) -> Job:
         """The job as it stands. Raises `NotFound`."""
         return self._job("GET", _path(job_id))
@@ -186,6 +221,12 @@ def _cursor(last_event_id: str) -> Cursor:
 
 def _path(job_id: str) -> str:
     return f"{_PATH}/{quote(job_id, safe='')}"
+
+
+def _continued(by: str | Sequence[int] | None) -> dict[str, Any]:
+    if by is None or isinstance(by, str):
+        return {"continuation": by}
+    return {"continuation_token_ids": list(by)}
 
 
 def given(**members: Any) -> dict[str, Any]:

@@ -106,11 +106,19 @@ class Choice(Document):
     logprobs: list[TokenLogprob] | None = None
 
 
+class Score(Document):
+    """What the scored tokens of a prompt come to: how many they are, and the natural log probability of all of them."""
+
+    tokens: int
+    logprob: float
+
+
 class Output(Document):
     """What the model wrote. `prompt_logprobs` are those of the prompt's tokens, where `params` asked for them."""
 
     choices: list[Choice]
     prompt_logprobs: list[TokenLogprob] | None = None
+    score: Score | None = None
 
 
 class Budget(Document):

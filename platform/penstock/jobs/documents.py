@@ -71,11 +71,19 @@ class Choice(Document):
     tool_calls: list[ToolCallDocument] | None = Field(default=None, description="Beside `text`, where tools are called")
 
 
+class Score(Document):
+    """What the prompt's scored tokens come to together."""
+
+    tokens: int = Field(description="How many were scored")
+    logprob: float = Field(description="The natural log-probability of all of them, one after the other")
+
+
 class Output(Document):
     """What was generated, so far or in the end."""
 
     choices: list[Choice]
     prompt_logprobs: list[TokenLogprob] | None = Field(default=None, description="The prompt's, where asked for")
+    score: Score | None = Field(default=None, description="Their total")
 
 
 class Budget(Document):

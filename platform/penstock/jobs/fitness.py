@@ -44,6 +44,8 @@ def refuse_unfit(
     """
     if request.params.tools and request.input.messages is None:
         raise _wrong("params.tools", "cannot be shown in a finished prompt", "give input.messages")
+    if request.kind == "score" and prompt_tokens < 2:
+        raise _wrong("input", "has one token, and none before it to score it by", "it must have two or more")
     _refuse_too_long(request, prompt_tokens, context_length)
     _refuse_too_dear(request, prompt_tokens)
     named = _tokens_named(request)
@@ -56,7 +58,7 @@ def refuse_unfit(
 
 
 def _refuse_too_long(request: JobRequest, prompt_tokens: int, context_length: int) -> None:
-    wanted = request.params.max_tokens or 1
+    wanted = 0 if request.kind == "score" else request.params.max_tokens or 1
     if prompt_tokens + wanted > context_length:
         raise ContextLengthExceeded(
             f"the prompt has {prompt_tokens} tokens and asks for {wanted} more; the context holds {context_length}",
@@ -68,7 +70,8 @@ def _refuse_too_long(request: JobRequest, prompt_tokens: int, context_length: in
 
 
 def _refuse_too_dear(request: JobRequest, prompt_tokens: int) -> None:
-    least = prompt_tokens + request.params.choices
+    choices = 0 if request.kind == "score" else request.params.choices
+    least = prompt_tokens + choices
     if request.budget is not None and request.budget.tokens is not None and request.budget.tokens < least:
         raise _wrong(
             "budget.tokens", "does not suffice", f"it must be {least} or more: the prompt, and a token for each choice"
@@ -79,6 +82,7 @@ def _tokens_named(request: JobRequest) -> Mapping[str, Sequence[int]]:
     params = request.params
     named = {"params.logit_bias": [int(token) for token in params.logit_bias]}
     named["input.token_ids"] = request.input.token_ids or []
+    named["input.continuation_token_ids"] = request.input.continuation_token_ids or []
     named["params.stop_token_ids"] = params.stop_token_ids
     return {field: ids for field, ids in named.items() if ids}
 

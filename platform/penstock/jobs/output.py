@@ -1,6 +1,7 @@
 """A job's output, put together from its journal."""
 
 from collections.abc import Iterable, Sequence
+from math import fsum
 from typing import Any
 
 from penstock.jobs.journal import CallPiece, JournalEntry, PromptToken
@@ -9,7 +10,8 @@ from penstock.jobs.journal import CallPiece, JournalEntry, PromptToken
 def assemble_output(entries: Iterable[JournalEntry]) -> dict[str, Any]:
     """`{"choices": [{"index", "text", "token_ids", "finish_reason"}]}`; the reason is None until the choice ends.
 
-    Where log probabilities were asked for, a choice has `logprobs` beside its tokens, the whole `prompt_logprobs`.
+    Where log probabilities were asked for, a choice has `logprobs` beside its tokens, the whole `prompt_logprobs` and
+    their total, the `score`.
     A choice that called tools has `tool_calls`.
     """
     output: dict[str, Any] = {}
@@ -17,6 +19,7 @@ def assemble_output(entries: Iterable[JournalEntry]) -> dict[str, Any]:
     for entry in entries:
         if entry.prompt is not None:
             output["prompt_logprobs"] = prompt_document(entry.prompt)
+            output["score"] = _total(entry.prompt)
             continue
         choice = choices.setdefault(
             entry.choice, {"index": entry.choice, "text": "", "token_ids": [], "finish_reason": None}
@@ -33,6 +36,12 @@ def count_tokens(entries: Iterable[JournalEntry]) -> int:
 def prompt_document(prompt: Sequence[PromptToken]) -> list[dict[str, Any]]:
     """The prompt's tokens with their log probabilities, as they are told."""
     return [_token(token.token_id, token.logprob, token.top_logprobs) for token in prompt]
+
+
+def _total(prompt: Sequence[PromptToken]) -> dict[str, Any]:
+    """How many of the tokens were scored, and the natural logarithm of the chance of all of them."""
+    logprobs = [token.logprob for token in prompt if token.logprob is not None]
+    return {"tokens": len(logprobs), "logprob": fsum(logprobs)}
 
 
 def alternatives(likeliest: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ def job_document(job: Job) -> dict[str, Any]:
         "model_version": job.model_version,
         "routing": job.routing,
         "input": job.input,
-        "params": job.params | {"seed": job.seed},
+        "params": params_of(job),
         "class": JobClass(job.job_class).name.lower(),
         "priority": job.priority,
         "deadline": iso(job.deadline),
@@ -52,6 +52,13 @@ def job_document(job: Job) -> dict[str, Any]:
         "first_token_at": iso(job.first_token_at),
         "finished_at": iso(job.finished_at),
     }
+
+
+def params_of(job: Job) -> dict[str, Any]:
+    """The job's parameters, with its seed; of a score, which draws nothing, those that it has."""
+    if job.kind == "score":
+        return {"prompt_logprobs": job.params["prompt_logprobs"]}
+    return job.params | {"seed": job.seed}
 
 
 def budget_of(job: Job) -> dict[str, Any] | None:

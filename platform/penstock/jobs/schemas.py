@@ -4,16 +4,18 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, HttpUrl, StringConstraints, field_validator, model_validator
+from pydantic import Field, HttpUrl, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from penstock.clock import aware
 from penstock.jobs.params import JobParams, Strict, TokenId
 from penstock.jobs.states import JobClass
+from penstock.strict_model import wrong_at
 from penstock.tools.definitions import CallId, MadeCall
 from penstock.usage.money import Currency, Money
 
 MAX_BUDGET = 2**53
 _MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:")
+_OF_SCORES = frozenset({"prompt_logprobs"})
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
@@ -47,12 +49,28 @@ class JobInput(Strict):
     prompt: str | None = Field(default=None, min_length=1)
     token_ids: list[TokenId] | None = Field(default=None, min_length=1, description="The prompt, tokenized already")
     messages: list[Message] | None = Field(default=None, min_length=1)
+    continuation: str | None = Field(
+        default=None, min_length=1, description="To score: the text that follows the prompt or messages"
+    )
+    continuation_token_ids: list[TokenId] | None = Field(
+        default=None, min_length=1, description="The same after token_ids"
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if sum(given is not None for given in (self.prompt, self.token_ids, self.messages)) != 1:
             raise ValueError("give exactly one of prompt, token_ids and messages")
+        if self.continuation is not None and self.token_ids is not None:
+            raise wrong_at("continuation", "must be left out with token_ids; give continuation_token_ids")
+        if self.continuation_token_ids is not None and self.token_ids is None:
+            raise wrong_at("continuation_token_ids", "goes with token_ids; give continuation, as text")
         return self
+
+    @property
+    def continued(self) -> str | None:
+        """The field of the continuation, where one is given."""
+        given = [name for name in ("continuation", "continuation_token_ids") if getattr(self, name) is not None]
+        return given[0] if given else None
 
     @model_validator(mode="after")
     def _results_of_calls(self) -> Self:
@@ -108,7 +126,9 @@ class JobBudget(Strict):
 class JobRequest(Strict):
     """The body of `POST /v1/jobs`."""
 
-    kind: Literal["generate"] = "generate"
+    kind: Literal["generate", "score"] = Field(
+        default="generate", description="`score` tells how likely the model finds what is given, and generates nothing"
+    )
     model: str = Field(min_length=1, max_length=200, description="name, name@alias or name:version")
     input: JobInput
     params: JobParams = Field(default_factory=JobParams)
@@ -119,6 +139,21 @@ class JobRequest(Strict):
     webhook: JobWebhook | None = None
     tags: list[Tag] = Field(default_factory=list, max_length=16)
     metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
+
+    @field_validator("input")
+    @classmethod
+    def _continued_to_be_scored(cls, given: JobInput, known: ValidationInfo) -> JobInput:
+        if given.continued is not None and known.data.get("kind") == "generate":
+            raise wrong_at(given.continued, "must be left out, or kind be score")
+        return given
+
+    @field_validator("params")
+    @classmethod
+    def _of_its_kind(cls, params: JobParams, known: ValidationInfo) -> JobParams:
+        for name in sorted(params.model_fields_set - _OF_SCORES):
+            if known.data.get("kind") == "score":
+                raise wrong_at(name, "must be left out: a score generates nothing; it has prompt_logprobs alone")
+        return params
 
     @field_validator("deadline", mode="before")
     @classmethod

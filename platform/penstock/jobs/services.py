@@ -26,7 +26,7 @@ from penstock.jobs.lease import load_checkpoint
 from penstock.jobs.locks import lock_queue
 from penstock.jobs.models import Job
 from penstock.jobs.output import assemble_output, count_tokens
-from penstock.jobs.presentation import budget_of
+from penstock.jobs.presentation import budget_of, params_of
 from penstock.jobs.schemas import JobRequest
 from penstock.jobs.states import JobState
 from penstock.jobs.structure import WritesCalls, structure_of
@@ -166,6 +166,8 @@ def count_waiting(session: Session, tenant_id: str) -> int:
 
 def most_tokens(request: JobRequest, prompt_tokens: int, context_length: int) -> int:
     """What the job may use: its prompt, and each choice up to `max_tokens` or the context's end, within its budget."""
+    if request.kind == "score":
+        return prompt_tokens
     each = request.params.max_tokens or context_length - prompt_tokens
     most = prompt_tokens + each * request.params.choices
     return min(most, request.budget.tokens) if request.budget and request.budget.tokens else most
@@ -213,9 +215,10 @@ def retry(
         raise JobNotFinished(f"{job_id} is still {job.state}: cancel it, or wait for its end", status_now=job.state)
     request = JobRequest.model_validate(
         {
+            "kind": job.kind,
             "model": job.model,
             "input": job.input,
-            "params": job.params | {"seed": job.seed},
+            "params": params_of(job),
             "class": "interactive" if job.job_class == 0 else "batch",
             "priority": job.priority,
             "budget": budget_of(job),

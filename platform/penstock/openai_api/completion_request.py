@@ -1,12 +1,13 @@
 """The body of `POST /v1/completions`, and the jobs that it asks for: one a prompt."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from penstock.jobs.params import MAX_TOKEN_ID
 from penstock.openai_api.fields import CallRequest, Unsupported
+from penstock.strict_model import wrong_at
 
 MAX_PROMPTS: Final = 128
 _DEFAULT_TOKENS: Final = 16  # as OpenAI's
@@ -40,7 +41,9 @@ class CompletionRequest(CallRequest):
     """The body of `POST /v1/completions`."""
 
     prompt: Prompts = Field(description=f"A text, token ids, or a list of either, of at most {MAX_PROMPTS}")
-    max_tokens: int | None = Field(default=None, description=f"Of each choice; {_DEFAULT_TOKENS} without it")
+    max_tokens: int | None = Field(
+        default=None, description=f"Of each choice; {_DEFAULT_TOKENS} without it. With echo it may be 0"
+    )
     best_of: int | None = None
     echo: bool | None = Field(default=None, description="Tell the prompt before each choice")
     logprobs: int | None = Field(default=None, description="Log-probabilities, with so many of the likeliest tokens")
@@ -48,6 +51,8 @@ class CompletionRequest(CallRequest):
 
     def jobs(self) -> Sequence[dict[str, Any]]:
         """The body of each prompt's job."""
+        if self.max_tokens == 0:
+            return [self._score(prompt) for prompt in self.prompt]
         params: dict[str, Any] = {"max_tokens": _DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens}
         if self.best_of is not None:
             params["best_of"] = self.best_of
@@ -55,6 +60,18 @@ class CompletionRequest(CallRequest):
             params |= {"logprobs": True, "top_logprobs": self.logprobs}
             params |= {"prompt_logprobs": self.logprobs} if self.echo else {}
         return [self.job(_input(prompt), params) for prompt in self.prompt]
+
+    @model_validator(mode="after")
+    def _something_to_tell(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise wrong_at("max_tokens", "it must be 1 or more, or 0 with echo, which then tells the prompt alone")
+        if self.max_tokens == 0 and max(self.n or 1, self.best_of or 1) > 1:
+            raise wrong_at("n", "it must be 1 where max_tokens is 0: there is one prompt to tell")
+        return self
+
+    def _score(self, prompt: Prompt) -> dict[str, Any]:
+        body = self.job(_input(prompt), {})
+        return body | {"kind": "score", "params": {"prompt_logprobs": self.logprobs}}
 
     def field_names(self) -> dict[str, str]:
         """What the fields of the job are called here, where that differs."""

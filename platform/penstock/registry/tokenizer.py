@@ -63,14 +63,31 @@ class ModelTokenizer:
     def encode_input(self, job_input: Mapping[str, Any], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The token ids of `{"prompt": ...}`, `{"messages": [...]}` or `{"token_ids": [...]}`, which stay as they are.
 
+        A continuation is part of the text, and so is tokenized with it.
+
         Raises `ValidationFailed` on `input.messages` when the model has no chat template, or its template refuses them,
         and on `params.tools` when tools cannot be used with it.
         """
         if "token_ids" in job_input:
-            return list(job_input["token_ids"])
+            return [*job_input["token_ids"], *job_input.get("continuation_token_ids", ())]
+        continuation = job_input.get("continuation", "")
         if "messages" in job_input:
-            return self._encode_chat(job_input["messages"], tools)
-        return list(self._tokenizer.encode(job_input["prompt"]).ids)
+            text = self.render_chat(job_input["messages"], tools) + continuation
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(job_input["prompt"] + continuation).ids)
+
+    def scored_from(self, job_input: Mapping[str, Any], ids: Sequence[int]) -> int:
+        """Which is the first token of an input's continuation, among the `ids` that `encode_input` makes of both.
+
+        It is the first that the prompt alone would not have: a token may span the two. Without a continuation it is
+        the second one, the first that has another before it.
+        """
+        alone = {name: value for name, value in job_input.items() if not name.startswith("continuation")}
+        if len(alone) == len(job_input):
+            return 1
+        before = self.encode_input(alone)
+        shared = (place for place, (one, other) in enumerate(zip(before, ids, strict=False)) if one != other)
+        return max(1, min(next(shared, len(before)), len(ids) - 1))
 
     @property
     def size(self) -> int:
@@ -116,9 +133,6 @@ class ModelTokenizer:
         """Turns one output, which follows the prompt, into text as its tokens come; of special tokens those `shown`."""
         hidden = self._special_ids - {self._tokenizer.token_to_id(token) for token in shown}
         return IncrementalDetokenizer(self._tokenizer, hidden, self._fresh_steps(), prompt_ids)
-
-    def _encode_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[int]:
-        return list(self._tokenizer.encode(self.render_chat(messages, tools), add_special_tokens=False).ids)
 
     def _form_for(self, field: str) -> CallForm:
         form = self._chat_template.call_form if self._chat_template is not None else "it has none"

@@ -83,6 +83,26 @@ def test_echoed_log_probabilities_are_those_of_the_prompt_and_then_of_the_output
     )
 
 
+def test_an_echo_of_no_new_tokens_is_a_score_of_the_prompt(house: House, client: OpenAI) -> None:
+    asked: Any = GREEDY | {"prompt": [PROMPT, "Total: 12.50"], "echo": True, "logprobs": 1}
+    longer = client.completions.create(max_tokens=1, **asked)
+    answer = client.completions.create(max_tokens=0, **asked)
+
+    assert house.newest_job().kind == "score"
+    assert [choice.text for choice in answer.choices] == [PROMPT, "Total: 12.50"]
+    assert [choice.finish_reason for choice in answer.choices] == ["length", "length"]
+    for choice, other in zip(answer.choices, longer.choices, strict=True):
+        assert choice.logprobs is not None
+        assert other.logprobs is not None
+        assert choice.logprobs.tokens == (other.logprobs.tokens or [])[:-1]
+        told, more = choice.logprobs.token_logprobs or [], other.logprobs.token_logprobs or []
+        assert told[1:] == pytest.approx(more[1:-1], abs=1e-3)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 0
+    chunks = list(client.completions.create(max_tokens=0, stream=True, **asked | {"prompt": PROMPT}))
+    assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == PROMPT
+
+
 def test_a_stream_echoes_the_same(client: OpenAI) -> None:
     asked: Any = GREEDY | {"prompt": PROMPT, "echo": True, "logprobs": 1, "max_tokens": 5}
     (whole,) = client.completions.create(**asked).choices
@@ -119,6 +139,7 @@ def test_the_best_of_several_is_told(house: House, client: OpenAI) -> None:
         ({"echo": True, "logprobs": -1}, "logprobs"),
         ({"best_of": 1, "n": 2}, "best_of"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 0, "echo": True, "n": 2}, "n"),
         ({"prompt": "0123456789" * 500}, "prompt"),
     ],
 )
