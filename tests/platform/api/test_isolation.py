@@ -42,6 +42,9 @@ MODELS = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/model
 OPERATORS = "/v1/admin/"
 """Routes of the whole installation, which no tenant's key opens."""
 
+OF_THE_INSTALLATION = {"letter_id": "dlt_any", "worker_id": "wrk_any"}
+"""What those routes name that is no tenant's; whether it is there, no tenant's key learns."""
+
 PORTAL = "/jobs"
 """Routes of signed-in people; all others need a key."""
 
@@ -52,6 +55,7 @@ THINGS = (
     "/v1/budgets",
     "/v1/usage",
     "/v1/jobs",
+    "/v1/bulk",
     "/v1/events",
     "/v1/webhook-endpoints",
     "/v1/webhook-deliveries",
@@ -63,6 +67,7 @@ THINGS = (
 BODIES: Mapping[tuple[str, str], Any] = {
     ("POST", "/v1/jobs"): BODY,
     ("POST", "/v1/jobs/<job_id>/feedback"): {"score": 0.0},
+    ("POST", "/v1/bulk"): {"action": "cancel", "filter": {"tag": "mine"}},
     ("POST", "/v1/keys"): {"name": "theirs"},
     ("POST", "/v1/users"): {"email": "theirs@example.com"},
     ("PATCH", "/v1/users/<user_id>"): {"disabled": True},
@@ -92,6 +97,7 @@ class Belongings:
     response_id: str
     file_id: str
     batch_id: str
+    bulk_id: str
 
     @property
     def ids(self) -> dict[str, str]:
@@ -143,7 +149,8 @@ def belongings(caller: Caller) -> Belongings:
     file_id = upload(caller, form({"purpose": "batch"}, b"mine")).json["id"]
     body = {"input_file_id": file_id, "endpoint": "/v1/jobs", "completion_window": "24h"}
     batch_id = caller.post("/v1/batches", body).json["id"]
-    return Belongings(job_id, key_id, user_id, endpoint_id, delivery_id, response_id, file_id, batch_id)
+    bulk_id = caller.post("/v1/bulk", {"action": "cancel", "filter": {"tag": "mine"}}).json["id"]
+    return Belongings(job_id, key_id, user_id, endpoint_id, delivery_id, response_id, file_id, batch_id, bulk_id)
 
 
 @pytest.fixture
@@ -169,7 +176,7 @@ def test_every_route_is_sorted(app: Flask) -> None:
 
 def test_every_route_of_the_api_needs_a_key(app: Flask, caller: Caller, belongings: Belongings) -> None:
     for route in routes(app, lambda rule: rule not in OPEN and not rule.startswith(PORTAL)):
-        ids = belongings.ids | {"tenant_id": caller.tenant_id, "model": "tiny"}
+        ids = belongings.ids | {"tenant_id": caller.tenant_id, "model": "tiny"} | OF_THE_INSTALLATION
         answer = caller.client.open(route.path(ids), method=route.method, json=BODIES.get((route.method, route.rule)))
         said = answer.json.get("error", answer.json)
         assert (answer.status_code, said["code"]) in ((401, "unauthenticated"), (401, "invalid_api_key")), route
@@ -199,7 +206,7 @@ def test_the_installations_routes_take_no_tenants_key(
     before = what_there_is(caller, belongings)
     for route in routes(app, lambda rule: rule.startswith(OPERATORS)):
         for tenant_id in (caller.tenant_id, stranger.tenant_id):
-            answer = stranger.call(route.method, route.path({"tenant_id": tenant_id}), {})
+            answer = stranger.call(route.method, route.path({"tenant_id": tenant_id} | OF_THE_INSTALLATION), {})
             assert (answer.status_code, answer.json["code"]) == (403, "forbidden"), route
 
     assert what_there_is(caller, belongings) == before
@@ -219,7 +226,7 @@ def test_filters_and_cursors_reach_into_no_other_tenant(
         f"?after={belongings.delivery_id[:-1]}z",
     ):
         assert stranger.get(f"/v1/webhook-deliveries{query}").json["data"] == []
-    assert len(caller.get("/v1/events").json["data"]) == 3
+    assert len(caller.get("/v1/events").json["data"]) == 4
     assert stranger.get("/v1/events").json["data"] == []
     assert stranger.get("/v1/events?after=1").status_code == 422
     assert stranger.get(f"/v1/audit?tenant={caller.tenant_id}").status_code == 422
