@@ -19,7 +19,8 @@ from torch import Tensor
 from penstock_kernels.checks import ShapeError, check_dtype, check_shape
 
 BITS = 4
-PER_WORD = 32 // BITS
+WORD_BITS = 32
+PER_WORD = WORD_BITS // BITS
 SYMMETRIC_ZERO = 8
 IN_ORDER = (0, 1, 2, 3, 4, 5, 6, 7)
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)

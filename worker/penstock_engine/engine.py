@@ -114,7 +114,7 @@ class Engine:
         length = context_length(config, model_config)
         torch.set_num_threads(thread_count(config, model_config))
         device = device_of(config)
-        place = loading_device(config, device)
+        place = loading_device(config, device, stored=model_config.format is not None)
         model = load_model(folder, model_config, positions=length, dtype=dtype, device=place, progress=progress)
         choose_kernels(model, config, dtype=dtype, threads=torch.get_num_threads(), device=device)
         return cls(model, config, dtype=dtype, max_model_len=length)

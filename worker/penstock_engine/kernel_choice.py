@@ -4,14 +4,15 @@ What was chosen, and why not another, is told by `Engine.kernels`: nothing is re
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 import torch
 from penstock_kernels.cpu import support
 
 from penstock_engine.config import EngineConfig
-from penstock_engine.errors import InvalidConfig
+from penstock_engine.errors import InvalidConfig, ModelUnsupported
+from penstock_engine.formats import StoredPart
 from penstock_engine.layers.prepack import prepack_linears
 from penstock_engine.models import CausalLM, DecoderLM
 
@@ -27,9 +28,12 @@ def choose_kernels(
 ) -> None:
     """Give a loaded `model` its kernels, and move it to `device` (None: it stays where it lies).
 
-    Raises InvalidConfig where what was asked for cannot run here.
+    Raises InvalidConfig where what was asked for cannot run here, ModelUnsupported for weights that cannot.
     """
     obstacle = _obstacle(model, config, dtype)
+    stored = isinstance(model, DecoderLM) and bool(_stored_parts(model))
+    if stored and config.quantization is not None:
+        raise InvalidConfig("quantization", "must be None: the checkpoint has rounded its weights already")
     if isinstance(model, DecoderLM) and not obstacle and config.kernels != "torch":
         model.kernels = _compile(model, config, dtype, threads, device)
         model.pads = False
@@ -39,15 +43,20 @@ def choose_kernels(
     reason = obstacle or "kernels is 'torch'"
     if config.quantization is not None:
         raise InvalidConfig("quantization", f"must be None: it needs compiled kernels, and {reason}")
+    if stored:
+        raise InvalidConfig("kernels", f"must be compiled for a checkpoint whose weights are rounded, and {reason}")
     if config.kv_dtype != "auto":
         raise InvalidConfig("kv_dtype", f"must be 'auto': K and V in 8 bits need compiled kernels, and {reason}")
     prepacked = prepack_linears(model)
     model.kernels = {"layers": f"torch ({obstacle or 'as asked for'})", "prepacked": str(prepacked)}
 
 
-def loading_device(config: EngineConfig, device: torch.device) -> torch.device:
-    """Where weights are read to. Those that are to be rounded for a GPU wait in the host's memory for their turn."""
-    return torch.device("cpu") if config.quantization is not None else device
+def loading_device(config: EngineConfig, device: torch.device, *, stored: bool = False) -> torch.device:
+    """Where weights are read to. Those that are rounded for a GPU wait in the host's memory for their turn.
+
+    `stored`: the checkpoint has rounded them, and they are brought into a kernel's layout.
+    """
+    return torch.device("cpu") if stored or config.quantization is not None else device
 
 
 def _compile(
@@ -63,19 +72,24 @@ def _compile(
 
 
 def _use_gpu(model: DecoderLM, config: EngineConfig, device: torch.device) -> Mapping[str, str]:
-    _refuse_formats_on_gpu(config)
+    stored = _stored_parts(model)
+    _refuse_formats_on_gpu(config, stored)
     from penstock_kernels.gpu.tuning import table_of  # imports Triton, as these do
 
     from penstock_engine.layers.gpu import use_gpu_kernels
     from penstock_engine.layers.gpu_linear import round_linears
 
     rounded: Counter[str] = Counter()
-    if config.quantization is not None:
+    if config.quantization is not None or stored:
         rounded = round_linears(model, config.quantization, device, deterministic=config.deterministic)
         model.to(device)
     counts = use_gpu_kernels(model, deterministic=config.deterministic)
     kept = {} if config.kv_dtype == "auto" else {"kv": config.kv_dtype}
     return {"layers": "compiled by Triton", "tiles": table_of(device).source, **_told(counts + rounded), **kept}
+
+
+def _stored_parts(model: DecoderLM) -> list[StoredPart]:
+    return [part for _, layer in model.linear_parts() for part in layer.stored]
 
 
 def _told(counts: Counter[str]) -> dict[str, str]:
@@ -89,8 +103,13 @@ def _refuse_formats_on_cpu(config: EngineConfig) -> None:
         raise InvalidConfig("kv_dtype", "must be 'auto' on a CPU: K and V in 8 bits need the kernels of a GPU")
 
 
-def _refuse_formats_on_gpu(config: EngineConfig) -> None:
+def _refuse_formats_on_gpu(config: EngineConfig, stored: Sequence[StoredPart]) -> None:
     capability = torch.cuda.get_device_capability(config.device)
+    floats = next((part for part in stored if part.format.floats), None)
+    if floats is not None and capability < FP8_CAPABILITY:
+        problem = f"{floats.name} is in {floats.format.name}, e4m3, and {config.device} has compute capability"
+        problem = f"{problem} {capability[0]}.{capability[1]}"
+        raise ModelUnsupported(floats.path, problem, "e4m3 needs 8.9 or more")
     for field, value in (("quantization", config.quantization), ("kv_dtype", config.kv_dtype)):
         if value == "fp8" and capability < FP8_CAPABILITY:
             has = f"{config.device} has compute capability {capability[0]}.{capability[1]}"

@@ -15,6 +15,7 @@ from torch import Tensor
 from penstock_engine.errors import ModelCorrupt, ModelNotFound, ModelUnsupported
 from penstock_engine.model_config import ModelConfig, read_json
 from penstock_engine.models import MODELS, CausalLM, DecoderLM
+from penstock_engine.rounded_layers import RoundedLayers
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
@@ -64,13 +65,19 @@ def resolve_dtype(name: str, config: ModelConfig, folder: Path) -> torch.dtype:
 def _fill(model: DecoderLM, folder: Path, progress: Progress) -> None:
     views = dict(model.checkpoint_views())
     total = len(views)
+    rounded = RoundedLayers(model)
     last: Path = folder
     for last, name, tensor in _tensors(folder):
+        if rounded.takes(last, name, tensor):
+            continue
         view = views.pop(name, None)
         if view is None:
             _refuse_unexpected(last, name, model)
             continue
         _copy(view, tensor, last, name)
+        progress("weights", total - len(views), total)
+    for name in rounded.hand_over(last):
+        views.pop(f"{name}.weight", None)
         progress("weights", total - len(views), total)
     if views:
         raise ModelCorrupt(last, f"lacks the tensor {min(views)!r} ({len(views)} in all)", "copy the folder again")
@@ -92,7 +99,7 @@ def _copy(view: Tensor, tensor: Tensor, path: Path, name: str) -> None:
             f"by config.json it must be {list(view.shape)}",
         )
     if not tensor.is_floating_point() or tensor.element_size() < 2:
-        raise ModelUnsupported(path, f"tensor {name!r} is {tensor.dtype}", "serve an unquantized checkpoint")
+        raise ModelUnsupported(path, f"tensor {name!r} is {tensor.dtype}", "by config.json it is a plain one")
     view.copy_(tensor)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from penstock_engine.config_fields import Fields
 from penstock_engine.errors import ModelCorrupt, ModelNotFound
+from penstock_engine.formats import Format, read_format
 from penstock_engine.rope_config import RopeConfig, read_rope
 
 GEMMA = {"head_dim": 256, "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh"}
@@ -72,6 +73,7 @@ class ModelConfig:
     query_scalar: float | None = None  # scores are divided by its root; None: head_dim
     attention_softcap: float | None = None
     logits_softcap: float | None = None
+    format: Format | None = None  # of the linear layers that the checkpoint stores in fewer bits
 
     def window(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None
@@ -130,6 +132,7 @@ class _Reader:
             query_scalar=self._fields.optional_number("query_pre_attn_scalar"),
             attention_softcap=self._fields.optional_number("attn_logit_softcapping"),
             logits_softcap=self._fields.optional_number("final_logit_softcapping"),
+            format=read_format(self._fields),
         )
         self._check_shapes(config)
         return config
@@ -152,8 +155,6 @@ class _Reader:
             raise self._fields.corrupt("num_experts_per_tok", f"at most the number of experts, {experts.count}")
 
     def _refuse_what_we_do_not_run(self) -> None:
-        if self._raw.get("quantization_config"):
-            raise self._fields.unsupported("quantization_config", "a quantized checkpoint", "an unquantized one")
         if self._raw.get("use_bidirectional_attention"):
             raise self._fields.unsupported("use_bidirectional_attention", True, "attention to the past alone")
 

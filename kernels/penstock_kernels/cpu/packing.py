@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from penstock_kernels.checks import ShapeError
 from penstock_kernels.cpu.emit import LANES
 from penstock_kernels.cpu.memory import lasting
 from penstock_kernels.cpu.tiles import (
@@ -25,6 +26,8 @@ from penstock_kernels.cpu.tiles import (
     SILU_FLOAT,
 )
 from penstock_kernels.cpu.workspace import MULTIPLY, MULTIPLY_INT4, MULTIPLY_INT8, ROUND, Workspace
+from penstock_kernels.quant_formats import SYMMETRIC_ZERO, Int4Codes
+from penstock_kernels.quant_matmul import ChannelWeight
 
 FINISHES = {
     (None, torch.float32): AS_FLOAT,
@@ -101,15 +104,20 @@ class Plain:
 
 
 class Int8:
-    """Weights rounded to 8 bits, symmetric, one scale for each output."""
+    """Weights in 8 bits, symmetric, one scale for each output: rounded here, or given as codes."""
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None = None, *, gate: str | None = None, space: Workspace | None = None
+        self,
+        weight: Tensor | ChannelWeight,
+        bias: Tensor | None = None,
+        *,
+        gate: str | None = None,
+        space: Workspace | None = None,
     ) -> None:
+        codes, scales = round_to_int8(weight) if isinstance(weight, Tensor) else (weight.codes, weight.scales)
         self._space = space or Workspace()
-        self.shape = Shape.of(weight, bias, gate)
-        self._columns = weight.shape[1]
-        codes, scales = round_to_int8(weight)
+        self.shape = Shape.of(codes, bias, gate)
+        self._columns = codes.shape[1]
         arranged = _in_panels(codes, gate)
         self._weights = lasting(_by_step(arranged, 4))
         self._scales = _in_panels(scales, gate).flatten().contiguous()
@@ -153,15 +161,23 @@ class Int8:
 
 
 class Int4:
-    """Weights rounded to 4 bits, symmetric, one scale for each output and group of columns."""
+    """Weights in 4 bits, symmetric, one scale for each output and group of columns: rounded here, or given as codes.
+
+    Groups of codes are multiples of 32 columns, neighbours all; their scales are kept in float16.
+    """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None = None, *, gate: str | None = None, space: Workspace | None = None
+        self,
+        weight: Tensor | Int4Codes,
+        bias: Tensor | None = None,
+        *,
+        gate: str | None = None,
+        space: Workspace | None = None,
     ) -> None:
+        codes, scales = round_to_int4(weight, GROUP) if isinstance(weight, Tensor) else _in_groups(weight)
         self._space = space or Workspace()
-        self.shape = Shape.of(weight, bias, gate)
-        self._columns = weight.shape[1]
-        codes, scales = round_to_int4(weight, GROUP)
+        self.shape = Shape.of(codes, bias, gate)
+        self._columns = codes.shape[1]
         self._weights = lasting(_by_step(_nibbles(_in_panels(codes, gate, fill=8)), 4))
         by_group = _in_panels(scales, gate).transpose(1, 2)  # [panels, groups, 64]
         self._scales = lasting(by_group.to(torch.float16).contiguous())
@@ -219,6 +235,27 @@ def round_to_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
     scales = (grouped.abs().amax(-1) / 7).to(torch.float16).float()  # as they will be stored
     codes = (grouped / scales.clamp(min=1e-30).unsqueeze(-1)).round_().clamp_(-7, 7) + 8
     return codes.flatten(-2).to(torch.uint8), scales
+
+
+def _in_groups(weight: Int4Codes) -> tuple[Tensor, Tensor]:
+    """Codes and scales of `weight`, each scale as often as its group has runs of `GROUP` columns."""
+    if lacking := lacks_of_int4(weight):
+        raise ShapeError(f"codes cannot be packed: {lacking}")
+    return weight.codes, weight.scales.float().repeat_interleave(weight.group_size // GROUP, dim=1)
+
+
+def lacks_of_int4(weight: Int4Codes) -> str:
+    """Why these codes cannot be packed, in words; empty if they can."""
+    if bool((weight.zeros != SYMMETRIC_ZERO).any()):
+        return "they have zero points"
+    if weight.g_idx is not None and not torch.equal(
+        weight.column_group, torch.arange(weight.codes.shape[1]) // weight.group_size
+    ):
+        return "their groups are not of neighbouring columns"
+    if weight.group_size % GROUP:
+        return f"their groups have {weight.group_size} columns, no multiple of {GROUP}"
+    largest = float(weight.scales.abs().max())
+    return f"a scale is {largest}, beyond float16" if largest > torch.finfo(torch.float16).max else ""
 
 
 def _in_panels(rows: Tensor, gate: str | None, fill: int = 0) -> Tensor:

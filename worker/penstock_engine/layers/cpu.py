@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import numba
 import torch
 from penstock_kernels.cpu.attention import scratch_bytes
-from penstock_kernels.cpu.packing import GATES, GROUP, Int4, Int8, Packed, Plain
+from penstock_kernels.cpu.packing import GATES, GROUP, Int4, Int8, Packed, Plain, lacks_of_int4
 from penstock_kernels.cpu.workspace import ATTEND, NORM, TURN, Places, Program, Workspace
+from penstock_kernels.quant_formats import Int4Codes
+from penstock_kernels.quant_matmul import ChannelWeight
 from torch import Tensor, nn
 
+from penstock_engine.errors import ModelUnsupported
 from penstock_engine.forward_batch import ForwardBatch
 from penstock_engine.layers.feed_forward import FeedForward
 from penstock_engine.layers.linear import Linear
@@ -24,6 +27,7 @@ from penstock_engine.models.decoder import DecoderLayer, DecoderLM
 
 FINE = {"gate"}  # products that stay as they are in a quantized model: a router decides by small differences
 HEAD = "lm_head"  # at 4 bits it would cost more quality than it saves time: it gets 8
+SERVED = "8 bits with a scale for an output, and 4 bits in groups of multiples of 32 without zero points"
 RECORDED_ROWS = 256  # a step of more is long enough for Python not to show
 
 
@@ -37,7 +41,9 @@ class Workshop:
     space: Workspace
 
     def pack(self, linear: Linear, name: str, gate: str | None = None) -> Packed | None:
-        """None for a shape that the kernels do not take."""
+        """None for a shape that the kernels do not take. Raises ModelUnsupported for stored weights that none takes."""
+        if linear.stored:
+            return self._pack_stored(linear, gate)
         weight, bias = linear.weight.detach(), linear.bias
         columns, quantization = weight.shape[1], None if name in FINE else self.quantization
         if quantization == "int4" and name != HEAD and columns % GROUP == 0:
@@ -45,6 +51,16 @@ class Workshop:
         if quantization is not None and columns % 4 == 0:
             return Int8(weight, bias, gate=gate, space=self.space)
         return Plain(weight, bias, gate=gate, space=self.space) if columns * weight.itemsize % 4 == 0 else None
+
+    def _pack_stored(self, linear: Linear, gate: str | None) -> Packed:
+        weight, bias = linear.rounded(), linear.bias
+        if isinstance(weight, ChannelWeight) and weight.codes.dtype == torch.int8 and weight.codes.shape[1] % 4 == 0:
+            return Int8(weight, bias, gate=gate, space=self.space)
+        if isinstance(weight, Int4Codes) and not (lacking := lacks_of_int4(weight)):
+            return Int4(weight, bias, gate=gate, space=self.space)
+        part = linear.stored[0]
+        problem = f"{part.name} is in {part.format.name}, and {lacking if isinstance(weight, Int4Codes) else 'e4m3'}"
+        raise ModelUnsupported(part.path, problem, f"on a CPU this engine runs {SERVED}")
 
 
 class PackedLinear(nn.Module):

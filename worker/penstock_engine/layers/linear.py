@@ -1,17 +1,20 @@
 """Linear layers, whose weights come from one or several tensors of a checkpoint, and embeddings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from penstock_engine.formats import RoundedWeight, StoredPart, stacked
 
 
 class Linear(nn.Module):
     """`x @ weight.T + bias`; `weight` [rows, columns].
 
     `parts` names the checkpoint tensors that are stacked along the rows, with the rows of each: Q, K and V in one
-    product, or gate and up. None is a layer under its own name.
+    product, or gate and up. None is a layer under its own name. `stored` holds the parts of a checkpoint that has them
+    in fewer bits; `weight` is a mere shape then, and a kernel takes what `rounded` makes of them.
     """
 
     def __init__(
@@ -28,6 +31,16 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(rows, columns, dtype=dtype, device=device), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(rows, dtype=dtype, device=device), requires_grad=False) if bias else None
         self.parts = parts
+        self.stored: tuple[StoredPart, ...] = ()
+
+    def take(self, parts: Sequence[StoredPart]) -> None:
+        """Have these parts, all there are and in their order, instead of `weight`."""
+        self.stored = tuple(parts)
+        self.weight = nn.Parameter(torch.empty_like(self.weight, device="meta"), requires_grad=False)
+
+    def rounded(self) -> RoundedWeight:
+        """The weight [rows, columns] of the parts that are stored. Raises ModelLoadError where they do not fit."""
+        return stacked(self.stored, tuple(self.weight.shape))
 
     def checkpoint_views(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         """(name in the checkpoint, the memory to fill) for each tensor of this layer, found at `prefix`."""

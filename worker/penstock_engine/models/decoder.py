@@ -136,6 +136,14 @@ class DecoderLM(CausalLM):
             elif isinstance(module, RMSNorm | Embedding):
                 yield self._spelt(f"{name}.weight"), module.weight
 
+    def linear_parts(self) -> Iterator[tuple[str, Linear]]:
+        """(name in the checkpoint, the layer that it is a part of) of every matrix that may be stored in fewer bits."""
+        for name, module in self.named_modules():
+            if isinstance(module, Linear) and module is not self.lm_head:
+                for spelt, _ in module.checkpoint_views(name):
+                    if spelt.endswith(".weight"):
+                        yield self._spelt(spelt).removesuffix(".weight"), module
+
     def _spelt(self, name: str) -> str:
         for ours, theirs in self.spelling.items():
             name = name.replace(ours, theirs)
