@@ -150,4 +150,6 @@ def _output(job: Job) -> list[RenderableType]:
     for choice in choices:
         ended = f" ({choice.finish_reason})" if choice.finish_reason else ""
         parts += [Text(f"\nchoice {choice.index}{ended}", style="dim"), Text(printable(choice.text))]
+        called = [call.function for call in choice.tool_calls or ()]
+        parts += [Text(printable(f"calls {function.name} {function.arguments}")) for function in called]
     return parts

@@ -40,7 +40,8 @@ class TokenEvent:
     """One token of one choice, or the choice's end (`finish_reason`, and no token).
 
     Where `prompt_logprobs` were asked for, the first event holds those and no token. `text` is what the token added,
-    which may be empty: its bytes can end in the middle of a character.
+    which may be empty: its bytes can end in the middle of a character. `tool_calls` are what it added to the choice's
+    calls: each has an `index` and a piece of `arguments` in its `function`, the first of a call also `id` and `name`.
     """
 
     id: str
@@ -53,6 +54,7 @@ class TokenEvent:
     finish_reason: str | None = None
     top_logprobs: list[Alternative] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ def _token(event_id: str | None, data: dict[str, Any]) -> TokenEvent:
         finish_reason=data.get("finish_reason"),
         top_logprobs=_each(Alternative, data.get("top_logprobs")),
         prompt_logprobs=_each(TokenLogprob, data.get("prompt_logprobs")),
+        tool_calls=data.get("tool_calls"),
     )
 
 

@@ -11,10 +11,12 @@ from penstock.jobs.states import JobState
 
 
 class Message(TypedDict):
-    """One message of a conversation."""
+    """One message of a conversation. Beside `tool_calls`, `content` may be None; a tool's names the call it answers."""
 
-    role: Literal["system", "user", "assistant"]
-    content: str
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
 
 
 class ResponseFormat(TypedDict):
@@ -31,6 +33,9 @@ class Params(TypedDict, total=False):
     """Sampling; what is left out is the server's default."""
 
     response_format: ResponseFormat | None
+    tools: list[dict[str, Any]]
+    tool_choice: str | dict[str, Any]
+    parallel_tool_calls: bool
     max_tokens: int | None
     min_tokens: int
     temperature: float
@@ -93,10 +98,25 @@ class TokenLogprob(Document):
     top_logprobs: list[Alternative]
 
 
+class CalledFunction(Document):
+    """A tool's `name`, and its `arguments` as the text of a JSON object, which a cut may have left unfinished."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Document):
+    """What the model called; `id` is what its result names."""
+
+    id: str
+    type: str
+    function: CalledFunction
+
+
 class Choice(Document):
     """One answer of the model. `finish_reason` is None while it goes on, and when it was cut short.
 
-    `logprobs` stand beside `token_ids` where `params` asked for them.
+    `logprobs` stand beside `token_ids` where `params` asked for them, `tool_calls` where it called tools.
     """
 
     index: int
@@ -104,6 +124,7 @@ class Choice(Document):
     token_ids: list[int]
     finish_reason: str | None
     logprobs: list[TokenLogprob] | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class Score(Document):

@@ -21,6 +21,7 @@ _OUTCOMES: Final[Mapping[str, str]] = {
 _FINISH_REASONS: Final[Mapping[str, str]] = {
     "stop": "The model ended its answer",
     "length": "Cut at the token limit",
+    "tool_calls": "The model ended its answer to have its calls run",
     "cancelled": "Stopped by a cancel",
     "deadline": "Stopped at its deadline",
 }
@@ -74,10 +75,21 @@ def telling_params(job: Job) -> dict[str, str]:
 
 def excerpt(job: Job, length: int = 160) -> str:
     """What the job said, or else why it failed or what it was asked, on one line."""
-    said = " ".join(choice["text"] for choice in (job.output or {}).get("choices", []))
+    said = " ".join(_told(choice) for choice in (job.output or {}).get("choices", []))
     asked = job.input.get("prompt") or " ".join(message["content"] for message in job.input.get("messages", [])[-1:])
     error = (job.error or {}).get("message", "")
     return " ".join((said or error or f"Asked: {asked}")[: length * 2].split())[:length]
+
+
+def _told(choice: Mapping[str, Any]) -> str:
+    """What the choice says and calls, on one line."""
+    return " ".join([choice["text"], *calls_of(choice)])
+
+
+def calls_of(choice: Mapping[str, Any]) -> list[str]:
+    """The tools that the choice calls, each as `name {arguments}`."""
+    called = [call["function"] for call in choice.get("tool_calls") or ()]
+    return [f"{function['name']} {function['arguments']}" for function in called]
 
 
 def _value(value: Any) -> str:

@@ -58,6 +58,10 @@ def asked_response(**more: Any) -> Any:
     return {"model": "tiny", "input": "Which city?"} | sampled | tools | more
 
 
+def calls_of(message: Any) -> list[Any]:
+    return message.tool_calls or []
+
+
 def assert_valid(calls: Any) -> None:
     assert calls
     for call in calls:
@@ -90,7 +94,7 @@ def put_together(chunks: Any) -> dict[int, dict[str, Any]]:
 def as_told(choice: Any) -> dict[str, Any]:
     calls = [
         {"id": call.id, "name": call.function.name, "arguments": call.function.arguments}
-        for call in choice.message.tool_calls or ()
+        for call in calls_of(choice.message)
     ]
     return {"content": choice.message.content, "calls": calls, "finish_reason": choice.finish_reason}
 
@@ -102,7 +106,7 @@ def test_required_calls_are_valid_and_the_same_wherever_they_are_told(house: Hou
 
     for choice in answer.choices:
         assert (choice.message.content, choice.finish_reason) == (None, "tool_calls")
-        (call,) = choice.message.tool_calls or ()
+        (call,) = calls_of(choice.message)
         assert_valid([call])
         assert call.id == f"call_{answer.id.removeprefix('job_')}_{choice.index}_0"
     assert put_together(chunks) == {choice.index: as_told(choice) for choice in answer.choices}
@@ -111,7 +115,7 @@ def test_required_calls_are_valid_and_the_same_wherever_they_are_told(house: Hou
 
     native = house.job(answer.id).output or {}
     for choice, told in zip(answer.choices, native["choices"], strict=True):
-        assert told["tool_calls"] == [call.to_dict() for call in choice.message.tool_calls or ()]
+        assert told["tool_calls"] == [call.to_dict() for call in calls_of(choice.message)]
         assert told["text"] == ""
 
 
@@ -136,20 +140,20 @@ def test_calls_come_side_by_side_unless_they_may_not(client: OpenAI) -> None:
     (single,) = client.chat.completions.create(**asked(logit_bias=END, parallel_tool_calls=False)).choices
 
     (choice,) = several.choices
-    calls = choice.message.tool_calls or []
+    calls = calls_of(choice.message)
     assert choice.finish_reason == "length"
     assert len(calls) > 2
     assert_valid(calls[:-1])
     assert len({call.id for call in calls}) == len(calls)
     assert_valid(single.message.tool_calls)
-    assert (len(single.message.tool_calls or ()), single.finish_reason) == (1, "tool_calls")
+    assert (len(calls_of(single.message)), single.finish_reason) == (1, "tool_calls")
 
 
 def test_the_function_that_is_named_is_called(client: OpenAI) -> None:
     for name in ("now", "weather"):
         choice: Any = {"type": "function", "function": {"name": name}}
         (answer,) = client.chat.completions.create(**asked(tool_choice=choice, parallel_tool_calls=False)).choices
-        assert [call.function.name for call in answer.message.tool_calls or ()] == [name]  # type: ignore[union-attr]  # it is a function's
+        assert [call.function.name for call in calls_of(answer.message)] == [name]
 
 
 @pytest.mark.parametrize("choice", ["none", "auto"])
@@ -169,7 +173,7 @@ def test_a_model_that_need_not_call_may_talk(house: House, client: OpenAI, choic
 
 def test_a_conversation_goes_on_with_what_came_of_a_call(house: House, client: OpenAI) -> None:
     first = client.chat.completions.create(**asked(parallel_tool_calls=False)).choices[0].message
-    (call,) = first.tool_calls or ()
+    (call,) = calls_of(first)
     result = {"role": "tool", "tool_call_id": call.id, "content": [{"type": "text", "text": "7 degrees"}]}
     answer = client.chat.completions.create(
         **asked(messages=[*QUESTION, first.to_dict(), result], tool_choice="auto", max_tokens=4)
@@ -178,7 +182,7 @@ def test_a_conversation_goes_on_with_what_came_of_a_call(house: House, client: O
     messages = house.job(answer.id).input["messages"]
     told = {"role": "assistant", "content": "", "tool_calls": [call.to_dict()]}
     assert messages == [*QUESTION, told, result | {"content": "7 degrees"}]
-    arguments = json.loads(call.function.arguments)  # type: ignore[union-attr]  # it is a function's
+    arguments = json.loads(call.function.arguments)
     shown = house.tokenizer.render_chat(messages, chat_tools(WEATHER, NOW))
     assert f'"arguments": {json.dumps(arguments)}' in shown
     assert "7 degrees" in shown
@@ -197,10 +201,10 @@ def test_a_call_goes_on_in_its_middle_when_the_engine_dies(house: House, client:
         house.signal_engines(signal.SIGKILL)
         told = put_together([first, *stream])[0]
 
-    (call,) = whole.message.tool_calls or ()
-    assert len(json.loads(call.function.arguments)["dots"]) == 120  # type: ignore[union-attr]  # it is a function's
+    (call,) = calls_of(whole.message)
+    assert len(json.loads(call.function.arguments)["dots"]) == 120
     (resumed,) = told["calls"]
-    assert resumed["arguments"] == call.function.arguments  # type: ignore[union-attr]  # it is a function's
+    assert resumed["arguments"] == call.function.arguments
     assert (told["content"], told["finish_reason"]) == (None, "tool_calls")
     assert house.job(first.id).runs == 2
 
@@ -287,7 +291,7 @@ def test_a_background_call_is_followed_over_a_break_and_a_crash(house: House, cl
 
 def test_what_was_said_before_a_cut_call_cannot_be_gone_on_with(client: OpenAI) -> None:
     cut = client.responses.create(**asked_response(tools=response_tools(LONG), max_output_tokens=40))
-    assert (cut.status, cut.output[0].status) == ("incomplete", "incomplete")  # type: ignore[union-attr]  # it is a function's
+    assert (cut.status, cut.output[0].status) == ("incomplete", "incomplete")
     with pytest.raises(openai.BadRequestError) as refused:
         client.responses.create(**asked_response(previous_response_id=cut.id))
     assert refused.value.param == "previous_response_id"
