@@ -1,4 +1,4 @@
-"""What can be known of the containers without running them: what they refer to is there, and they get what they need."""
+"""What can be known of the containers without running them: what they name is there, and they get what they need."""
 
 import re
 import tomllib
