@@ -14,17 +14,18 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from penstock.batches.models import Batch, BatchLine
 from penstock.batches.states import FINAL, UNFINISHED
+from penstock.bulk.models import BulkItem, BulkOperation
 from penstock.events.models import FeedEvent
 from penstock.files.models import File, FileState
 from penstock.ids import first_id
 from penstock.jobs.journal import Journal
 from penstock.jobs.models import Job
+from penstock.retention.chunks import ROWS_AT_ONCE, delete_chunk
 from penstock.retention.deletion import delete_jobs
 from penstock.usage.days import roll_up_before
 from penstock.webhooks.models import WebhookDelivery
 
 JOBS_AT_ONCE: Final = 100
-ROWS_AT_ONCE: Final = 500
 Columns = TypeVarTuple("Columns")
 
 
@@ -45,7 +46,11 @@ class Kind(StrEnum):
 def delete_some(session: Session, journal: Journal, kind: Kind, tenant_id: str, before: datetime) -> int:
     """Delete some of what the tenant has of that kind since before the moment; 0 when nothing more is found."""
     if kind is Kind.JOBS:
-        return _jobs(session, journal, tenant_id, before) or _batches(session, tenant_id, before)
+        return (
+            _jobs(session, journal, tenant_id, before)
+            or _batches(session, tenant_id, before)
+            or _operations(session, tenant_id, before)
+        )
     return _OTHERS[kind](session, tenant_id, before)
 
 
@@ -66,11 +71,23 @@ def _batches(session: Session, tenant_id: str, before: datetime) -> int:
     return delete_batch_some(session, batch_id) if batch_id is not None else 0
 
 
+def _operations(session: Session, tenant_id: str, before: datetime) -> int:
+    """Items of one old bulk operation, and the operation itself once it has none."""
+    old = _old(BulkOperation.id, "bulk", BulkOperation.tenant_id == tenant_id, before)
+    operation_id = session.scalar(_locked(old.where(BulkOperation.finished_at < before), 1))
+    return delete_operation_some(session, operation_id) if operation_id is not None else 0
+
+
 def delete_batch_some(session: Session, batch_id: str) -> int:
     """Delete lines of a batch that the caller holds, or the batch when it has none left; how many rows."""
-    lines = select(BatchLine.line).where(BatchLine.batch_id == batch_id).limit(ROWS_AT_ONCE)
-    gone = _count(session, delete(BatchLine).where(BatchLine.batch_id == batch_id, BatchLine.line.in_(lines)))
+    gone = delete_chunk(session, BatchLine.__tablename__, "batch_id", batch_id)
     return gone or _count(session, delete(Batch).where(Batch.id == batch_id))
+
+
+def delete_operation_some(session: Session, operation_id: str) -> int:
+    """The same for a bulk operation and its items."""
+    gone = delete_chunk(session, BulkItem.__tablename__, "operation_id", operation_id)
+    return gone or _count(session, delete(BulkOperation).where(BulkOperation.id == operation_id))
 
 
 def _events(session: Session, tenant_id: str, before: datetime) -> int:

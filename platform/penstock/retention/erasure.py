@@ -7,13 +7,14 @@ writer was slow) keeps the tenant's row from going, and goes in the next round.
 
 from typing import Final
 
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from penstock.auth.audit import Action
 from penstock.auth.models import AuditEntry, Tenant
 from penstock.batches.models import Batch
+from penstock.bulk.models import BulkOperation
 from penstock.db import Base, Database
 from penstock.files.models import File, FileState
 from penstock.files.storage import FileStorage
@@ -23,10 +24,11 @@ from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
 from penstock.logs import get_logger
 from penstock.quotas.counters import Counters
-from penstock.retention.aging import JOBS_AT_ONCE, ROWS_AT_ONCE, delete_batch_some
+from penstock.retention.aging import JOBS_AT_ONCE, delete_batch_some, delete_operation_some
+from penstock.retention.chunks import ROWS_AT_ONCE, delete_chunk
 from penstock.retention.deletion import delete_jobs
 
-_BY_OTHER_STEPS: Final = frozenset({"job", "batch", "file", "audit_entry"})
+_BY_OTHER_STEPS: Final = frozenset({"job", "batch", "bulk_operation", "file", "audit_entry"})
 log = get_logger(__name__)
 
 
@@ -44,7 +46,13 @@ class Erasure:
 
     def step(self, tenant_id: str) -> bool:
         """Erase some of what is there; whether there may be more to do at once."""
-        for work in (self._stop_running, self._delete_jobs, self._delete_batches, self._hide_files):
+        for work in (
+            self._stop_running,
+            self._delete_jobs,
+            self._delete_batches,
+            self._delete_operations,
+            self._hide_files,
+        ):
             with self._database.transaction() as session:
                 if work(session, tenant_id):
                     return True
@@ -73,6 +81,11 @@ class Erasure:
         batch_id = session.scalar(chosen)
         return delete_batch_some(session, batch_id) if batch_id is not None else 0
 
+    def _delete_operations(self, session: Session, tenant_id: str) -> int:
+        chosen = select(BulkOperation.id).where(BulkOperation.tenant_id == tenant_id).limit(1)
+        operation_id = session.scalar(chosen.with_for_update(skip_locked=True))
+        return delete_operation_some(session, operation_id) if operation_id is not None else 0
+
     def _hide_files(self, session: Session, tenant_id: str) -> int:
         # One that is being written is left to its writer, or to the sweeper when that is gone.
         ready = File.tenant_id == tenant_id, File.state == FileState.READY
@@ -84,7 +97,7 @@ class Erasure:
         for table in reversed(Base.metadata.sorted_tables):
             if "tenant_id" in table.c and table.name not in _BY_OTHER_STEPS:
                 with self._database.transaction() as session:
-                    if _delete_from(session, table.name, tenant_id):
+                    if delete_chunk(session, table.name, "tenant_id", tenant_id):
                         return True
         return False
 
@@ -107,15 +120,6 @@ class Erasure:
             return False
         log.info("tenant.erased", tenant=tenant_id)
         return False
-
-
-def _delete_from(session: Session, table: str, tenant_id: str) -> int:
-    chosen = f'SELECT ctid FROM "{table}" WHERE tenant_id = :tenant_id LIMIT :most FOR UPDATE SKIP LOCKED'  # noqa: S608  # a table's own name
-    gone = session.execute(
-        text(f'DELETE FROM "{table}" WHERE ctid = ANY(ARRAY({chosen})) RETURNING 1'),  # noqa: S608  # as above
-        {"tenant_id": tenant_id, "most": ROWS_AT_ONCE},
-    )
-    return len(gone.all())
 
 
 def _forget_changes(session: Session, tenant_id: str) -> None:

@@ -11,9 +11,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from penstock.auth.key_ring import KeyRing
+from penstock.auth.models import User
 from penstock.auth.services import Scope
 from penstock.db import Base, Database
 from penstock.events.services import place_committed
+from penstock.ids import new_id
+from penstock.jobs import lease
+from penstock.jobs.lease import Finish
+from penstock.jobs.states import JobState
 from penstock.metrics import ControlMetrics
 from penstock.retention.sweeping import RetentionSweeper
 from penstock.settings import Settings
@@ -91,8 +97,11 @@ class Stage:
     def furnish(self, caller: Caller, mark: str = MARK) -> Possessions:
         """Give the caller's tenant something of everything."""
         caller.post("/v1/webhook-endpoints", {"url": "http://127.0.0.1:9/hook", "description": mark})
-        caller.post("/v1/users", {"email": f"{mark}@example.com"})
+        person = User(
+            id=new_id("usr"), tenant_id=caller.tenant_id, email=f"{mark}@example.com", password_hash="x", role="member"
+        )
         with self.database.transaction() as session:
+            session.add(person)
             set_budget(session, caller.tenant_id, "EUR", 5)  # type: ignore[arg-type]  # a whole amount
         key = caller.post(
             "/v1/jobs",
@@ -103,6 +112,10 @@ class Stage:
         self.finish_next(mark)
         caller.post(f"/v1/jobs/{key.json['id']}/retry")
         self.finish_next(mark)
+        caller.post(f"/v1/jobs/{key.json['id']}/feedback", {"score": 0.5, "comment": mark})
+        bulk = caller.post("/v1/bulk", {"action": "cancel", "filter": {"tag": mark}}).json
+        assert caller.post(f"/v1/bulk/{bulk['id']}/cancel").status_code == 200
+        self.bury(caller, mark)
         told = caller.post("/v1/responses", {"model": "tiny", "input": mark, "background": True}).json
         self.finish_next(mark)
         batch_id = self.bench_of(caller).make(
@@ -113,6 +126,15 @@ class Stage:
         self.place()
         files = (batch["input_file_id"], batch["output_file_id"])
         return Possessions(key.json["id"], f"{mark}-1", told["id"], batch_id, files)
+
+    def bury(self, caller: Caller, mark: str) -> None:
+        """Make a dead letter of a job."""
+        caller.submit(input={"prompt": mark})
+        held = self.bench.claim()
+        assert held is not None
+        error = {"code": "engine_crashed", "message": f"it crashed at {mark}"}
+        with self.database.transaction() as session:
+            lease.finish(session, held, Finish(JobState.FAILED, [], prompt_tokens=2, error=error))
 
     def bench_of(self, caller: Caller) -> Bench:
         bench = self.bench
@@ -182,6 +204,12 @@ def days_ago(database: Database, days: int) -> Iterator[None]:
                 if table.name not in ("audit_entry", "tenant", "api_key"):
                     moved = f'UPDATE "{table.name}" SET {column} = {column} - make_interval(days => :days)'
                     session.execute(text(f"{moved} WHERE {column} >= :began"), {"days": days, "began": began})
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process remembers of keys for two seconds has a test of its own."""
+    monkeypatch.setattr(KeyRing.__init__, "__defaults__", (0.0,))
 
 
 @pytest.fixture

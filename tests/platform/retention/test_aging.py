@@ -36,7 +36,7 @@ def test_old_jobs_and_batches_go_and_young_ones_stay(stage: Stage, old: Possessi
     usage = usage_of(stage.caller)
     stage.set(stage.caller, retain_jobs_days=41)
     stage.sweep()
-    assert len(ids_of(stage.caller)) == 6
+    assert len(ids_of(stage.caller)) == 7
 
     stage.set(stage.caller, retain_jobs_days=39)
     stage.sweep()
@@ -50,7 +50,7 @@ def test_old_jobs_and_batches_go_and_young_ones_stay(stage: Stage, old: Possessi
     assert set(left) <= {"usage_day", "user", "webhook_endpoint", "feed_event", "webhook_delivery", "files",
                          "audit_entry", "webhook_attempt"}  # fmt: skip
     assert not any(old.job_id in row for rows in left.values() for row in rows)
-    assert stage.metrics.retention_deleted.labels("jobs")._value.get() == 5 + 3
+    assert stage.metrics.retention_deleted.labels("jobs")._value.get() == 6 + 3 + 1
 
 
 def test_the_feed_begins_later_and_its_ids_go_on(stage: Stage, old: Possessions) -> None:
@@ -105,7 +105,7 @@ def test_usage_is_added_up_by_the_day_exactly_once(stage: Stage, old: Possession
     with stage.database.transaction() as session:
         assert session.scalar(select(func.count()).select_from(UsageEntry)) == 1
     assert usage_of(stage.caller) == before
-    assert len(ids_of(stage.caller)) == 6  # the jobs themselves have their own time
+    assert len(ids_of(stage.caller)) == 7  # the jobs themselves have their own time
     stage.set(stage.caller, retain_jobs_days=39)
     stage.sweep()
     assert usage_of(stage.caller) == before
@@ -174,7 +174,7 @@ def test_a_sweep_stops_between_two_chunks(stage: Stage, old: Possessions) -> Non
     stop = threading.Event()
     stop.set()
     stage.sweeper.sweep(stop)
-    assert len(ids_of(stage.caller)) == 5
+    assert len(ids_of(stage.caller)) == 6
     stage.sweeper.run(stop)  # returns
 
 

@@ -27,12 +27,6 @@ from tests.platform.retention.conftest import Stage
 PASSWORD = "a long enough password"
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a process remembers of keys for two seconds has a test of its own."""
-    monkeypatch.setattr(KeyRing.__init__, "__defaults__", (0.0,))
-
-
 def act(stage: Stage, tenant_id: str, action: str) -> Any:
     return stage.operator.post(f"/v1/admin/tenants/{tenant_id}/{action}")
 
