@@ -113,7 +113,7 @@ class BulkTender:
         if not targets:
             _complete(session, operation)
             return Step(operation.id, (), 0.0)
-        reached = work.reach(session, targets)
+        reached = work.reach(session, operation, targets)
         outcomes, again_in = self._outcomes(session, operation, work, reached)
         _settle(session, operation, outcomes)
         changed = [outcome.result for outcome in outcomes if outcome.result is not None]

@@ -15,6 +15,7 @@ from penstock.bulk.states import BulkAction
 from penstock.errors import ModelNotAllowed
 from penstock.jobs import services as jobs
 from penstock.jobs.filters import matching_ids
+from penstock.jobs.locks import lock_budgets, lock_queue
 from penstock.jobs.models import Job
 from penstock.jobs.queries import JobSelection
 
@@ -29,8 +30,8 @@ class Work(Protocol):
     def gather(self, session: Session, operation: BulkOperation, limit: int) -> Sequence[str]:
         """The next targets, in falling order, behind `gathered_to`."""
 
-    def reach(self, session: Session, targets: Sequence[str], /) -> Sequence[str]:
-        """Those of the targets that can be acted on now, locked where that must be in one order."""
+    def reach(self, session: Session, operation: BulkOperation, targets: Sequence[str], /) -> Sequence[str]:
+        """Those of the targets that can be acted on now; what they share is locked in the order of `jobs.locks`."""
 
     def act(self, workshop: Workshop, session: Session, operation: BulkOperation, target: str, /) -> str | None:
         """Do it to one target, as a call for that one alone would; the id of what came of it.
@@ -47,10 +48,11 @@ class CancelJobs:
     def gather(self, session: Session, operation: BulkOperation, limit: int) -> Sequence[str]:
         return _matching(session, operation, limit)
 
-    def reach(self, session: Session, targets: Sequence[str]) -> Sequence[str]:
+    def reach(self, session: Session, operation: BulkOperation, targets: Sequence[str]) -> Sequence[str]:
         # All before the first budget, in their order, as others who end jobs; what is locked waits for its next turn.
         locked = select(Job.id).where(Job.id.in_(targets)).order_by(Job.id).with_for_update(skip_locked=True)
         free = set(session.scalars(locked))
+        lock_budgets(session, [operation.tenant_id])
         there = set(session.scalars(select(Job.id).where(Job.id.in_(targets)))) if len(free) < len(targets) else free
         return [target for target in targets if target in free or target not in there]
 
@@ -66,7 +68,9 @@ class ReplayJobs:
     def gather(self, session: Session, operation: BulkOperation, limit: int) -> Sequence[str]:
         return _matching(session, operation, limit)
 
-    def reach(self, _session: Session, targets: Sequence[str]) -> Sequence[str]:
+    def reach(self, session: Session, operation: BulkOperation, targets: Sequence[str]) -> Sequence[str]:
+        lock_queue(session, operation.tenant_id)
+        lock_budgets(session, [operation.tenant_id])
         return targets
 
     def act(self, workshop: Workshop, session: Session, operation: BulkOperation, target: str) -> str | None:

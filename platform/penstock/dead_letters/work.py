@@ -27,7 +27,7 @@ class _Letters:
             query = query.where(DeadLetter.id < operation.gathered_to)
         return session.scalars(query.order_by(DeadLetter.id.desc()).limit(limit)).all()
 
-    def reach(self, _session: Session, targets: Sequence[str]) -> Sequence[str]:
+    def reach(self, _session: Session, _operation: BulkOperation, targets: Sequence[str]) -> Sequence[str]:
         return targets
 
 
