@@ -12,15 +12,24 @@ from typing import Any, Final
 
 import httpx
 import pytest
+from penstock.auth.models import Tenant
 from penstock.auth.services import Scope, create_api_key
+from penstock.bulk.tending import BulkTender
+from penstock.bulk.work import JOB_WORKS
+from penstock.dead_letters.burial import bury_if_deadly
+from penstock.dead_letters.models import DeadLetter
+from penstock.ids import new_id
+from penstock.registry.models import Worker
 from penstock.usage.budgets import set_budget
 from penstock.webhooks.models import WebhookDelivery
 from penstock.webhooks.sender import Sender
 from penstock.webhooks.tasks import deliver
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from tests.conftest import ROOT
-from tests.factories import make_tenant
+from tests.factories import make_tenant, submit_job
+from tests.platform.batches.serving import workshop_of
 from tests.platform.openai_api.conftest import House
 from tests.platform.openai_api.curl_examples import (
     Call,
@@ -70,6 +79,25 @@ class Reader:
         self._client = running.enter_context(httpx.Client(timeout=PATIENCE_SECONDS))
         self._tended = False
 
+    def prepare(self, page: Path) -> None:
+        """Make what the page takes for granted: a worker that nobody misses, and jobs that were given up."""
+        if "$WORKER" not in page.read_text():
+            return
+        worker = Worker(id=new_id("wrk"), hostname="gpu-7", pid=4242, device="cuda:0", slots=64)
+        with self._house.world.database.transaction() as session:
+            session.add(worker)
+            letters = [self._given_up(session) for _ in range(2)]
+        self._known |= {"WORKER": worker.id, "LETTER": letters[0], "OTHER_LETTER": letters[1]}
+
+    def _given_up(self, session: Session) -> str:
+        job = submit_job(session, session.get_one(Tenant, self._known["TENANT"]))
+        job.state, job.finished_at = "failed", job.created_at
+        message = "the model fails on it alone with RuntimeError: shape mismatch"
+        job.error = {"code": "forward_failed", "message": message}
+        session.flush()
+        bury_if_deadly(session, job)
+        return session.scalars(select(DeadLetter.id).where(DeadLetter.job_id == job.id)).one()
+
     def take_file(self, name: str, content: str) -> None:
         (self._folder / name).write_text(self._ours(content))
 
@@ -101,6 +129,11 @@ class Reader:
                 waiting = session.scalars(select(WebhookDelivery.id).where(WebhookDelivery.status == "waiting")).all()
             for delivery_id in waiting:
                 deliver(self._house.world.database, SENDER, delivery_id, lease_seconds=30)
+        if call.method == "GET" and call.path.startswith("/v1/bulk/"):
+            world = self._house.world
+            tender = BulkTender(workshop_of(world.settings, world.database, world.redis), JOB_WORKS)
+            while tender.work_once():
+                pass
         if call.method == "GET" and call.path.startswith("/v1/batches/") and not self._tended:
             self._tended = True
             self._running.enter_context(tended(self._house))
@@ -130,6 +163,7 @@ def running() -> Iterator[ExitStack]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_example_answers_as_it_says(page: Path, house: House, tmp_path: Path, running: ExitStack) -> None:
     reader = Reader(house, running.enter_context(receiving()), tmp_path, running)
+    reader.prepare(page)
     for name, content in files_of(page).items():
         reader.take_file(name, content)
 
