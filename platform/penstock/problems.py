@@ -199,7 +199,8 @@ class _OtherHttpError(errors.RequestError):
 
 
 def _on_database_error(error: Exception) -> Response:
-    log.error("database.unavailable", path=request.path, error=type(error).__name__)
+    said = str(error).partition("\n")[0]  # of the server's words; what stands in rows is never among them
+    log.error("database.unavailable", path=request.path, error=type(error).__name__, detail=said)
     return _answer(
         errors.ServiceUnavailable("the database does not answer; try again in a moment"),
         {"Retry-After": str(_RETRY_SECONDS)},

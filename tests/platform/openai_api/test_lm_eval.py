@@ -13,10 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.platform.openai_api.conftest import House, house
-from tests.worker.conftest import model_folder
-
-__all__ = ["house", "model_folder"]  # fixtures
+from tests.platform.openai_api.conftest import House
 
 TEXTS: Final = (
     "Acme Ltd\nInvoice no.: 8651\nTotal:",
