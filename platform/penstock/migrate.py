@@ -1,5 +1,6 @@
 """Bringing the database's tables to this version, by one starter at a time."""
 
+import time
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ from penstock.errors import ServiceUnavailable
 from penstock.settings import Settings, variable_name
 
 _LOCK: Final = 0x70656E6D69677261  # "penmigra", in the database's space of advisory locks
+_ASK_SECONDS: Final = 0.2
 
 
 def upgrade(settings: Settings) -> tuple[str | None, str | None]:
@@ -31,12 +33,19 @@ def upgrade(settings: Settings) -> tuple[str | None, str | None]:
     except OperationalError as error:
         raise not_answering(error) from error
     with connection:
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
-        connection.commit()
+        _wait_for_turn(connection)
         before = _revision(connection)
         command.upgrade(_config(connection), "head")
         connection.commit()
         return before, _revision(connection)
+
+
+def _wait_for_turn(connection: Connection) -> None:
+    """Asks again and again: an index that is built CONCURRENTLY waits for every statement, also for one that waits."""
+    while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK}):
+        connection.rollback()
+        time.sleep(_ASK_SECONDS)
+    connection.commit()
 
 
 def not_answering(error: OperationalError) -> ServiceUnavailable:
