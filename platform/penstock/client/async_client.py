@@ -6,16 +6,19 @@ stand-in for their transport, which tells what would be asked; `AsyncTransport` 
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from penstock.client.async_transport import AsyncTransport
+from penstock.client.batches import Batches
 from penstock.client.config import connection
 from penstock.client.endpoints import Webhooks
+from penstock.client.files import Files
 from penstock.client.house import House
 from penstock.client.jobs import Jobs
 from penstock.client.patience import Patience
-from penstock.client.reading import Asking, Pages, Reader, Waiting
+from penstock.client.reading import Asking, Pages, Reader, Upload, Waiting
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,6 +57,20 @@ class _Probe:
 
     def read(self, reader: Reader[T], patience: Patience) -> Iterator[T]:
         raise _Asked("read", (reader, patience), {})
+
+    def follow(self, waiting: Waiting[T], patience: Patience) -> Iterator[T]:
+        raise _Asked("follow", (waiting, patience), {})
+
+    def upload(self, upload: Upload) -> dict[str, Any]:
+        answer: dict[str, Any] = self._answer("upload", upload)
+        return answer
+
+    def fetch(self, path: str) -> bytes:
+        answer: bytes = self._answer("fetch", path)
+        return answer
+
+    def save(self, path: str, target: Path) -> None:
+        self._answer("save", path, target)
 
     def _answer(self, name: str, *arguments: Any, **options: Any) -> Any:
         for answer in self._answers:
@@ -136,6 +153,34 @@ class AsyncWebhooks(_Awaited[Webhooks]):
     replay_since = _awaited(Webhooks.replay_since)
 
 
+class AsyncFiles(_Awaited[Files]):
+    """`Files`, awaited."""
+
+    upload = _awaited(Files.upload)
+    get = _awaited(Files.get)
+    list = _iterated(Files.list)
+    delete = _awaited(Files.delete)
+    read = _awaited(Files.read)
+    download = _awaited(Files.download)
+
+
+class AsyncBatches(_Awaited[Batches]):
+    """`Batches`, awaited."""
+
+    submit = _awaited(Batches.submit)
+    create = _awaited(Batches.create)
+    get = _awaited(Batches.get)
+    list = _iterated(Batches.list)
+    results = _iterated(Batches.results)
+    change = _awaited(Batches.change)
+    pause = _awaited(Batches.pause)
+    resume = _awaited(Batches.resume)
+    cancel = _awaited(Batches.cancel)
+    retry = _awaited(Batches.retry)
+    wait = _awaited(Batches.wait)
+    follow = _iterated(Batches.follow)
+
+
 class AsyncClient(_Awaited[House]):
     """Talks to a Penstock server from one event loop; close it, or use it in an `async with` block.
 
@@ -156,6 +201,8 @@ class AsyncClient(_Awaited[House]):
         self.url = transport.url
         self.jobs = AsyncJobs(transport, lambda asking: Jobs(asking, patience_seconds=patience))
         self.webhooks = AsyncWebhooks(transport, Webhooks)
+        self.files = AsyncFiles(transport, Files)
+        self.batches = AsyncBatches(transport, lambda asking: Batches(asking, Files(asking), patience_seconds=patience))
 
     models = _awaited(House.models)
     events = _iterated(House.events)

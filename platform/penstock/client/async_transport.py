@@ -1,8 +1,10 @@
 """Requests to the server by asyncio: what `Transport` does, without holding a thread."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,10 +12,12 @@ import httpx
 from penstock.client.config import Connection
 from penstock.client.errors import UnexpectedAnswer
 from penstock.client.patience import Patience
-from penstock.client.reading import Listening, Pages, Reader, T, Waiting
+from penstock.client.reading import Listening, Pages, Reader, T, Upload, Waiting
 from penstock.client.transport import (
     Attempts,
+    Download,
     answer_of,
+    answer_to_upload,
     connection_failed,
     given_query,
     http_options,
@@ -90,6 +94,12 @@ class AsyncTransport:
 
     async def poll(self, waiting: Waiting[T], patience: Patience) -> T:
         """The document once it is over. Outages are borne."""
+        async for document in self.follow(waiting, patience):
+            last = document
+        return last
+
+    async def follow(self, waiting: Waiting[T], patience: Patience) -> AsyncIterator[T]:
+        """The document as it stands whenever it is asked for, to its end. Outages are borne."""
         while True:
             try:
                 document, seconds = waiting.take(await self.request("GET", waiting.path))
@@ -97,9 +107,45 @@ class AsyncTransport:
                 await asyncio.sleep(patience.pause_after(refused_for_now(error)))
                 continue
             patience.note_progress()
+            yield document
             if seconds is None:
-                return document
+                return
             await asyncio.sleep(seconds)
+
+    async def upload(self, upload: Upload) -> dict[str, Any]:
+        """The answer to a form whose file is sent as it is read; sent once. Raises as `request` does."""
+        with upload.opened() as form:
+            try:
+                response = await self._http.post(upload.path, **form)
+            except httpx.RequestError as error:
+                raise connection_failed(self.url, error) from error
+        return answer_to_upload(response)
+
+    async def fetch(self, path: str) -> bytes:
+        """All bytes at a path, in memory; a lost connection goes on where it broke off."""
+        into = BytesIO()
+        await self._download(path, into.write)
+        return into.getvalue()
+
+    async def save(self, path: str, target: Path) -> None:
+        """Write the bytes at a path to a file as they come; a lost connection goes on where it broke off."""
+        with await asyncio.to_thread(target.open, "wb") as out:
+            await self._download(path, out.write)
+
+    async def _download(self, path: str, write: Callable[[bytes], object]) -> None:
+        download = Download(self.url, self._max_retries)
+        while True:
+            try:
+                async with self._http.stream("GET", path, headers=download.headers) as response:
+                    if not response.is_success:
+                        await response.aread()
+                    download.begin(response)
+                    async for piece in response.aiter_raw():
+                        write(piece)
+                        download.note(piece)
+                return
+            except httpx.RequestError as error:
+                await asyncio.sleep(download.pause_after(error))
 
     async def _one_connection(self, reader: Reader[T], patience: Patience) -> AsyncGenerator[T, None]:
         if (query := reader.question()) is not None:

@@ -14,8 +14,9 @@ from penstock.client.files import Files
 from penstock.client.jobs import given, in_utc
 from penstock.client.models import Document, parse
 from penstock.client.patience import Patience
-from penstock.client.transport import IDEMPOTENCY_HEADER, Transport, is_temporary
-from penstock.errors import PenstockError, ValidationFailed
+from penstock.client.reading import Asking, Pages, Waiting
+from penstock.client.transport import IDEMPOTENCY_HEADER
+from penstock.errors import ValidationFailed
 
 _PATH: Final = "/v1/batches"
 _PAUSE_SECONDS: Final = 1.0
@@ -83,6 +84,11 @@ class _BatchPage(Document):
     has_more: bool
     last_id: str | None
 
+    @property
+    def next(self) -> str | None:
+        """Where the next page begins."""
+        return self.last_id
+
 
 class _ResultPage(Document):
     data: list[BatchResult]
@@ -93,7 +99,7 @@ class _ResultPage(Document):
 class Batches:
     """The batches of the key's tenant."""
 
-    def __init__(self, transport: Transport, files: Files, *, patience_seconds: float) -> None:
+    def __init__(self, transport: Asking, files: Files, *, patience_seconds: float) -> None:
         self._transport, self._files, self._patience_seconds = transport, files, patience_seconds
 
     def submit(self, path: str | Path, **options: Any) -> Batch:
@@ -137,24 +143,14 @@ class Batches:
 
     def list(self, *, page_size: int | None = None) -> Iterator[Batch]:
         """All batches, newest first; each page is fetched when the iterator gets there."""
-        query: dict[str, Any] = {"limit": page_size}
-        more = True
-        while more:
-            page = parse(_BatchPage, self._transport.request("GET", _PATH, query=query))
-            yield from page.data
-            more, query["after"] = page.has_more, page.last_id
+        return self._transport.pages(Pages(_BatchPage, _PATH, {"limit": page_size}))
 
     def results(self, batch_id: str, *, after: int = 0) -> Iterator[BatchResult]:
         """What came of the lines that have finished so far, in the order in which they did, behind the first `after`.
 
         How many were read is where to go on later.
         """
-        more = True
-        while more:
-            query = {"after": after}
-            page = parse(_ResultPage, self._transport.request("GET", f"{_path(batch_id)}/results", query=query))
-            yield from page.data
-            more, after = page.has_more, page.next
+        return self._transport.pages(Pages(_ResultPage, f"{_path(batch_id)}/results", {"after": after}))
 
     def change(self, batch_id: str, *, priority: int) -> Batch:
         """Give it another priority, which its waiting jobs take at once. Raises `BatchFinished`."""
@@ -184,31 +180,31 @@ class Batches:
 
     def wait(self, batch_id: str, timeout: float | None = None) -> Batch:
         """The batch once it has ended, however it did. Raises `WaitTimedOut` after `timeout` seconds; it goes on."""
-        deadline = time.monotonic() + timeout if timeout is not None else float("inf")
-        for batch in self.follow(batch_id):
-            if not batch.finished and time.monotonic() + _PAUSE_SECONDS > deadline:
-                raise WaitTimedOut(f"{batch_id} is {batch.status} after {timeout:g} seconds; it goes on", batch=batch)
-        return batch
+        return self._transport.poll(_BatchWait(batch_id, timeout), Patience(self._patience_seconds))
 
     def follow(self, batch_id: str) -> Iterator[Batch]:
         """The batch as it stands, every second until it has ended. Outages are borne for the client's `patience`."""
-        patience = Patience(self._patience_seconds)
-        while True:
-            try:
-                batch = self.get(batch_id)
-            except PenstockError as error:
-                if not is_temporary(error):
-                    raise
-                patience.bear(error)
-                continue
-            patience.note_progress()
-            yield batch
-            if batch.finished:
-                return
-            time.sleep(_PAUSE_SECONDS)
+        return self._transport.follow(_BatchWait(batch_id, None), Patience(self._patience_seconds))
 
     def _batch(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Batch:
         return parse(Batch, self._transport.request(method, path, body=body, headers=headers))
+
+
+class _BatchWait(Waiting[Batch]):
+    """Looks at a batch every second."""
+
+    def __init__(self, batch_id: str, timeout: float | None) -> None:
+        self.path, self._timeout = _path(batch_id), timeout
+        self._deadline = time.monotonic() + timeout if timeout is not None else float("inf")
+
+    def take(self, answer: Mapping[str, Any], /) -> tuple[Batch, float | None]:
+        batch = parse(Batch, answer)
+        if batch.finished:
+            return batch, None
+        if time.monotonic() + _PAUSE_SECONDS > self._deadline:
+            late = f"{batch.id} is {batch.status} after {self._timeout:g} seconds; it goes on"
+            raise WaitTimedOut(late, batch=batch)
+        return batch, _PAUSE_SECONDS
 
 
 def _endpoint_of(path: Path) -> str:

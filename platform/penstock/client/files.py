@@ -1,13 +1,12 @@
 """`client.files`: what was uploaded, and what batches have written."""
 
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 from urllib.parse import quote
 
 from penstock.client.models import Document, parse
-from penstock.client.transport import Transport
+from penstock.client.reading import Asking, Pages, Upload
 
 _PATH: Final = "/v1/files"
 _TYPE: Final = "application/jsonl"
@@ -31,11 +30,16 @@ class _FilePage(Document):
     has_more: bool
     last_id: str | None
 
+    @property
+    def next(self) -> str | None:
+        """Where the next page begins."""
+        return self.last_id
+
 
 class Files:
     """The files of the key's tenant."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Asking) -> None:
         self._transport = transport
 
     def upload(
@@ -45,13 +49,12 @@ class Files:
 
         Without `expires_seconds` (an hour to 30 days) it stays until it is deleted. Raises `BodyTooLarge`.
         """
-        if isinstance(source, str | Path):
-            with Path(source).open("rb") as opened:
-                return self.upload(opened, filename=filename or Path(source).name, expires_seconds=expires_seconds)
+        readable = Path(source) if isinstance(source, str) else source
+        known = readable.name if isinstance(readable, Path) else "lines.jsonl"
         fields = {"purpose": "batch"}
         if expires_seconds is not None:
             fields |= {"expires_after[anchor]": "created_at", "expires_after[seconds]": str(expires_seconds)}
-        return parse(File, self._transport.upload(_PATH, fields, (filename or "lines.jsonl", source, _TYPE)))
+        return parse(File, self._transport.upload(Upload(_PATH, fields, filename or known, readable, _TYPE)))
 
     def get(self, file_id: str) -> File:
         """What is known of the file. Raises `NotFound`."""
@@ -62,11 +65,7 @@ class Files:
     ) -> Iterator[File]:
         """All files, newest first; each page is fetched when the iterator gets there."""
         query: dict[str, Any] = {"purpose": purpose, "limit": page_size}
-        more = True
-        while more:
-            page = parse(_FilePage, self._transport.request("GET", _PATH, query=query))
-            yield from page.data
-            more, query["after"] = page.has_more, page.last_id
+        return self._transport.pages(Pages(_FilePage, _PATH, query))
 
     def delete(self, file_id: str) -> None:
         """Delete it with its bytes. Raises `FileInUse` while a batch reads it."""
@@ -74,14 +73,11 @@ class Files:
 
     def read(self, file_id: str) -> bytes:
         """All its bytes, in memory."""
-        into = BytesIO()
-        self._transport.download(f"{_path(file_id)}/content", into.write)
-        return into.getvalue()
+        return self._transport.fetch(f"{_path(file_id)}/content")
 
     def download(self, file_id: str, target: str | Path) -> None:
         """Write its bytes to a path as they come; a lost connection goes on where it broke off."""
-        with Path(target).open("wb") as out:
-            self._transport.download(f"{_path(file_id)}/content", out.write)
+        self._transport.save(f"{_path(file_id)}/content", Path(target))
 
 
 def _path(file_id: str) -> str:

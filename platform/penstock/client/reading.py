@@ -6,14 +6,18 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import IO, Any, Final, Generic, Protocol, TypeVar
 
 from penstock.client.models import parse
 from penstock.client.patience import Patience
 from penstock.client.sse import Decoder, Message
 
 T = TypeVar("T")
+Source = Path | IO[bytes]
+"""Where a file's bytes are: at a path, or in what can be read."""
 _SETTLED_SECONDS: Final = 5.0
 
 
@@ -90,6 +94,25 @@ class Listening(Generic[T]):
                 return
 
 
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A form with one file, sent as it is read."""
+
+    path: str
+    fields: Mapping[str, str]
+    filename: str
+    source: Source
+    media_type: str
+
+    @contextmanager
+    def opened(self) -> Iterator[dict[str, Any]]:
+        """What httpx is to send, while the file is open."""
+        with ExitStack() as held:
+            source = self.source
+            readable = held.enter_context(source.open("rb")) if isinstance(source, Path) else source
+            yield {"data": dict(self.fields), "files": {"file": (self.filename, readable, self.media_type)}}
+
+
 class Asking(Protocol):
     """A transport, as those see it who say what to ask."""
 
@@ -112,3 +135,15 @@ class Asking(Protocol):
 
     def poll(self, waiting: Waiting[T], patience: Patience, /) -> T:
         """The document once it is over."""
+
+    def follow(self, waiting: Waiting[T], patience: Patience, /) -> Iterator[T]:
+        """The document as it stands whenever it is asked for, to its end."""
+
+    def upload(self, upload: Upload, /) -> dict[str, Any]:
+        """The answer to a form with a file."""
+
+    def fetch(self, path: str, /) -> bytes:
+        """All bytes at a path, in memory."""
+
+    def save(self, path: str, target: Path, /) -> None:
+        """Write the bytes at a path to a file."""

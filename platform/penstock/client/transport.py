@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any, Final
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
 
 import httpx
 
@@ -11,16 +13,13 @@ from penstock.client.backoff import LONGEST_ASKED_SECONDS, asked_pause, pause
 from penstock.client.config import Connection
 from penstock.client.errors import GATEWAY_STATUSES, ConnectionFailed, UnexpectedAnswer, error_from
 from penstock.client.patience import Patience
-from penstock.client.reading import Listening, Pages, Reader, T, Waiting
+from penstock.client.reading import Listening, Pages, Reader, T, Upload, Waiting
 from penstock.errors import IdempotencyKeyInUse, PenstockError
 
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
 _REFUSED_FOR_NOW: Final = frozenset({429, 503})
 _STREAM_TYPE: Final = "text/event-stream"
 _NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-Upload = tuple[str, IO[bytes], str]
-"""A file's name, its bytes, and their type."""
-
 STREAM_SILENCE_SECONDS: Final = 45.0
 """A stream that is silent for so long is dead: the server sends a comment every 15 seconds."""
 
@@ -55,6 +54,38 @@ class Attempts:
         if not refused or self._failures > self._max_retries or asked > LONGEST_ASKED_SECONDS:
             raise error_from(response)
         return max(asked, pause(self._failures))
+
+
+class Download:
+    """What came of a body so far, over as many connections as it takes."""
+
+    def __init__(self, url: str, max_retries: int) -> None:
+        self._url, self._max_retries = url, max_retries
+        self._received, self._failures, self._known = 0, 0, ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those that ask for the rest of it."""
+        return {"Range": f"bytes={self._received}-", "If-Range": self._known} if self._received else {}
+
+    def begin(self, response: httpx.Response) -> None:
+        """Raise the server's error; also when a part was asked for and something else comes."""
+        if not response.is_success:
+            raise error_from(response)
+        if self._received and response.status_code != httpx.codes.PARTIAL_CONTENT:
+            raise UnexpectedAnswer(f"{response.request.url} changed while it was read; begin again")
+        self._known = response.headers.get("ETag", "")
+
+    def note(self, piece: bytes) -> None:
+        """Count what came."""
+        self._received, self._failures = self._received + len(piece), 0
+
+    def pause_after(self, error: httpx.RequestError) -> float:
+        """The seconds to wait before another connection. Raises `ConnectionFailed` when there is none."""
+        self._failures += 1
+        if self._failures > self._max_retries or (self._received and not self._known):
+            raise connection_failed(self._url, error) from error
+        return pause(self._failures)
 
 
 class Transport:
@@ -120,6 +151,12 @@ class Transport:
 
     def poll(self, waiting: Waiting[T], patience: Patience) -> T:
         """The document once it is over. Outages are borne."""
+        for document in self.follow(waiting, patience):
+            last = document
+        return last
+
+    def follow(self, waiting: Waiting[T], patience: Patience) -> Iterator[T]:
+        """The document as it stands whenever it is asked for, to its end. Outages are borne."""
         while True:
             try:
                 document, seconds = waiting.take(self.request("GET", waiting.path))
@@ -127,38 +164,45 @@ class Transport:
                 patience.bear(refused_for_now(error))
                 continue
             patience.note_progress()
+            yield document
             if seconds is None:
-                return document
+                return
             time.sleep(seconds)
 
-    def upload(self, path: str, fields: Mapping[str, str], file: Upload) -> dict[str, Any]:
+    def upload(self, upload: Upload) -> dict[str, Any]:
         """The answer to a form whose file is sent as it is read; sent once. Raises as `request` does."""
-        try:
-            response = self._http.post(path, data=dict(fields), files={"file": file})
-        except httpx.RequestError as error:
-            raise connection_failed(self.url, error) from error
-        if not response.is_success:
-            raise error_from(response)
-        return _object(response)
-
-    def download(self, path: str, write: Callable[[bytes], object]) -> None:
-        """Have each piece of the body written as it comes; a lost connection goes on where it broke off."""
-        received, failures, known = 0, 0, ""
-        while True:
-            part = {"Range": f"bytes={received}-", "If-Range": known} if received else {}
+        with upload.opened() as form:
             try:
-                with self._http.stream("GET", path, headers=part) as response:
-                    _refuse_failure(response, partial=bool(received))
-                    known = response.headers.get("ETag", "")
+                response = self._http.post(upload.path, **form)
+            except httpx.RequestError as error:
+                raise connection_failed(self.url, error) from error
+        return answer_to_upload(response)
+
+    def fetch(self, path: str) -> bytes:
+        """All bytes at a path, in memory; a lost connection goes on where it broke off."""
+        into = BytesIO()
+        self._download(path, into.write)
+        return into.getvalue()
+
+    def save(self, path: str, target: Path) -> None:
+        """Write the bytes at a path to a file as they come; a lost connection goes on where it broke off."""
+        with target.open("wb") as out:
+            self._download(path, out.write)
+
+    def _download(self, path: str, write: Callable[[bytes], object]) -> None:
+        download = Download(self.url, self._max_retries)
+        while True:
+            try:
+                with self._http.stream("GET", path, headers=download.headers) as response:
+                    if not response.is_success:
+                        response.read()
+                    download.begin(response)
                     for piece in response.iter_raw():
                         write(piece)
-                        received, failures = received + len(piece), 0
+                        download.note(piece)
                 return
             except httpx.RequestError as error:
-                failures += 1
-                if failures > self._max_retries or (received and not known):
-                    raise connection_failed(self.url, error) from error
-                time.sleep(pause(failures))
+                time.sleep(download.pause_after(error))
 
     def _one_connection(self, reader: Reader[T], patience: Patience) -> Iterator[T]:
         if (query := reader.question()) is not None:
@@ -234,6 +278,13 @@ def given_query(query: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (query or {}).items() if value is not None}
 
 
+def answer_to_upload(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object of a good answer. Raises the error that any other one tells."""
+    if not response.is_success:
+        raise error_from(response)
+    return _object(response)
+
+
 def answer_of(response: httpx.Response) -> dict[str, Any]:
     """The JSON object of a good answer, empty where there is none. Raises `UnexpectedAnswer`."""
     return _object(response) if response.status_code != httpx.codes.NO_CONTENT else {}
@@ -247,15 +298,6 @@ def _object(response: httpx.Response) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UnexpectedAnswer(f"{response.request.url} did not answer with a JSON object; is it a Penstock server's?")
     return document
-
-
-def _refuse_failure(response: httpx.Response, *, partial: bool) -> None:
-    """Raise the server's error; also when a part was asked for and something else comes."""
-    if not response.is_success:
-        response.read()
-        raise error_from(response)
-    if partial and response.status_code != httpx.codes.PARTIAL_CONTENT:
-        raise UnexpectedAnswer(f"{response.request.url} changed while it was read; begin again")
 
 
 def _refuse_other_than(media_type: str, response: httpx.Response) -> None:

@@ -18,6 +18,13 @@ CHUNK_BYTES: Final = 256 * 1024
 _REMOTE_BLOCK_BYTES: Final = 8 * 2**20  # what a remote file system gathers in memory before it sends or reads
 log = get_logger(__name__)
 
+try:  # S3's client has errors that are no OSError: among others that it cannot be reached
+    from botocore.exceptions import BotoCoreError
+except ImportError:
+    _AWAY: tuple[type[Exception], ...] = (OSError,)
+else:
+    _AWAY = (OSError, BotoCoreError)
+
 
 class FileStorage:
     """The storage at a URL. What it raises when that does not answer is `ServiceUnavailable`."""
@@ -43,7 +50,7 @@ class FileStorage:
             with _told_as_unavailable():
                 self._close(file)
         except BaseException:
-            with suppress(OSError, ServiceUnavailable):
+            with suppress(*_AWAY, ServiceUnavailable):
                 file.close()
                 self.delete(key)
             raise
@@ -112,6 +119,6 @@ def _told_as_unavailable() -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except OSError as error:
+    except _AWAY as error:
         log.error("file.storage_unavailable", error=type(error).__name__, detail=str(error).split("\n")[0])
         raise ServiceUnavailable("the file storage does not answer; try again in a moment", retry_after=1) from error

@@ -6,13 +6,17 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from penstock import AsyncClient, Client
 from penstock.client import (
+    Batch,
+    BatchResult,
     ConnectionFailed,
     Event,
+    File,
     JobState,
     PenstockError,
     StateEvent,
@@ -21,13 +25,20 @@ from penstock.client import (
     WaitTimedOut,
     backoff,
 )
-from penstock.client.async_client import AsyncJobs, AsyncWebhooks
+from penstock.client.async_client import AsyncBatches, AsyncFiles, AsyncJobs, AsyncWebhooks
+from penstock.client.batches import Batches
 from penstock.client.endpoints import Webhooks
+from penstock.client.files import Files
 from penstock.client.jobs import Jobs
+from penstock.db import Database
 from penstock.errors import NotFound, QuotaExceeded, ValidationFailed
+from penstock.settings import Settings
+from redis import Redis
 
 from tests.conftest import ROOT
 from tests.platform.api.conftest import Worker
+from tests.platform.batches.conftest import as_jsonl, native
+from tests.platform.batches.serving import served, workshop_of
 from tests.platform.client.live import CuttingProxy
 from tests.platform.client.real import api_key, app, connected, url, worker
 from tests.platform.client.server import (
@@ -45,6 +56,13 @@ from tests.platform.client.server import (
 __all__ = ["api_key", "app", "connected", "url", "worker"]  # fixtures
 
 T = TypeVar("T")
+PARTS = [
+    (Client, AsyncClient),
+    (Jobs, AsyncJobs),
+    (Webhooks, AsyncWebhooks),
+    (Files, AsyncFiles),
+    (Batches, AsyncBatches),
+]
 IDS = ["1.0", "2.0", "2.1", "2.2", "2.3", "2.4", "3.4"]
 HANG_UP = Reply(hang_up=True)
 Run = Callable[[Callable[[AsyncClient], Awaitable[T]]], T]
@@ -85,7 +103,15 @@ def public(kind: type) -> dict[str, Any]:
     return {name: call for name, call in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")}
 
 
-@pytest.mark.parametrize(("blocking", "awaited"), [(Client, AsyncClient), (Jobs, AsyncJobs), (Webhooks, AsyncWebhooks)])
+def test_both_clients_have_the_same_parts() -> None:
+    with Client("http://127.0.0.1:1", "psk_x") as client:
+        mine = {name: type(part) for name, part in vars(client).items() if not name.startswith("_")}
+    theirs = {name: type(part) for name, part in vars(AsyncClient("http://127.0.0.1:1", "psk_x")).items()}
+    assert mine.keys() == {name for name in theirs if not name.startswith("_")}
+    assert {(kind, theirs[name]) for name, kind in mine.items() if kind is not str} == set(PARTS[1:])
+
+
+@pytest.mark.parametrize(("blocking", "awaited"), PARTS)
 def test_both_clients_have_the_same_calls(blocking: type, awaited: type) -> None:
     calls, theirs = public(blocking), public(awaited)
 
@@ -276,3 +302,66 @@ def _serve(worker: Worker) -> None:
     worker.claim()
     worker.write("Hi", " there")
     worker.finish()
+
+
+def test_a_file_from_upload_to_its_end(connected: Client, api_key: str, tmp_path: Path) -> None:
+    source = tmp_path / "lines.jsonl"
+    source.write_bytes(bytes(range(256)) * 3000)
+
+    async def life(client: AsyncClient) -> File:
+        made = await client.files.upload(source, expires_seconds=3600)
+        assert await client.files.get(made.id) == made
+        assert await everything(client.files.list(page_size=1)) == [made]
+        assert await client.files.read(made.id) == source.read_bytes()
+        return made
+
+    made = with_client(connected.url, life, api_key)
+    assert (made.filename, made.bytes, made.purpose) == ("lines.jsonl", 768_000, "batch")
+
+    async def through_cuts(client: AsyncClient) -> None:
+        await client.files.download(made.id, tmp_path / "copy")
+        await client.files.delete(made.id)
+
+    with CuttingProxy(int(connected.url.rsplit(":", 1)[1]), budget=300_000, cuts=2) as proxy:
+        with_client(proxy.url, through_cuts, api_key)
+        assert proxy.connections >= 3
+    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+    with pytest.raises(NotFound):
+        connected.files.read(made.id)
+
+
+def test_a_batch_from_submit_to_its_end(
+    connected: Client,
+    api_key: str,
+    worker: Worker,
+    settings: Settings,
+    database: Database,
+    redis: Redis,
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "lines.jsonl"
+    source.write_bytes(as_jsonl([native(1), native(2, "fail"), native(3)]))
+
+    async def begin(client: AsyncClient) -> Batch:
+        batch = await client.batches.submit(source, priority=2)
+        with pytest.raises(WaitTimedOut, match="goes on"):
+            await client.batches.wait(batch.id, timeout=0.1)
+        await client.batches.pause(batch.id)
+        await client.batches.resume(batch.id)
+        return await client.batches.change(batch.id, priority=5)
+
+    async def end(client: AsyncClient) -> tuple[list[Batch], list[BatchResult]]:
+        followed = await everything(client.batches.follow(batch.id))
+        assert (await client.batches.wait(batch.id)).finished
+        again = await client.batches.retry(batch.id, custom_ids=["id-2"])
+        assert (await client.batches.wait(again.id, timeout=60)).lines.failed == 1
+        listed = await everything(client.batches.list(page_size=1))
+        assert [each.id for each in listed] == [again.id, batch.id]
+        return followed, await everything(client.batches.results(batch.id, after=1))
+
+    batch = with_client(connected.url, begin, api_key)
+    with served(workshop_of(settings, database, redis), worker):
+        followed, results = with_client(connected.url, end, api_key)
+    assert (batch.status, batch.priority) == ("validating", 5)
+    assert (followed[-1].status, followed[-1].lines.succeeded, followed[-1].lines.failed) == ("completed", 2, 1)
+    assert len(results) == 2
