@@ -38,10 +38,11 @@ lint: setup  ## Style, types and the import rule
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: setup  ## Measure submit latency, doorbells and the engine; writes bench/results/
+bench: setup  ## Measure submit latency, doorbells, the platform and the engine; writes bench/results/
 	@$(BIN)/python -m bench.submit --json bench/results/submit.json
 	@$(BIN)/python -m bench.job_path --json bench/results/job-path.json
 	@$(BIN)/python -m bench.claims --json bench/results/claims.json
+	@$(BIN)/python -m bench.platform --json bench/results/platform.json
 	@$(BIN)/python -m bench.engine --json bench/results/engine-cpu.json
 
 bench-peers: .venv-peers/.installed  ## Compile llama.cpp for this machine, for `make bench` to measure beside the engine

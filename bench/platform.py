@@ -25,8 +25,6 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from penstock.embedded import EmbeddedServices
-
 from bench.platform_parts import lines, peers, queues, report, streams, submits, tax
 from bench.platform_parts.house import DEMO_MODEL, House, open_house, own_services
 
@@ -51,9 +49,9 @@ WHOLE = Size(
     counts=submits.Counts(),
     crowd=streams.Crowd(),
     waiting=100_000,
-    demo=tax.Load(jobs=256, output=64, slots=64, rounds=3),
-    shape=tax.Load(jobs=16, output=64, slots=16, rounds=3),
-    crowds=(peers.Crowd(1, 16), peers.Crowd(16, 4)),
+    demo=tax.Load(jobs=192, output=64, slots=64, rounds=3),
+    shape=tax.Load(jobs=16, output=48, slots=16, rounds=2),
+    crowds=(peers.Crowd(1, 8), peers.Crowd(16, 2)),
     lines=50_000,
 )
 QUICK = Size(
@@ -90,7 +88,7 @@ class Bench:
 
     def submits(self) -> dict[str, Any]:
         counts = self._size.counts
-        with self._house() as house, house.front():
+        with self.house() as house, house.front():
             one = told(submits.measure_submits(house, counts, 1))
             many = told(submits.measure_submits(house, counts, counts.clients))
             house.forget_jobs()
@@ -100,33 +98,33 @@ class Bench:
         return {"one": one, "many": many, "answers": answers, "jobs": jobs}
 
     def streams(self) -> dict[str, Any]:
-        with self._house(worker_drain_seconds=0.0) as house:
+        with self.house(worker_drain_seconds=0.0) as house:
             return streams.measure_streams(house, self._size.crowd)
 
     def claims(self) -> dict[str, Any]:
         return asdict(queues.measure_claims(many=self._size.waiting))
 
     def tax(self) -> dict[str, Any]:
-        with self._house() as house:
+        with self.house() as house:
             found: dict[str, Any] = {"demo": told(tax.measure_tax(house, DEMO_MODEL, self._size.demo))}
         if self._size.shape is not None:
             folder = tax.shape_folder(self._cache)
-            with self._house(model=folder) as house:
+            with self.house(model=folder) as house:
                 found["shape"] = tax.measure_tax(house, folder, self._size.shape)
         return found
 
     def peers(self) -> dict[str, Any]:
-        with self._house() as house:
+        with self.house() as house:
             redis_url = house.settings.redis_url.get_secret_value()
             return peers.measure_peers(house, redis_url, self._size.crowds)
 
     def lines(self) -> dict[str, Any]:
-        with self._house() as house, tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
+        with self.house() as house, tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
             return lines.measure_lines(house, Path(folder), self._size.lines, self._size.lines_minutes)
 
     @contextmanager
-    def _house(self, model: Path = DEMO_MODEL, **settings: object) -> Iterator[House]:
-        services: EmbeddedServices
+    def house(self, model: Path = DEMO_MODEL, **settings: object) -> Iterator[House]:
+        """A house over services of its own."""
         with own_services() as services, open_house(services, model, **settings) as house:
             yield house
 

@@ -85,7 +85,8 @@ def lines(record: Mapping[str, Any]) -> Iterator[str]:
     for part, found in record.items():
         if isinstance(found, Mapping) and "where" in found:
             where = found["where"]
-            yield f"{part:10}{where['measured_at']}  {where['cpu']}, {where['cores']} cores; commit {where['commit'][:12]}"
+            machine = f"{where['cpu']}, {where['cores']} cores"
+            yield f"{part:10}{where['measured_at']}  {machine}; commit {where['commit'][:12]}"
     yield ""
     yield from (f"{key:34}{_figure(value)}" for key, value in record["figures"].items() if value is not None)
     yield ""
