@@ -10,6 +10,7 @@ from typing import Final
 from redis.exceptions import RedisError
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from penstock.batches.expansion import expand_some
@@ -52,7 +53,7 @@ class BatchTender:
                     sweep(self._workshop.database, self._workshop.storage)
                 while self.work_once() and not stop.is_set():
                     pass
-            except (DBAPIError, RedisError, PenstockError, OSError) as error:
+            except (DBAPIError, PoolTimeout, RedisError, PenstockError, OSError) as error:
                 log.warning("batch.tending_interrupted", error=type(error).__name__)
             rounds += 1
             stop.wait(min(self._pause, 1.0))
