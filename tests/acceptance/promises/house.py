@@ -70,22 +70,22 @@ class House:
         """Those that live."""
         return [worker for worker, _ in self._staff if is_alive(worker.pid)]
 
-    def staff(self, count: int, **settings: Any) -> list[WorkerProcess]:
-        """So many workers with these settings, all ready, and no other."""
+    def staff(self, count: int, **wanted: Any) -> list[WorkerProcess]:
+        """So many workers with the settings that are wanted, all ready, and no other."""
         alive = [(worker, its) for worker, its in self._staff if is_alive(worker.pid)]
-        fit = [(worker, its) for worker, its in alive if its == settings][:count]
-        for worker, _ in alive:
+        fit = [(worker, its) for worker, its in alive if wanted.items() <= its.items()][:count]
+        for worker, its in alive:
             os.kill(worker.pid, signal.SIGCONT)  # a test that failed may have left it frozen
-            if worker not in [one for one, _ in fit]:
+            if (worker, its) not in fit:
                 worker.stop()
         while len(fit) < count:
-            fit.append((self._hire(settings), settings))
+            fit.append(self._hire({"worker_slots": SLOTS, "engine_deterministic": True} | wanted))
         self._staff[:] = fit
         return self.workers
 
-    def _hire(self, settings: dict[str, Any]) -> WorkerProcess:
+    def _hire(self, its: dict[str, Any]) -> tuple[WorkerProcess, dict[str, Any]]:
         with environment(PYTHONPATH=str(SQL_RECORDER), SQL_FILE=str(self.statements)):
-            return self._start(**{"worker_slots": SLOTS, "engine_deterministic": True, **settings})
+            return self._start(**its), its
 
     @contextmanager
     def engines_stopped(self) -> Iterator[None]:

@@ -117,7 +117,9 @@ def test_a_flood_of_cancels_ends_every_job_once_and_delays_nobody(house: House) 
         with ThreadPoolExecutor(16) as pool:
             told = pool.map(lambda first: cancel(house, wanted[first::16]), range(16))
             statuses = Counter(status for each in told for status in each)
-    assert statuses == {200: QUEUED, 409: AGAIN, 202: AGAIN}
+    asked = statuses.pop(202)  # as long as the running one had not ended: its worker needs no token for that
+    assert 1 <= asked <= AGAIN
+    assert statuses == {200: QUEUED, 409: 2 * AGAIN - asked}
     assert house.jobs.finished(running[0]).state == "cancelled"
     for job_id in running[1:]:
         assert house.finished(job_id).output_tokens == ENDLESS["max_tokens"]

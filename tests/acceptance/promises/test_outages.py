@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.acceptance.promises.house import LEASE_SECONDS, House, assert_whole, body_of
+from tests.acceptance.promises.house import LEASE_SECONDS, SHORT, House, assert_whole, body_of
 from tests.worker.conftest import eventually
 from tests.worker.proxy import Proxy
 
@@ -51,14 +51,14 @@ def test_while_postgresql_is_away_the_answer_is_a_typed_503(house: House) -> Non
         answer = house.web.post("/v1/jobs", json=body_of())
     assert (answer.status_code, answer.json()["code"]) == (503, "service_unavailable")
     assert answer.headers["Retry-After"] == "1"
-    assert house.web.post("/v1/jobs", json=body_of(params={"max_tokens": 2})).status_code == 202
+    eventually(lambda: all(house.web.get("/v1/jobs").is_success for _ in range(10)), "all connections anew")
+    assert house.web.post("/v1/jobs", json=body_of(params=SHORT)).status_code == 202
 
 
 def test_what_is_submitted_while_redis_is_down_runs_afterwards(house: House) -> None:
     house.staff(1)
-    params = {"temperature": 0.0, "max_tokens": 5}
     with away(house.redis_proxy, hanging=False):
-        ids = [house.submit(f"Invoice {number}", params) for number in range(10)]
+        ids = [house.submit(f"Invoice {number}", SHORT) for number in range(10)]
         assert {house.jobs.get(job_id).state for job_id in ids} == {"queued"}
     for job_id in ids:
         assert house.finished(job_id).runs == 1

@@ -20,11 +20,11 @@ SAMPLED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("lane", [False, True], ids=["greedy outside the lane", "sampled in the lane"])
+@pytest.mark.parametrize("lane", [True, False], ids=["sampled in the lane", "greedy outside the lane"])
 def test_a_worker_killed_in_the_middle_is_not_noticed_by_the_reader(house: House, lane: bool) -> None:
     """In the lane all is the same to the bit, also among all tokens and with their log probabilities."""
     params = SAMPLED if lane else ENDLESS
-    house.staff(2, **({} if lane else {"engine_deterministic": False}))
+    house.staff(2, engine_deterministic=lane)
     undisturbed = house.finished(house.submit(params=params))
     job_id = house.submit(params=params)
     with house.reader(job_id) as reader:
