@@ -55,7 +55,7 @@ bench-peers: .venv-peers/.installed  ## Compile llama.cpp for this machine, for 
 	@touch $@
 
 drill: setup  ## Kill engines, workers, Redis and the supervisor under load, and see that nothing is lost
-	@$(BIN)/python -m pytest tests/worker tests/platform/embedded -m drill
+	@$(BIN)/python -m pytest tests/worker tests/platform/embedded tests/acceptance -m drill
 
 # These run on a bare machine with torch, transformers and pytest: nothing is installed, no service is needed.
 # Logs and figures go to $OUT where that is set.
