@@ -39,6 +39,7 @@ class Size:
     counts: submits.Counts
     crowd: streams.Crowd
     waiting: int
+    rounds: int  # of claims
     demo: tax.Load
     shape: tax.Load | None
     crowds: tuple[peers.Crowd, ...]
@@ -50,6 +51,7 @@ WHOLE = Size(
     counts=submits.Counts(),
     crowd=streams.Crowd(),
     waiting=100_000,
+    rounds=15,
     demo=tax.Load(jobs=192, output=64, slots=64, rounds=3),
     shape=tax.Load(jobs=16, output=48, slots=16, rounds=2),
     crowds=(peers.Crowd(1, 8), peers.Crowd(16, 2)),
@@ -59,6 +61,7 @@ QUICK = Size(
     counts=submits.Counts(submits=16, clients=2, first_events=2, jobs=16, slots=4),
     crowd=streams.Crowd(readers=8, streaming=2, step_seconds=0.02, look_seconds=0.5),
     waiting=1000,
+    rounds=2,
     demo=tax.Load(jobs=4, output=4, slots=4, rounds=1),
     shape=None,
     crowds=(peers.Crowd(1, 1), peers.Crowd(2, 1)),
@@ -106,7 +109,7 @@ class Bench:
             return streams.measure_streams(house, self._size.crowd)
 
     def claims(self) -> dict[str, Any]:
-        return asdict(queues.measure_claims(many=self._size.waiting))
+        return asdict(queues.measure_claims(many=self._size.waiting, rounds=self._size.rounds))
 
     def tax(self) -> dict[str, Any]:
         with self.house() as house:

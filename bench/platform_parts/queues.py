@@ -22,7 +22,7 @@ class Claims:
     many_over_few: float
 
 
-def measure_claims(few: int = 100, many: int = 100_000, rounds: int = 7, tenants: int = 10) -> Claims:
+def measure_claims(*, many: int, rounds: int, few: int = 100, tenants: int = 10) -> Claims:
     """Rounds in turn on two servers that force their writes to the disk, so that what slows one slows the other."""
     with empty_database() as long, empty_database() as short:
         fill(long, many, tenants)
