@@ -99,8 +99,27 @@ def test_a_stop_string_ends_what_is_said_and_no_call(tokenizer: ModelTokenizer) 
     (choice,) = assemble_output(told(stream(tokenizer, stops=("city", "ofor")), tokens, "stop"))["choices"]
     assert (choice["text"], choice["finish_reason"]) == ("S", "stop")
     assert "tool_calls" not in choice
-    (choice,) = assemble_output(told(stream(tokenizer, stops=("city", ". <")), tokens, "stop"))["choices"]
+    entries = told(stream(tokenizer, stops=("city", ". <")), tokens, "stop")
+    first = next(place for place, entry in enumerate(entries) if entry.calls)
+    assert "".join(entry.text for entry in entries[: first + 1]) == "Sofort. "  # of which the end was held back
+    (choice,) = assemble_output(entries)["choices"]
     assert (choice["text"], choice["tool_calls"], choice["finish_reason"]) == ("Sofort. ", CALLS, "tool_calls")
+
+
+class AtOnce:
+    """Writes the whole answer with one token."""
+
+    def push(self, token_id: int) -> str:
+        return ANSWER
+
+    def flush(self) -> str:
+        return ""
+
+
+def test_what_comes_after_a_stop_string_is_no_call() -> None:
+    choice = ChoiceStream(2, AtOnce(), stops=["ofor"], min_tokens=0, fence=1, calls=CallReader(HERMES, "job_7", 2))
+    (answer,) = assemble_output(choice.take(5, None, None))["choices"]
+    assert (answer["text"], answer["finish_reason"], "tool_calls" in answer) == ("S", "stop", False)
 
 
 def test_what_only_looked_like_an_opening_is_said(tokenizer: ModelTokenizer) -> None:

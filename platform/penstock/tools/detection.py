@@ -66,7 +66,7 @@ def _writes(form: CallForm, asked: str, told: str) -> bool:
     # A call without an opening must be all of the answer: so it stands where the answer would begin.
     before = asked if form.bare else form.opening + form.first
     at = told.find(before + written)
-    if at < 0 or (form.bare and at > 0):
+    if at < 0:
         return False
     after = told[at + len(before + written) :]
     return after.startswith(("}" + form.last, ', "id": "'))  # Mistral's says the call's id, which models do not write

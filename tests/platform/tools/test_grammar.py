@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 from penstock.registry.tokenizer import ModelTokenizer
-from penstock.tools.forms import FORMS, CallForm
+from penstock.tools.forms import FORMS, LLAMA, CallForm
 from tokenizers import AddedToken, Tokenizer
 
 from tests.platform.registry import tool_templates
@@ -111,6 +111,16 @@ def test_no_call_leaves_the_schemas(model: Model, wrong: tuple[str, str]) -> Non
     for choice in ("auto", "required"):
         assert not model.admits(choice, model.ids(written(model.form, "", [wrong])))
         assert not model.admits(choice, model.spelled(written(model.form, "", [wrong])))
+
+
+def test_what_is_said_holds_no_opening(model: Model) -> None:
+    openings = [model.form.opening, "Hm. " + model.form.opening]
+    openings += [model.form.before_name, LLAMA.before_name + "x"] if model.form is LLAMA else []
+    for text in openings:
+        for ids in (model.ids(text), model.spelled(text)):
+            assert not model.admits("none", ids), text
+            assert not model.admits("auto", ids), text
+    assert model.admits("none", model.ids("Hm. " + model.form.before_name))
 
 
 def test_nothing_is_said_after_a_call(model: Model) -> None:
