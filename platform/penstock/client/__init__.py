@@ -12,6 +12,7 @@ from penstock.client.errors import (
 )
 from penstock.client.events import Event, StateEvent, TokenEvent
 from penstock.client.files import File
+from penstock.client.keys import ApiKey
 from penstock.client.models import (
     Alternative,
     Budget,
@@ -38,12 +39,14 @@ from penstock.client.models import (
     WebhookDelivery,
     WebhookEndpoint,
 )
+from penstock.client.usage import Quotas, TenantBudget, UsageRow
 from penstock.client.webhooks import WebhookEvent, verify_webhook
 from penstock.errors import PenstockError
 from penstock.jobs.states import JobState
 
 __all__ = [
     "Alternative",
+    "ApiKey",
     "AsyncClient",
     "Batch",
     "BatchLines",
@@ -66,10 +69,12 @@ __all__ = [
     "Params",
     "PenstockError",
     "Queue",
+    "Quotas",
     "ResponseFormat",
     "Run",
     "Score",
     "StateEvent",
+    "TenantBudget",
     "TimelineEvent",
     "TokenEvent",
     "TokenLogprob",
@@ -77,6 +82,7 @@ __all__ = [
     "UnexpectedAnswer",
     "UnknownProblem",
     "Usage",
+    "UsageRow",
     "WaitTimedOut",
     "Webhook",
     "WebhookAttempt",

@@ -17,6 +17,7 @@ from penstock.client.endpoints import Webhooks
 from penstock.client.files import Files
 from penstock.client.house import House
 from penstock.client.jobs import Jobs
+from penstock.client.keys import Keys
 from penstock.client.patience import Patience
 from penstock.client.reading import Asking, Pages, Reader, Upload, Waiting
 
@@ -153,6 +154,15 @@ class AsyncWebhooks(_Awaited[Webhooks]):
     replay_since = _awaited(Webhooks.replay_since)
 
 
+class AsyncKeys(_Awaited[Keys]):
+    """`Keys`, awaited."""
+
+    create = _awaited(Keys.create)
+    list = _awaited(Keys.list)
+    get = _awaited(Keys.get)
+    revoke = _awaited(Keys.revoke)
+
+
 class AsyncFiles(_Awaited[Files]):
     """`Files`, awaited."""
 
@@ -201,12 +211,16 @@ class AsyncClient(_Awaited[House]):
         self.url = transport.url
         self.jobs = AsyncJobs(transport, lambda asking: Jobs(asking, patience_seconds=patience))
         self.webhooks = AsyncWebhooks(transport, Webhooks)
+        self.keys = AsyncKeys(transport, Keys)
         self.files = AsyncFiles(transport, Files)
         self.batches = AsyncBatches(transport, lambda asking: Batches(asking, Files(asking), patience_seconds=patience))
 
     models = _awaited(House.models)
     events = _iterated(House.events)
     follow_events = _iterated(House.follow_events)
+    usage = _iterated(House.usage)
+    budgets = _awaited(House.budgets)
+    quotas = _awaited(House.quotas)
     webhook_secret = _awaited(House.webhook_secret)
 
     async def close(self) -> None:

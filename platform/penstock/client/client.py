@@ -9,6 +9,7 @@ from penstock.client.endpoints import Webhooks
 from penstock.client.files import Files
 from penstock.client.house import House
 from penstock.client.jobs import Jobs
+from penstock.client.keys import Keys
 from penstock.client.transport import Transport
 
 
@@ -34,6 +35,7 @@ class Client(House):
         self.url, self._close = transport.url, transport.close
         self.jobs = Jobs(transport, patience_seconds=patience)
         self.webhooks = Webhooks(transport)
+        self.keys = Keys(transport)
         self.files = Files(transport)
         self.batches = Batches(transport, self.files, patience_seconds=patience)
 

@@ -1,11 +1,15 @@
 """What a client asks of the server that is about no single job: its models, and what happens in the tenant."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
 
 from penstock.client.feed import FeedReader, feed
+from penstock.client.jobs import in_utc
 from penstock.client.models import FeedEvent, Model, ModelList, WebhookSecret, parse
 from penstock.client.patience import OnLost, Patience
-from penstock.client.reading import Asking
+from penstock.client.reading import Asking, Pages
+from penstock.client.usage import BudgetList, Quotas, TenantBudget, UsagePage, UsageRow
 
 
 class House:
@@ -30,6 +34,38 @@ class House:
         `ConnectionFailed` when the server stays silent for the client's `patience`.
         """
         return self._transport.read(FeedReader(after), Patience(self._patience_seconds, on_lost))
+
+    def usage(
+        self,
+        by: Sequence[str] | None = None,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        page_size: int | None = None,
+    ) -> Iterator[UsageRow]:
+        """What the tenant's finished jobs used and cost, told apart `by` day, model, version, key or tag.
+
+        Without `by` it is by day and model. Jobs that ended from `since` on, and before `until`.
+        """
+        query: dict[str, Any] = {
+            "by": ",".join(by) if by is not None else None,
+            "since": in_utc(since),
+            "until": in_utc(until),
+            "model": model,
+            "tag": tag,
+            "limit": page_size,
+        }
+        return self._transport.pages(Pages(UsagePage, "/v1/usage", query))
+
+    def budgets(self) -> list[TenantBudget]:
+        """What the tenant may spend, by currency."""
+        return parse(BudgetList, self._transport.request("GET", "/v1/budgets")).data
+
+    def quotas(self) -> Quotas:
+        """The limits in force for the tenant, and what is left of them."""
+        return parse(Quotas, self._transport.request("GET", "/v1/quotas"))
 
     def webhook_secret(self) -> str:
         """The secret that signs webhooks to jobs' own addresses, for `verify_webhook`."""

@@ -25,11 +25,12 @@ from penstock.client import (
     WaitTimedOut,
     backoff,
 )
-from penstock.client.async_client import AsyncBatches, AsyncFiles, AsyncJobs, AsyncWebhooks
+from penstock.client.async_client import AsyncBatches, AsyncFiles, AsyncJobs, AsyncKeys, AsyncWebhooks
 from penstock.client.batches import Batches
 from penstock.client.endpoints import Webhooks
 from penstock.client.files import Files
 from penstock.client.jobs import Jobs
+from penstock.client.keys import Keys
 from penstock.db import Database
 from penstock.errors import NotFound, QuotaExceeded, ValidationFailed
 from penstock.settings import Settings
@@ -60,6 +61,7 @@ PARTS = [
     (Client, AsyncClient),
     (Jobs, AsyncJobs),
     (Webhooks, AsyncWebhooks),
+    (Keys, AsyncKeys),
     (Files, AsyncFiles),
     (Batches, AsyncBatches),
 ]

@@ -2,6 +2,7 @@
 
 import threading
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from itertools import islice
 
 import pytest
@@ -11,6 +12,7 @@ from penstock.auth.services import Scope, create_api_key
 from penstock.client import PenstockError
 from penstock.db import Database
 from penstock.errors import AddressRefused, Forbidden, NotFound, ValidationFailed, WebhookEndpointDisabled
+from penstock.usage.budgets import set_budget
 from penstock.webhooks.sender import Sender
 from penstock.webhooks.tasks import deliver
 from sqlalchemy import select
@@ -72,6 +74,40 @@ def test_an_endpoints_whole_life(admin: Client, worker: Worker, database: Databa
     admin.webhooks.delete(made.id)
     with pytest.raises(NotFound):
         admin.webhooks.get(made.id)
+
+
+def test_a_key_from_its_making_to_its_end(admin: Client, worker: Worker) -> None:
+    moment = datetime(2099, 1, 1, tzinfo=UTC)
+    made = admin.keys.create("nightly", scopes=["jobs:read"], expires_at=moment, models=["tiny"])
+    assert made.key is not None
+    assert (made.name, made.scopes, made.models, made.expires_at) == ("nightly", ["jobs:read"], ["tiny"], moment)
+    with Client(admin.url, made.key) as reader:
+        assert list(reader.jobs.list()) == []
+        with pytest.raises(Forbidden):
+            reader.jobs.submit(model="tiny", prompt="x")
+    assert admin.keys.get(made.id).key is None
+    assert admin.keys.revoke(made.id).revoked_at is not None
+    assert [key.id for key in admin.keys.list() if key.revoked_at is not None] == [made.id]
+
+
+def test_usage_budgets_and_quotas_are_told(admin: Client, worker: Worker, database: Database) -> None:
+    for tag in ("a", "b"):
+        admin.jobs.submit(model="tiny", prompt="one two", tags=[tag])
+        worker.claim()
+        worker.write("Hi")
+        worker.finish()
+    with database.transaction() as session:
+        set_budget(session, session.scalars(select(Tenant.id)).one(), "EUR", Decimal("12.5"))
+
+    rows = list(admin.usage(["tag", "model"], since=datetime.now(UTC) - timedelta(hours=1), page_size=1))
+    assert [(row.group, row.jobs, row.output_tokens, row.cost) for row in rows] == [
+        ({"tag": tag, "model": "tiny"}, 1, 1, None) for tag in ("a", "b")
+    ]
+    assert [row.jobs for row in admin.usage(["model"], tag="a")] == [1]
+    (budget,) = admin.budgets()
+    assert (budget.currency, budget.amount, budget.spent) == ("EUR", Decimal("12.5"), 0)
+    quotas = admin.quotas()
+    assert (quotas.queued_jobs.waiting, quotas.tokens_per_minute.limit) == (0, None)
 
 
 def test_refusals_are_the_servers_errors(admin: Client, connected: Client) -> None:

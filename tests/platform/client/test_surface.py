@@ -15,6 +15,7 @@ from penstock.client.batches import Batches
 from penstock.client.endpoints import Webhooks
 from penstock.client.files import Files
 from penstock.client.jobs import Jobs
+from penstock.client.keys import Keys
 
 from tests.conftest import ROOT
 
@@ -49,7 +50,7 @@ def test_every_name_is_documented() -> None:
 
 def test_every_call_is_documented_with_its_arguments() -> None:
     calls = {f"jobs.{name}": getattr(Jobs, name) for name in public(Jobs)}
-    for place, kind in (("webhooks", Webhooks), ("files", Files), ("batches", Batches)):
+    for place, kind in (("webhooks", Webhooks), ("keys", Keys), ("files", Files), ("batches", Batches)):
         calls |= {f"{place}.{name}": getattr(kind, name) for name in public(kind)}
     calls |= {name: getattr(Client, name) for name in public(Client)}
     arguments = {name: set(inspect.signature(call).parameters) - {"self"} for name, call in calls.items()}

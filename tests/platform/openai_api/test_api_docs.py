@@ -184,7 +184,7 @@ def test_every_route_has_an_example(house: House) -> None:
 
 def example_route(example: Example, routes: set[tuple[str, str]]) -> tuple[str, str]:
     """Which route the example calls."""
-    names = dict.fromkeys(re.findall(r"\$([A-Z]+)", example.command), "x") | {"PENSTOCK_URL": "http://x"}
+    names = dict.fromkeys(re.findall(r"\$([A-Z_]+)", example.command), "x") | {"PENSTOCK_URL": "http://x"}
     call = call_of(example.command, names | {"PENSTOCK_API_KEY": "x"}, Path())
     fitting = [
         path
