@@ -296,3 +296,12 @@ def test_a_server_that_is_not_there(call: Call) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: http://127.0.0.1:9 does not answer")
     assert "Traceback" not in result.output
+
+
+def test_delete_ends_finished_jobs_for_good(connected_call: Call, connected: Client, worker: Worker) -> None:
+    job, waits = (connected.jobs.submit(model="tiny", prompt="one two") for _ in range(2))
+    run_next(worker, "a")
+    result = connected_call("delete", job.id, waits.id)
+    assert (result.exit_code, result.stdout) == (1, f"{job.id} deleted\n")
+    assert f"{waits.id} is still queued" in result.stderr
+    assert [left.id for left in connected.jobs.list()] == [waits.id]

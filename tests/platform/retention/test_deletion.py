@@ -90,7 +90,7 @@ def test_the_database_lets_no_job_go_whose_usage_is_not_counted(stage: Stage) ->
         session.execute(delete(Job).where(Job.id == job_id))
 
 
-def test_a_job_that_waits_or_runs_is_not_deleted(caller: Caller, worker: Worker) -> None:
+def test_a_job_that_waits_or_runs_is_not_deleted(caller: Caller, worker: Worker, stage: Stage) -> None:
     job_id = caller.submit()
     for state in ("queued", "running"):
         refused = caller.call("DELETE", f"/v1/jobs/{job_id}")
@@ -101,8 +101,11 @@ def test_a_job_that_waits_or_runs_is_not_deleted(caller: Caller, worker: Worker)
         )
         if state == "queued":
             worker.claim()
+    worker.write(MARK)
     worker.finish(JobState.FAILED)
+    assert set(stage.traces(MARK)) == {"job", "job_journal", "redis"}
     assert caller.call("DELETE", f"/v1/jobs/{job_id}").status_code == 204
+    assert stage.traces(MARK) == {}
 
 
 def test_a_line_goes_once_its_batch_has_ended_and_its_files_are_deleted(stage: Stage) -> None:
