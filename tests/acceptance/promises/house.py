@@ -18,12 +18,12 @@ from penstock.broker import make_redis
 from penstock.db import Database
 from penstock.embedded.ports import choose
 from penstock.jobs.journal import Journal, JournalEntry
-from penstock.jobs.models import Event, Job
+from penstock.jobs.models import Job
 from penstock.registry.models import Deployment
 from penstock.settings import Settings
 from pydantic import SecretStr
 from redis import Redis
-from sqlalchemy import select, text
+from sqlalchemy import text
 
 from tests.conftest import ROOT, empty
 from tests.factories import make_tenant
@@ -57,7 +57,6 @@ class House:
     jobs: Jobs
     tenant_id: str
     web: httpx.Client
-    web_pid: int
     key: str
     statements: Path
     _start: StartWorker
@@ -131,10 +130,6 @@ class House:
         """Wait until the running job has so many tokens in its journal."""
         eventually(lambda: len(self.journal(job_id)) >= tokens, f"{tokens} tokens of {job_id}")
         assert self.jobs.get(job_id).state == "running", "too fast to be disturbed"
-
-    def events(self, job_id: str) -> list[str]:
-        with self.database.transaction() as session:
-            return list(session.scalars(select(Event.type).where(Event.job_id == job_id).order_by(Event.number)))
 
     # Readers
 
@@ -270,7 +265,7 @@ def open_house(settings: Settings, migrated: Database, model_folder: Path, folde
         eventually(lambda: "control.started" in (folder / "control.log").read_text(), "the control process")
         assert [web.poll(), control.poll()] == [None, None]
         yield House(
-            settings, migrated, redis, *proxies, deployment, Jobs(migrated, tenant), tenant.id, client, web.pid, key,
+            settings, migrated, redis, *proxies, deployment, Jobs(migrated, tenant), tenant.id, client, key,
             folder / "statements", start, [],
         )  # fmt: skip
 
