@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -18,6 +19,7 @@ from penstock.jobs.filters import matching_ids
 from penstock.jobs.locks import lock_budgets, lock_queue
 from penstock.jobs.models import Job
 from penstock.jobs.queries import JobSelection
+from penstock.problems import explain_validation
 
 
 class Work(Protocol):
@@ -83,15 +85,14 @@ class ReplayJobs:
 
 def replay(workshop: Workshop, session: Session, tenant_id: str, job_id: str, api_key_id: str | None) -> str:
     """Submit a finished job's request again within its tenant's limits; the new job's id. A refusal changes nothing."""
-    with session.begin_nested():
-        return jobs.retry(
-            session,
-            tenant_id,
-            job_id,
-            prompts=workshop.prompts,
-            limits=workshop.quotas.job_limits(tenant_id, limits_of(session.get_one(Tenant, tenant_id))),
-            api_key_id=api_key_id,
-        ).id
+    limits = workshop.quotas.job_limits(tenant_id, limits_of(session.get_one(Tenant, tenant_id)))
+    try:
+        with session.begin_nested():
+            return jobs.retry(
+                session, tenant_id, job_id, prompts=workshop.prompts, limits=limits, api_key_id=api_key_id
+            ).id
+    except ValidationError as error:  # the rules have changed since it was submitted
+        raise explain_validation(error) from None
 
 
 def _matching(session: Session, operation: BulkOperation, limit: int) -> Sequence[str]:

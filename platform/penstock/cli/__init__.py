@@ -14,10 +14,15 @@ COMMANDS = {
         "cancel": Lazy("penstock.cli.jobs:cancel", "Cancel jobs; what they wrote is kept."),
         "retry": Lazy("penstock.cli.jobs:retry", "Submit a finished job's request again."),
         "delete": Lazy("penstock.cli.jobs:delete", "Delete finished jobs for good."),
+        "jobs": Lazy("penstock.cli.bulk:jobs", "Cancel or retry all jobs that filters name."),
         "batch": Lazy("penstock.cli.batches:batch", "Run files of requests, a line each."),
         "events": Lazy("penstock.cli.events:events", "Show all that happened, or follow it."),
         "feedback": Lazy("penstock.cli.feedback:feedback", "Judge a job's answer, or see what was said."),
         "webhooks": Lazy("penstock.cli.webhooks:webhooks", "Keep webhook endpoints; see and replay deliveries."),
+    },
+    "Operation": {
+        "workers": Lazy("penstock.cli.operation:workers", "See the workers, and drain one."),
+        "dead-letters": Lazy("penstock.cli.operation:dead_letters", "Look at jobs that were given up."),
     },
     "Platform": {
         "up": Lazy("penstock.cli.up:up", "Run everything on this machine.", "platform,embedded,worker"),

@@ -1,6 +1,7 @@
 """`penstock get`, `list`, `cancel`, `retry` and `delete`."""
 
 from itertools import islice
+from typing import Any
 
 import click
 
@@ -25,7 +26,14 @@ def get(client: Client, job_id: str, as_json: bool) -> None:
     "--status", multiple=True, type=click.Choice([state.value for state in JobState]), help="May be repeated."
 )
 @click.option("--model", help="Only jobs of this model.")
+@click.option("--version", help="Only jobs of this version of the model.")
 @click.option("--tag", help="Only jobs with this tag.")
+@click.option("--class", "job_class", type=click.Choice(["interactive", "batch"]), help="Only jobs of this class.")
+@click.option("--key", help="Only jobs sent with the key of this id.")
+@click.option("--batch", help="Only jobs of this batch's lines.")
+@click.option("--error", help="Only jobs that failed with this code.")
+@click.option("--finished-after", type=moment, metavar="TIME", help="Only jobs that ended after this time.")
+@click.option("--finished-before", type=moment, metavar="TIME", help="Only jobs that ended before this time.")
 @click.option(
     "--after", type=moment, metavar="TIME", help="Only jobs made after this time, such as 2030-01-31T12:00:00Z."
 )
@@ -33,14 +41,13 @@ def get(client: Client, job_id: str, as_json: bool) -> None:
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="At most so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one job a line.")
 @with_client
-def list_(client: Client, as_json: bool, limit: int, status: tuple[str, ...], **filters: object) -> None:
+def list_(client: Client, as_json: bool, limit: int, status: tuple[str, ...], **filters: Any) -> None:
     """List jobs, newest first: a table on a terminal, tab-separated columns elsewhere."""
     found = client.jobs.list(
         status=list(status) or None,
-        created_after=filters["after"],  # type: ignore[arg-type]  # click gives the types that the options declare
-        created_before=filters["before"],  # type: ignore[arg-type]
-        model=filters["model"],  # type: ignore[arg-type]
-        tag=filters["tag"],  # type: ignore[arg-type]
+        created_after=filters.pop("after"),
+        created_before=filters.pop("before"),
+        **filters,
         page_size=min(limit, 100),
     )
     _show_all(list(islice(found, limit)), as_json)

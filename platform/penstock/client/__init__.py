@@ -2,6 +2,7 @@
 
 from penstock.client.async_client import AsyncClient
 from penstock.client.batches import Batch, BatchLines, BatchResult
+from penstock.client.bulk import BulkFailure, BulkOperation
 from penstock.client.client import Client
 from penstock.client.errors import (
     ConnectionFailed,
@@ -39,6 +40,7 @@ from penstock.client.models import (
     WebhookDelivery,
     WebhookEndpoint,
 )
+from penstock.client.operation import DeadLetter, DeadLetterGroup, Worker
 from penstock.client.usage import Quotas, TenantBudget, UsageRow
 from penstock.client.webhooks import WebhookEvent, verify_webhook
 from penstock.errors import PenstockError
@@ -52,10 +54,14 @@ __all__ = [
     "BatchLines",
     "BatchResult",
     "Budget",
+    "BulkFailure",
+    "BulkOperation",
     "CalledFunction",
     "Choice",
     "Client",
     "ConnectionFailed",
+    "DeadLetter",
+    "DeadLetterGroup",
     "Event",
     "FeedEvent",
     "Feedback",
@@ -90,5 +96,6 @@ __all__ = [
     "WebhookEndpoint",
     "WebhookEvent",
     "WebhookInvalid",
+    "Worker",
     "verify_webhook",
 ]

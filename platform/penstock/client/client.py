@@ -4,12 +4,14 @@ from types import TracebackType
 from typing import Self
 
 from penstock.client.batches import Batches
+from penstock.client.bulk import Bulk
 from penstock.client.config import connection
 from penstock.client.endpoints import Webhooks
 from penstock.client.files import Files
 from penstock.client.house import House
 from penstock.client.jobs import Jobs
 from penstock.client.keys import Keys
+from penstock.client.operation import Operation
 from penstock.client.transport import Transport
 
 
@@ -38,6 +40,8 @@ class Client(House):
         self.keys = Keys(transport)
         self.files = Files(transport)
         self.batches = Batches(transport, self.files, patience_seconds=patience)
+        self.bulk = Bulk(transport, patience_seconds=patience)
+        self.operation = Operation(transport)
 
     def close(self) -> None:
         """Close every connection."""

@@ -109,20 +109,32 @@ class Jobs:
         *,
         status: JobState | str | Sequence[JobState | str] | None = None,
         model: str | None = None,
+        version: str | None = None,
         tag: str | None = None,
+        job_class: Literal["interactive", "batch"] | None = None,
+        key: str | None = None,
         batch: str | None = None,
+        error: str | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        finished_after: datetime | None = None,
+        finished_before: datetime | None = None,
         page_size: int | None = None,
     ) -> Iterator[Job]:
         """All jobs that match, newest first; each page is fetched when the iterator gets there."""
         query: dict[str, Any] = {
             "status": status if status is None or isinstance(status, str) else ",".join(status),
             "model": model,
+            "version": version,
             "tag": tag,
+            "class": job_class,
+            "key": key,
             "batch": batch,
+            "error": error,
             "created_after": in_utc(created_after),
             "created_before": in_utc(created_before),
+            "finished_after": in_utc(finished_after),
+            "finished_before": in_utc(finished_before),
             "limit": page_size,
         }
         return self._transport.pages(Pages(JobPage, _PATH, query))

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 from pydantic import Discriminator, Tag, ValidationError
 
 from penstock.client.batches import Batch
+from penstock.client.bulk import BulkOperation
 from penstock.client.errors import WebhookInvalid
 from penstock.client.models import Document, Feedback, Job, WebhookEndpoint
 from penstock.webhooks.signing import is_signed
@@ -33,6 +34,7 @@ class WebhookEvent(Document):
         Annotated[Job, Tag("job")]
         | Annotated[WebhookEndpoint, Tag("webhook_endpoint")]
         | Annotated[Batch, Tag("batch")]
+        | Annotated[BulkOperation, Tag("bulk_operation")]
         | Annotated[Feedback, Tag("feedback")],
         Discriminator(_kind),
     ]

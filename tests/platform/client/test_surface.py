@@ -12,10 +12,12 @@ from penstock import client
 from penstock.cli import COMMANDS, main
 from penstock.client import Client
 from penstock.client.batches import Batches
+from penstock.client.bulk import Bulk
 from penstock.client.endpoints import Webhooks
 from penstock.client.files import Files
 from penstock.client.jobs import Jobs
 from penstock.client.keys import Keys
+from penstock.client.operation import Operation
 
 from tests.conftest import ROOT
 
@@ -50,7 +52,15 @@ def test_every_name_is_documented() -> None:
 
 def test_every_call_is_documented_with_its_arguments() -> None:
     calls = {f"jobs.{name}": getattr(Jobs, name) for name in public(Jobs)}
-    for place, kind in (("webhooks", Webhooks), ("keys", Keys), ("files", Files), ("batches", Batches)):
+    kinds = {
+        "webhooks": Webhooks,
+        "keys": Keys,
+        "files": Files,
+        "batches": Batches,
+        "bulk": Bulk,
+        "operation": Operation,
+    }
+    for place, kind in kinds.items():
         calls |= {f"{place}.{name}": getattr(kind, name) for name in public(kind)}
     calls |= {name: getattr(Client, name) for name in public(Client)}
     arguments = {name: set(inspect.signature(call).parameters) - {"self"} for name, call in calls.items()}
@@ -65,7 +75,7 @@ def test_the_client_is_made_as_documented() -> None:
 
 
 def test_every_command_is_documented() -> None:
-    rows = re.findall(r"^\| `penstock (\w+)` \|", section("Command line"), re.MULTILINE)
+    rows = re.findall(r"^\| `penstock ([\w-]+)` \|", section("Command line"), re.MULTILINE)
     assert sorted(rows) == sorted(name for part in main.sections.values() for name in part)
 
 
@@ -106,7 +116,7 @@ print(json.dumps(answers))
     return helps
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS["Jobs"]])
+@pytest.mark.parametrize("command", ["", *COMMANDS["Jobs"], *COMMANDS["Operation"]])
 def test_the_jobs_commands_run_where_only_the_bare_install_is(
     bare_helps: dict[str, tuple[int, str, str]], command: str
 ) -> None:
