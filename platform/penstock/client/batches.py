@@ -102,7 +102,7 @@ class Batches:
     def __init__(self, transport: Asking, files: Files, *, patience_seconds: float) -> None:
         self._transport, self._files, self._patience_seconds = transport, files, patience_seconds
 
-    def submit(self, path: str | Path, **options: Any) -> Batch:
+    def submit(self, path: str | Path, /, **options: Any) -> Batch:
         """Upload a file of requests and make a batch of it, for the endpoint that its first line names.
 
         The options are those of `create`. Raises `ValidationFailed` when the first line names none.

@@ -105,7 +105,7 @@ def test_usage_budgets_and_quotas_are_told(admin: Client, worker: Worker, databa
     ]
     assert [row.jobs for row in admin.usage(["model"], tag="a")] == [1]
     (budget,) = admin.budgets()
-    assert (budget.currency, budget.amount, budget.spent) == ("EUR", Decimal("12.5"), 0)
+    assert (budget.currency, budget.amount, budget.spent) == ("EUR", Decimal("12.5"), Decimal(0))
     quotas = admin.quotas()
     assert (quotas.queued_jobs.waiting, quotas.tokens_per_minute.limit) == (0, None)
 
