@@ -1,6 +1,7 @@
 """Fixtures that every test may use: a real PostgreSQL and a real Redis, started once, emptied before each test."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ from xdist.scheduler import LoadFileScheduling
 
 # Read when Triton is first imported, which some models of `transformers` do: its kernels are interpreted here.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so would every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 
