@@ -13,10 +13,11 @@ from penstock.db import Database
 from penstock.dead_letters.work import LETTER_WORKS
 from penstock.jobs import lease
 from penstock.jobs.lease import Finish
+from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
 from penstock.settings import Settings
 from redis import Redis
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from tests.platform.api.conftest import Worker
 from tests.platform.batches.serving import workshop_of
@@ -89,7 +90,7 @@ def test_the_exit_status_says_whether_all_was_had(
 ) -> None:
     job_id = fail("broken")
     with database.transaction() as session:
-        session.execute(lease.update(lease.Job).values(params={"temperature": -1.0}))
+        session.execute(update(Job).values(params={"temperature": -1.0}))
     result = connected_call("jobs", "retry", "--error", "broken")
     assert result.exit_code == 1
     assert f"{job_id}: " in result.stderr
