@@ -143,3 +143,15 @@ def test_what_is_wrong_is_named(client: OpenAI, wrong: dict[str, Any], param: st
     with pytest.raises(BadRequestError) as refused:
         client.batches.create(**asked)
     assert refused.value.param == param
+
+
+def test_a_line_may_call_tools(client: OpenAI) -> None:
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    asked = {"tools": tools, "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 100}
+    done = ended(client, submit(client, [chat("calls", ignore_eos=False, **asked)]))
+
+    (line,) = read(client, done.output_file_id)
+    (choice,) = line["response"]["body"]["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (None, "tool_calls")
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("now", {})
