@@ -232,7 +232,7 @@ def hand_back(
     )
     _end_run(session, held, outcome, reason, spent)
     record(session, [Happening(job, EventType.REQUEUED, {"reason": reason, "outcome": outcome.value})])
-    post(session, Topic.DOORBELL, {"deployment_id": job.deployment_id})
+    post(session, Topic.DOORBELL, {"deployment_id": job.deployment_id, "jobs": 1})
     return job
 
 

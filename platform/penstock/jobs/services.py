@@ -145,7 +145,7 @@ def submit(
         .returning(Job)
     ).one()
     record(session, [Happening(job, EventType.QUEUED, {"model_version": job.model_version})])
-    post(session, Topic.DOORBELL, {"deployment_id": job.deployment_id})
+    post(session, Topic.DOORBELL, {"deployment_id": job.deployment_id, "jobs": 1})
     wake(session, job.deployment_id, tenant_id, besides=[job.id])  # the last: it may lock a counter
     return job
 

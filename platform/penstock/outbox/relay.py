@@ -4,7 +4,8 @@ Messages are taken with SKIP LOCKED and deleted in the transaction that publishe
 looks before it rings: a deployment's queue never holds more doorbells than its workers have free slots.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from celery import Celery
@@ -47,7 +48,8 @@ class Relay:
             batch = session.scalars(
                 delete(OutboxMessage).where(OutboxMessage.id.in_(ids)).returning(OutboxMessage)
             ).all()
-            self.ring(session, {m.payload["deployment_id"] for m in batch if m.topic == Topic.DOORBELL})
+            for deployment_id, jobs in _rung_for(batch).items():
+                self._ring(session, deployment_id, at_most=jobs)
             for message in batch:
                 if message.topic == Topic.WEBHOOK:
                     self.ring_webhook(message.payload["delivery_id"])
@@ -55,15 +57,16 @@ class Relay:
 
     def ring(self, session: Session, deployment_ids: Iterable[str]) -> int:
         """Ring for the deployments' waiting jobs, as far as slots are free and no doorbell lies there yet."""
-        rung = 0
-        for deployment_id in deployment_ids:
-            queue = serve_queue(deployment_id)
-            free = free_slots(session, deployment_id)
-            wanted = min(free, count_waiting(session, deployment_id, at_most=free))
-            for _ in range(wanted - self._redis.llen(queue) if wanted else 0):
-                self._celery.send_task(SERVE_TASK, args=[deployment_id], queue=queue)
-                rung += 1
-        return rung
+        return sum(self._ring(session, deployment_id) for deployment_id in deployment_ids)
+
+    def _ring(self, session: Session, deployment_id: str, *, at_most: float = math.inf) -> int:
+        queue = serve_queue(deployment_id)
+        free = free_slots(session, deployment_id)
+        wanted = min(free, count_waiting(session, deployment_id, at_most=free))
+        missing = min(wanted - self._redis.llen(queue), at_most) if wanted else 0
+        for _ in range(int(missing)):
+            self._celery.send_task(SERVE_TASK, args=[deployment_id], queue=queue)
+        return max(int(missing), 0)
 
     def room_for_webhooks(self, most: int) -> int:
         """How many deliveries may be rung for again, so that slow receivers cannot make the queue grow without end."""
@@ -72,6 +75,20 @@ class Relay:
     def ring_webhook(self, delivery_id: str) -> None:
         """Ask a control process to attempt the delivery."""
         self._celery.send_task(DELIVER_WEBHOOK_TASK, args=[delivery_id], queue=CONTROL_QUEUE)
+
+
+def _rung_for(batch: Sequence[OutboxMessage]) -> dict[str, float]:
+    """For how many jobs the batch's doorbells are, by deployment; those that do not say are for all that wait.
+
+    Bells for others that wait would be rung again at every submit, for as long as a worker is on its way to them: the
+    slower it is, the more threads of it would look in vain.
+    """
+    jobs: dict[str, float] = {}
+    for message in batch:
+        if message.topic == Topic.DOORBELL:
+            deployment_id = message.payload["deployment_id"]
+            jobs[deployment_id] = jobs.get(deployment_id, 0) + message.payload.get("jobs", math.inf)
+    return jobs
 
 
 def free_slots(session: Session, deployment_id: str) -> int:

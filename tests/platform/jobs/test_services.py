@@ -21,4 +21,4 @@ def test_a_submit_leaves_its_doorbell_in_the_same_transaction(database: Database
         deployment = make_deployment(session)
         submit_job(session, make_tenant(session))
         message = session.scalars(select(OutboxMessage)).one()
-        assert (message.topic, message.payload) == ("doorbell", {"deployment_id": deployment.id})
+        assert (message.topic, message.payload) == ("doorbell", {"deployment_id": deployment.id, "jobs": 1})

@@ -43,6 +43,29 @@ def test_a_burst_of_jobs_rings_no_oftener_than_slots_are_free(database: Database
     assert waiting_messages(database) == 0
 
 
+def test_a_submit_rings_for_its_own_job_while_workers_are_on_their_way_to_others(
+    database: Database, redis: Redis, relay: Relay
+) -> None:
+    with database.transaction() as session:
+        deployment = make_deployment(session)
+        make_worker(session, deployment, slots=8)
+        tenant = make_tenant(session)
+        for _ in range(3):
+            submit_job(session, tenant)
+    queue = serve_queue(deployment.id)
+    relay.drain()
+    assert redis.llen(queue) == 3
+    redis.delete(queue)  # three threads have heard, and have not claimed yet
+    with database.transaction() as session:
+        submit_job(session, tenant)
+    relay.drain()
+    assert redis.llen(queue) == 1
+    with database.transaction() as session:
+        post(session, Topic.DOORBELL, {"deployment_id": deployment.id})  # for all that wait
+    relay.drain()
+    assert redis.llen(queue) == 4
+
+
 def test_busy_slots_are_not_rung_for(database: Database, redis: Redis, relay: Relay) -> None:
     with database.transaction() as session:
         deployment = make_deployment(session)
