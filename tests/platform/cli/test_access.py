@@ -62,7 +62,8 @@ def test_a_tenant_is_made_and_limited(server_call: Call) -> None:
     changed = server_call("tenants", "set", "acme", "max_queued_jobs=5", "weight=2.5", "name=Acme & Co")
     assert changed.stdout == f"{tenant_id}\tAcme & Co\t2.5\t5\t-\t-\t-\tactive\n"
     server_call("tenants", "set", tenant_id, "max_queued_jobs=-", "tokens_per_minute=1000", "max_open_streams=2")
-    assert server_call("tenants", "list").stdout.splitlines()[0] == f"{tenant_id}\tAcme & Co\t2.5\t-\t-\t1000\t2\tactive"
+    listed = server_call("tenants", "list").stdout.splitlines()
+    assert listed[0] == f"{tenant_id}\tAcme & Co\t2.5\t-\t-\t1000\t2\tactive"
 
 
 def test_a_tenant_is_suspended_resumed_and_erased(server_call: Call) -> None:

@@ -77,7 +77,8 @@ def house(database: Database) -> House:
         tenant = make_tenant(session)
         deployments = [make_deployment(session, name) for name in ("dollars", "euros")]
         for name, currency in (("dollars", "USD"), ("euros", "EUR")):
-            set_price(session, NewPrice(name, currency, Decimal(1), Decimal(1), Decimal(1), Decimal(0)), created_by="a test")
+            price = NewPrice(name, currency, Decimal(1), Decimal(1), Decimal(1), Decimal(0))
+            set_price(session, price, created_by="a test")
             set_budget(session, tenant.id, currency, Decimal(100))
     return House(database, tenant, *deployments)
 
