@@ -12,12 +12,14 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from penstock.client.async_transport import AsyncTransport
 from penstock.client.batches import Batches
+from penstock.client.bulk import Bulk
 from penstock.client.config import connection
 from penstock.client.endpoints import Webhooks
 from penstock.client.files import Files
 from penstock.client.house import House
 from penstock.client.jobs import Jobs
 from penstock.client.keys import Keys
+from penstock.client.operation import Operation
 from penstock.client.patience import Patience
 from penstock.client.reading import Asking, Pages, Reader, Upload, Waiting
 
@@ -191,6 +193,29 @@ class AsyncBatches(_Awaited[Batches]):
     follow = _iterated(Batches.follow)
 
 
+class AsyncBulk(_Awaited[Bulk]):
+    """`Bulk`, awaited."""
+
+    begin = _awaited(Bulk.begin)
+    get = _awaited(Bulk.get)
+    list = _iterated(Bulk.list)
+    cancel = _awaited(Bulk.cancel)
+    follow = _iterated(Bulk.follow)
+
+
+class AsyncOperation(_Awaited[Operation]):
+    """`Operation`, awaited."""
+
+    workers = _awaited(Operation.workers)
+    drain_worker = _awaited(Operation.drain_worker)
+    dead_letter_groups = _awaited(Operation.dead_letter_groups)
+    dead_letters = _iterated(Operation.dead_letters)
+    dead_letter = _awaited(Operation.dead_letter)
+    replay_dead_letter = _awaited(Operation.replay_dead_letter)
+    discard_dead_letter = _awaited(Operation.discard_dead_letter)
+    settle_dead_letters = _awaited(Operation.settle_dead_letters)
+
+
 class AsyncClient(_Awaited[House]):
     """Talks to a Penstock server from one event loop; close it, or use it in an `async with` block.
 
@@ -211,6 +236,8 @@ class AsyncClient(_Awaited[House]):
         self.url = transport.url
         self.jobs = AsyncJobs(transport, lambda asking: Jobs(asking, patience_seconds=patience))
         self.webhooks = AsyncWebhooks(transport, Webhooks)
+        self.bulk = AsyncBulk(transport, lambda asking: Bulk(asking, patience_seconds=patience))
+        self.operation = AsyncOperation(transport, Operation)
         self.keys = AsyncKeys(transport, Keys)
         self.files = AsyncFiles(transport, Files)
         self.batches = AsyncBatches(transport, lambda asking: Batches(asking, Files(asking), patience_seconds=patience))

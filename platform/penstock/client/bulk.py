@@ -1,6 +1,5 @@
 """`client.bulk`: one act on all jobs that a filter names."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -10,9 +9,8 @@ from uuid import uuid4
 from penstock.client.jobs import in_utc
 from penstock.client.models import Document, parse
 from penstock.client.patience import Patience
-from penstock.client.reading import Pages
-from penstock.client.transport import IDEMPOTENCY_HEADER, Transport, is_temporary
-from penstock.errors import PenstockError
+from penstock.client.reading import Asking, Pages, Waiting
+from penstock.client.transport import IDEMPOTENCY_HEADER
 
 _PATH: Final = "/v1/bulk"
 _PAUSE_SECONDS: Final = 0.5
@@ -66,7 +64,7 @@ class BulkPage(Document):
 class Bulk:
     """The bulk operations of the key's tenant."""
 
-    def __init__(self, transport: Transport, *, patience_seconds: float) -> None:
+    def __init__(self, transport: Asking, *, patience_seconds: float) -> None:
         self._transport, self._patience_seconds = transport, patience_seconds
 
     def begin(
@@ -99,20 +97,18 @@ class Bulk:
 
     def follow(self, bulk_id: str) -> Iterator[BulkOperation]:
         """The operation as it stands, twice a second until it has ended. Outages are borne for `patience`."""
-        patience = Patience(self._patience_seconds)
-        while True:
-            try:
-                operation = self.get(bulk_id)
-            except PenstockError as error:
-                if not is_temporary(error):
-                    raise
-                patience.bear(error)
-                continue
-            patience.note_progress()
-            yield operation
-            if operation.finished:
-                return
-            time.sleep(_PAUSE_SECONDS)
+        return self._transport.follow(_BulkWait(bulk_id), Patience(self._patience_seconds))
+
+
+class _BulkWait(Waiting[BulkOperation]):
+    """Looks at an operation twice a second."""
+
+    def __init__(self, bulk_id: str) -> None:
+        self.path = _path(bulk_id)
+
+    def take(self, answer: Mapping[str, Any], /) -> tuple[BulkOperation, float | None]:
+        operation = parse(BulkOperation, answer)
+        return operation, None if operation.finished else _PAUSE_SECONDS
 
 
 def filter_document(filters: Mapping[str, Any]) -> dict[str, Any]:

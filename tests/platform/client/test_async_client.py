@@ -25,12 +25,22 @@ from penstock.client import (
     WaitTimedOut,
     backoff,
 )
-from penstock.client.async_client import AsyncBatches, AsyncFiles, AsyncJobs, AsyncKeys, AsyncWebhooks
+from penstock.client.async_client import (
+    AsyncBatches,
+    AsyncBulk,
+    AsyncFiles,
+    AsyncJobs,
+    AsyncKeys,
+    AsyncOperation,
+    AsyncWebhooks,
+)
 from penstock.client.batches import Batches
+from penstock.client.bulk import Bulk
 from penstock.client.endpoints import Webhooks
 from penstock.client.files import Files
 from penstock.client.jobs import Jobs
 from penstock.client.keys import Keys
+from penstock.client.operation import Operation
 from penstock.db import Database
 from penstock.errors import NotFound, QuotaExceeded, ValidationFailed
 from penstock.settings import Settings
@@ -64,6 +74,8 @@ PARTS = [
     (Keys, AsyncKeys),
     (Files, AsyncFiles),
     (Batches, AsyncBatches),
+    (Bulk, AsyncBulk),
+    (Operation, AsyncOperation),
 ]
 IDS = ["1.0", "2.0", "2.1", "2.2", "2.3", "2.4", "3.4"]
 HANG_UP = Reply(hang_up=True)
