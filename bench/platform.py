@@ -17,6 +17,7 @@ is the platform. Let nothing else run: it takes ten minutes. `--quick` takes tin
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -173,6 +174,7 @@ def _parts(text: str) -> tuple[str, ...]:
 
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that no process is left behind
     size = replace(QUICK if args.quick else WHOLE, lines_minutes=args.lines_minutes)
     before = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
     record = Bench(size, args.cache.absolute()).run(args.only, before)

@@ -1,6 +1,7 @@
 """`python -m bench.platform`, as far as the suite has time: real processes, tiny counts."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def test_parts_that_are_not_measured_stay_as_they_were(
 ) -> None:
     path = tmp_path / "platform.json"
     path.write_text(json.dumps({"submits": {"where": report.where(), "many": {"per_second": 321.0}}}))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the test's own process keeps its handlers
     monkeypatch.setattr(platform.Bench, "claims", lambda _: {"many_over_few": 0.9})
     platform.main(["--json", str(path), "--only", "claims"])
     record = json.loads(path.read_text())
