@@ -15,6 +15,7 @@ from penstock.jobs.lease import Claim
 from penstock.jobs.models import Job
 from penstock.jobs.params import MAX_CHOICES, MAX_LOGIT_BIAS, MAX_LOGPROBS, JobParams
 from penstock.jobs.schemas import JobRequest
+from penstock.jobs.structure import structure_of
 from penstock.registry.tokenizer import ModelTokenizer
 from penstock.registry.vocabulary import Vocabulary
 from penstock_engine import Engine, EngineConfig, RequestRefused, SamplingParams, admission
@@ -71,7 +72,13 @@ def accepted_at_submit(model_folder: Path, tokenizer: ModelTokenizer, params: di
     body = {"model": "tiny", "input": {"prompt": "x"}, "params": params}
     try:
         request = JobRequest.model_validate(body)
-        refuse_unfit(request, prompt_tokens=1, context_length=1024, vocabulary=lambda: vocabulary)
+        refuse_unfit(
+            request,
+            prompt_tokens=1,
+            context_length=1024,
+            vocabulary=lambda: vocabulary,
+            structure=lambda: structure_of(params, tokenizer),
+        )
     except (ValidationError, ValidationFailed):
         return False
     return True
@@ -112,6 +119,7 @@ def test_the_request_has_every_parameter_of_the_engine() -> None:
 
 
 def test_the_engine_has_every_parameter_of_a_job() -> None:
-    """But those that the worker itself sees to, and the one that has a name of its own there."""
+    """But those that the worker itself sees to, and those that are a grammar there."""
     by_the_worker = {"stop", "best_of", "top_logprobs"}
-    assert set(JobParams.model_fields) - by_the_worker - {"response_format"} <= set(Sampling.__struct_fields__)
+    grammars = {"response_format", "tools", "tool_choice", "parallel_tool_calls"}
+    assert set(JobParams.model_fields) - by_the_worker - grammars <= set(Sampling.__struct_fields__)

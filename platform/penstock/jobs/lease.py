@@ -121,7 +121,7 @@ def claim(
             started_at=func.coalesce(Job.started_at, func.now()),  # the very moment of the JobRun
         )
         .returning(Job)
-        .execution_options(synchronize_session=False)
+        .execution_options(populate_existing=True, synchronize_session=False)
     ).one()
     checkpoint = load_checkpoint(session, job.id)
     session.execute(

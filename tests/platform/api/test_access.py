@@ -16,13 +16,16 @@ from penstock.auth.documents import (
 )
 from penstock.auth.services import Scope
 from penstock.db import Database
+from penstock.jobs import lease
+from penstock.jobs.lease import Finish
+from penstock.jobs.states import JobState
 from penstock.registry.models import Deployment
 from penstock.settings import Settings
 from redis import Redis
 from werkzeug.routing import Rule
 
 from tests.factories import WordCounter, make_deployment
-from tests.platform.api.conftest import BODY, Caller
+from tests.platform.api.conftest import BODY, Caller, Worker
 
 TENANT_ADMIN = (Scope.ADMIN,)
 
@@ -181,7 +184,17 @@ def test_scopes_stand_before_administration(
     assert len(walked) >= 4
 
 
-def test_every_change_is_written_down(app: Flask, caller: Caller) -> None:
+def bury(caller: Caller, worker: Worker) -> str:
+    """Give a job up, as one that breaks what runs it; the dead letter's id."""
+    caller.submit()
+    error = {"code": "internal_error", "message": "it broke"}
+    held = worker.claim()
+    with worker.database.transaction() as session:
+        lease.finish(session, held, Finish(JobState.FAILED, [], prompt_tokens=2, error=error))
+    return str(caller.get("/v1/admin/dead-letters?status=open").json["data"][0]["id"])
+
+
+def test_every_change_is_written_down(app: Flask, caller: Caller, worker: Worker) -> None:
     bodies: dict[tuple[str, str], Any] = {
         ("POST", "/v1/keys"): {"name": "x"},
         ("DELETE", "/v1/keys/<key_id>"): None,
@@ -196,13 +209,20 @@ def test_every_change_is_written_down(app: Flask, caller: Caller) -> None:
         ("DELETE", "/v1/admin/tenants/<tenant_id>"): None,
         ("POST", "/v1/admin/prices"): {"model": "tiny", "currency": "EUR", "input": "1", "cached": "0", "output": "2"},
         ("PUT", "/v1/admin/tenants/<tenant_id>/budgets"): {"currency": "EUR", "amount": "5"},
+        ("POST", "/v1/admin/dead-letters/<letter_id>/replay"): None,
+        ("POST", "/v1/admin/dead-letters/<letter_id>/discard"): None,
+        ("POST", "/v1/admin/dead-letters/bulk"): {"action": "discard", "filter": {}},
+        ("POST", "/v1/admin/workers/<worker_id>/drain"): None,
     }
     keep = {"email": "keep@example.com", "role": "admin"}
     caller.post("/v1/users", keep)
     changing = [(method, rule) for method, rule in admin_routes(app) if method != "GET"]
     assert {(method, rule.rule) for method, rule in changing} == set(bodies), "tell this test of the new route"
+    letter_ids = [bury(caller, worker) for _ in range(2)]
     for number, (method, rule) in enumerate(changing):
         ids = {
+            "worker_id": worker.id,
+            "letter_id": letter_ids[rule.rule.endswith("/discard")],
             "key_id": caller.post("/v1/keys", {"name": "subject"}).json["id"],
             "user_id": caller.post("/v1/users", {"email": f"{number}@example.com"}).json["id"],
             "tenant_id": caller.post("/v1/admin/tenants", {"name": f"tenant {number}"}).json["id"],

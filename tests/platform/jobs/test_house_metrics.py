@@ -24,9 +24,7 @@ def test_lost_leases_and_passed_on_messages_are_counted(
         submit_job(session, make_tenant(session))
         lease.claim(session, worker_id=worker.id, deployment_id=deployment.id, lease_seconds=30)
         session.execute(text("UPDATE job SET lease_expires_at = now() - interval '1 s' WHERE state = 'running'"))
-    keeper.sweep()
-    passed_on = metrics.registry.get_sample_value("penstock_outbox_passed_on_total")
-    assert (metrics.registry.get_sample_value("penstock_leases_expired_total"), passed_on) == (1, 2)
-    keeper.sweep()
-    passed_on = metrics.registry.get_sample_value("penstock_outbox_passed_on_total")
-    assert (metrics.registry.get_sample_value("penstock_leases_expired_total"), passed_on) == (1, 3), "its doorbell"
+    for _ in range(2):  # two submits, and the doorbell of the job that is taken back; nothing is left for later
+        keeper.sweep()
+        passed_on = metrics.registry.get_sample_value("penstock_outbox_passed_on_total")
+        assert (metrics.registry.get_sample_value("penstock_leases_expired_total"), passed_on) == (1, 3)
