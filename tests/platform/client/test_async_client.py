@@ -269,17 +269,21 @@ def test_many_jobs_are_followed_at_once_through_cut_connections(
         worker.write(*words)
         worker.finish()
 
-    async def follow(client: AsyncClient, number: int) -> list[Event]:
+    async def follow(client: AsyncClient, number: int, begun: asyncio.Barrier) -> list[Event]:
         job = await client.jobs.submit(model="tiny", prompt=f"hello {number}")
-        return await everything(client.jobs.stream(job.id))
+        events = client.jobs.stream(job.id)
+        first = await anext(events)
+        await begun.wait()
+        return [first, *await everything(events)]
 
     async def all_of_them(client: AsyncClient) -> list[list[Event]]:
-        following = [asyncio.create_task(follow(client, number)) for number in range(5)]
-        while len([job async for job in client.jobs.list(status="queued")]) < 5:
-            await asyncio.sleep(0)
-        for _ in following:
-            await asyncio.to_thread(work)
-        return await asyncio.gather(*following)
+        begun = asyncio.Barrier(6)
+        async with asyncio.TaskGroup() as group:
+            following = [group.create_task(follow(client, number, begun)) for number in range(5)]
+            await begun.wait()
+            for _ in following:
+                await asyncio.to_thread(work)
+        return [task.result() for task in following]
 
     with CuttingProxy(int(connected.url.rsplit(":", 1)[1]), budget=6000) as proxy:
         told = with_client(proxy.url, all_of_them, api_key, patience=30.0, max_retries=20)
