@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from types import FrameType
@@ -104,7 +105,8 @@ class StreamingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
     """gunicorn's threaded worker, made fit for long streams, for slow clients and for leaving in time.
 
     No thread waits for a request's head: a connection that has not sent all of it is parked until the rest is there.
-    A body must come at a rate, else 408.
+    A body must come at a rate, else 408, and the connection ends: what is left of the body would come before the next
+    request.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -126,7 +128,7 @@ class StreamingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
     def handle_request(self, req: Any, conn: TConn) -> object:
         """The body is read within its time."""
         reader = req.unreader
-        reader.sock = _HastySocket(conn.sock)
+        reader.sock = _HastySocket(conn.sock, req.force_close)
         try:
             return super().handle_request(req, conn)
         finally:
@@ -172,16 +174,18 @@ _PARKED: Final = object()
 class _HastySocket:
     """A connection that a request is read from, for so long as its bytes allow."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, give_up: Callable[[], None] = lambda: None) -> None:
         self._connection = connection
+        self._give_up = give_up
         self._deadline = time.monotonic() + _BODY_SECONDS
 
     def recv(self, most: int) -> bytes:
-        """Raises `RequestTimeout`, which is answered with 408."""
+        """Gives the connection up and raises `RequestTimeout`, which is answered with 408."""
         self._connection.settimeout(max(self._deadline - time.monotonic(), 0.001))
         try:
             data = self._connection.recv(most)
         except TimeoutError:
+            self._give_up()
             raise RequestTimeout(f"the request came slower than {_SLOWEST_BODY} bytes in a second") from None
         finally:
             self._connection.settimeout(None)

@@ -10,8 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
+from celery import Celery
 from penstock.broker import CONTROL_QUEUE, SERVE_TASK, make_celery, serve_queue
 from penstock.embedded.ports import choose
+from penstock.jobs.models import Job
+from penstock.jobs.states import JobState
 from penstock.registry.models import Worker
 from sqlalchemy import select
 
@@ -50,6 +53,7 @@ def answers(client: httpx.Client) -> bool:
 
 def test_flower_sees_workers_their_slots_and_what_they_run(house: House, tmp_path: Path) -> None:
     house.staff(1)
+    eventually(lambda: at_rest(house), "the ends of what other tests left")
     with flower(house, tmp_path / "flower.log") as client:
         name = f"{worker_id(house)}@penstock"
 
@@ -65,9 +69,14 @@ def test_flower_sees_workers_their_slots_and_what_they_run(house: House, tmp_pat
 
         with closing(make_celery(house.settings)) as app:
             eventually(lambda: app.control.enable_events(reply=True), "its word that it tells of tasks")
-        with house.engines_stopped():
-            job_id = house.submit(params=SHORT)
-            (running,) = eventually(lambda: tasks(client, "STARTED"), "its task").values()
+            # A task that began before it did would take the job without a word.
+            eventually(lambda: active(app, name) == [], "the ends of earlier tasks")
+            with house.engines_stopped():
+                job_id = house.submit(params=SHORT)
+                eventually(lambda: house.jobs.get(job_id).state == "running", "a task that took it")
+                # Others may look in vain meanwhile; the one that stays is the one that has the job.
+                (task_id,) = eventually(lambda: only(active(app, name)), "its task alone")
+                running = eventually(lambda: tasks(client, "STARTED").get(task_id), "its task")
         assert (running["name"], running["worker"]) == (SERVE_TASK, name)
         assert house.deployment.id in running["args"]
         house.finished(job_id)
@@ -76,6 +85,21 @@ def test_flower_sees_workers_their_slots_and_what_they_run(house: House, tmp_pat
         lengths = client.get("/api/queues/length").json()["active_queues"]
         assert {"name": serve_queue(house.deployment.id), "messages": 0} in lengths
         assert any(queue["name"] == CONTROL_QUEUE for queue in lengths)
+
+
+def at_rest(house: House) -> bool:
+    with house.database.transaction() as session:
+        return all(JobState(state).final for state in session.scalars(select(Job.state).distinct()))
+
+
+def active(app: Celery, worker: str) -> list[str] | None:
+    """The ids of the tasks that run in it; None when it does not answer in time."""
+    answer: dict[str, list[dict[str, Any]]] = app.control.inspect([worker]).active() or {}
+    return [task["id"] for task in answer[worker]] if worker in answer else None
+
+
+def only(found: list[str] | None) -> list[str] | None:
+    return found if found is not None and len(found) == 1 else None
 
 
 def tasks(client: httpx.Client, state: str) -> dict[str, dict[str, Any]]:
