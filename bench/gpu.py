@@ -23,7 +23,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    sys.exit(f"gpu-bench needs a CUDA device and torch, which {sys.executable} has not; name another with PYTHON=")
 
 from bench.gpu_parts.job import read_rows
 from bench.gpu_parts.parts import Outcome, Part, keep, run_parts, table

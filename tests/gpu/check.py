@@ -16,7 +16,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    sys.exit(f"gpu-check needs a CUDA device and torch, which {sys.executable} has not; name another with PYTHON=")
 
 from bench.gpu_parts.parts import Outcome, Part, keep, run_parts, table
 
