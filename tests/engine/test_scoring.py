@@ -16,6 +16,7 @@ from penstock_engine import (
     Request,
     ScoringFailed,
 )
+from penstock_engine.scoring import ROWS_AT_ONCE
 
 from tests.engine.driving import Run, check_pages, greedy, parity, run_all, step_once
 from tests.engine.tiny import VOCABULARY, TinyModel, random_prompt
@@ -140,6 +141,45 @@ def test_prompts_are_scored_beside_generation(llama: TinyModel) -> None:
             values, ids = row.topk(tops)
             assert [token for token, _ in told] == ids.tolist()
             assert [value for _, value in told] == close(values.tolist())
+
+
+class Heard:
+    """Distributions as a reader is told them."""
+
+    def __init__(self, length: int) -> None:
+        self.rows = torch.full((length, VOCABULARY), torch.nan)
+        self.pieces: list[tuple[int, int]] = []
+
+    def __call__(self, position: int, logprobs: torch.Tensor) -> None:
+        self.rows[position : position + len(logprobs)] = logprobs
+        self.pieces.append((position, len(logprobs)))
+
+
+def test_whole_distributions_are_read_in_pieces_among_other_requests(llama: TinyModel) -> None:
+    """In chunks, behind cached tokens, preempted: each position once, in order, never many rows at a time."""
+    engine = engine_of(llama, token_budget=40, max_running=5, kv_pages=20)
+    stem = random_prompt(200, seed=5)
+    wanted = {"a": (stem, 1), "b": (stem[:150], 120), "c": (random_prompt(256, seed=6), 7), "d": (stem[:2], 1)}
+    heard = {name: Heard(len(tokens)) for name, (tokens, _) in wanted.items()}
+    others = [Request(f"g{at}", random_prompt(30, seed=at), greedy(100)) for at in range(3)]
+    reads = [Request(name, tokens, scored_from=start, reader=heard[name]) for name, (tokens, start) in wanted.items()]
+    run_all(engine, [*others, *reads])
+
+    assert engine.stats().preemptions > 0
+    for name, (tokens, start) in wanted.items():
+        told = heard[name]
+        torch.testing.assert_close(told.rows[start:], llama.logprobs(tokens)[start - 1 : -1], atol=1e-4, rtol=0)
+        assert told.rows[:start].isnan().all()
+        assert [position for position, _ in told.pieces] == [
+            start + sum(count for _, count in told.pieces[:at]) for at in range(len(told.pieces))
+        ]
+        assert max(count for _, count in told.pieces) <= ROWS_AT_ONCE
+    assert len(heard["a"].pieces) > 3
+
+
+def test_a_reader_needs_to_know_from_where(llama: TinyModel) -> None:
+    with pytest.raises(InvalidRequest, match="reader"):
+        engine_of(llama).submit(Request("x", [5, 6], reader=Heard(2)))
 
 
 def test_of_several_choices_the_prompt_is_scored_once(llama: TinyModel) -> None:

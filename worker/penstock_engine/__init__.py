@@ -28,7 +28,7 @@ Reading order, from the data to the device:
     models/         the architectures, from layers/ (attention, feed_forward, linear, norm, rotary); models/bridge runs
                     transformers' own code with our attention in it
     kernel_choice   which layers give way to faster ones (layers/cpu, layers/gpu, prepack), and what is told of it
-    scoring         log probabilities of the prompt's own tokens
+    scoring         log probabilities of the prompt's own tokens, and whole distributions for who reads them
     grammar, masks  which tokens an output's grammar lets come next
     sampler         logits to tokens: penalties first, then filters, then a draw (drawing) with philox's noise
     model_config, rope_config, config_fields, loading, sizing, admission, stats, config, errors     what each says

@@ -35,6 +35,8 @@ def admitted(request: Request, limits: Limits, *, arrival: int, drawn_seed: int)
     """The request's choices, once it is checked. Raises RequestRefused."""
     _check_ids(request, limits)
     _check_sampling(request.sampling, limits.vocab_size, limits.eos_ids)
+    if request.reader is not None and request.scored_from is None:
+        raise InvalidRequest("reader", "must be None without scored_from, which says what it is told")
     if request.scored_from is not None:
         return Admitted([_to_score(request, request.scored_from, limits, arrival=arrival)], {})
     if request.sampling.selects and request.sampling.logprobs is None:
@@ -67,7 +69,7 @@ def _to_score(request: Request, start: int, limits: Limits, *, arrival: int) -> 
     generation = _choice_of(
         replace(request, prompt_ids=tokens[:-1], sampling=plain), limits, 0, arrival=arrival, drawn_seed=0
     )
-    generation.scoring = Scoring(start, list(tokens), sampling.prompt_logprobs or 0)
+    generation.scoring = Scoring(start, list(tokens), sampling.prompt_logprobs or 0, request.reader)
     return generation
 
 

@@ -3,7 +3,15 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from penstock_engine.request import FinishReason, Generation, PromptLogprobs, RequestFailure, Scoring, TokenDelta
+from penstock_engine.request import (
+    FinishReason,
+    Generation,
+    PromptLogprobs,
+    Reader,
+    RequestFailure,
+    Scoring,
+    TokenDelta,
+)
 
 
 class ScoredRun(NamedTuple):
@@ -13,6 +21,8 @@ class ScoredRun(NamedTuple):
     offset: int
     targets: list[int]
     tops: int
+    position: int = 0  # of the first target, in its sequence
+    reader: Reader | None = None
 
 
 class RunScores(NamedTuple):
@@ -83,7 +93,8 @@ class ScheduleBatch:
         count = min(extend_len - offset, scoring.lacking)
         if count > 0:
             targets = scoring.targets[scoring.next : scoring.next + count]
-            self.scored.append(ScoredRun(len(self.generations), offset, targets, scoring.tops))
+            at = len(self.generations)
+            self.scored.append(ScoredRun(at, offset, targets, scoring.tops, scoring.next, scoring.reader))
 
     def drop_ended(self) -> None:
         """Leave out those who ended after it was launched: what it ran for them is counted nowhere."""

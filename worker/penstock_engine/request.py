@@ -11,11 +11,14 @@ the scheduler alone moves it. A `TokenDelta` is one token's answer.
                  0                                        shared_pages               len(pages)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from penstock_engine.grammar import Matcher
     from penstock_engine.radix_cache import TreeNode
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "abort", "error"]
 RequestClass = Literal["interactive", "batch", "shadow"]
 CLASS_RANK: dict[str, int] = {"interactive": 0, "batch": 1, "shadow": 2}
+# Told a position, and float32 log probabilities [rows, vocabulary] of what stands there and at those that follow.
+Reader = Callable[[int, "Tensor"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,9 @@ class Request:
     choices together; each choice may use an even share of it, and ends by "length" there.
     `scored_from` asks for nothing but the log probabilities of `prompt_ids` from there on, which may fill the context:
     what comes before `scored_from - 1` is taken from the prefix cache where it is there, and the one token that
-    is then told means nothing.
+    is then told means nothing. With it a `reader` may be told the whole distributions: on the engine's device, some
+    rows at a time, in the order of their positions, each as soon as it is computed and none kept. A step that has to
+    be run again tells them again.
     """
 
     id: str
@@ -123,6 +130,7 @@ class Request:
     token_budget: int | None = None
     closed: frozenset[int] = frozenset()
     scored_from: int | None = None
+    reader: Reader | None = None
 
 
 def choice_name(request_id: str, choice: int) -> str:
@@ -173,6 +181,7 @@ class Scoring:
     start: int  # at least 1
     targets: list[int]
     tops: int  # how many of the likeliest are told beside each
+    reader: Reader | None = None
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     asked: int = 0  # beyond those found, of steps in flight

@@ -1,4 +1,4 @@
-"""Log probabilities of tokens that are given: the prompt's.
+"""Log probabilities of tokens that are given: the prompt's; and whole distributions, for who reads them.
 
 The logits come from the prefill itself, so there are never more than a step's token budget of them.
 """
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from penstock_engine.batch import RunScores, ScoredRun
+from penstock_engine.request import Reader
 from penstock_engine.staging import send
 
 ROWS_AT_ONCE = 64  # so that what is computed from the logits takes little beside them
@@ -36,9 +37,17 @@ def read_scores(tensors: list[Tensor]) -> list[RunScores]:
 
 def _score_run(logits: Tensor, run: ScoredRun) -> list[Tensor]:
     targets = send([np.array(run.targets)], logits.device)[0].unsqueeze(-1)
+    if run.reader is not None:
+        _read_out(logits, run.position, run.reader)
     pieces = zip(torch.split(logits, ROWS_AT_ONCE), torch.split(targets, ROWS_AT_ONCE), strict=True)
     columns = zip(*(_score_rows(rows, wanted, run.tops) for rows, wanted in pieces), strict=True)
     return [torch.cat(column) for column in columns]
+
+
+def _read_out(logits: Tensor, position: int, reader: Reader) -> None:
+    for rows in torch.split(logits, ROWS_AT_ONCE):
+        reader(position, torch.log_softmax(rows, dim=-1))
+        position += len(rows)
 
 
 def _score_rows(rows: Tensor, wanted: Tensor, tops: int) -> tuple[Tensor, Tensor, Tensor]:
