@@ -115,7 +115,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same(
         pass
 
     def killed_after(parts: int) -> Any:
-        def report(done: int, total: int) -> None:
+        def report(done: int, total: int, _what: str) -> None:
             assert total == 4
             if done == parts:
                 raise Killed
@@ -138,7 +138,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same(
 
 
 def test_another_recipe_does_not_go_on_with_it(tiny: TinyModel, target: Path) -> None:
-    def killed(done: int, total: int) -> None:
+    def killed(_done: int, _total: int, _what: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -180,7 +180,7 @@ def test_what_cannot_be_is_said(tiny: TinyModel, tmp_path: Path, tokens: Tensor)
     with pytest.raises(SourceUnusable, match="compressed already"):
         compress(tmp_path / "once", tmp_path / "twice", recipe("int4"))
     with pytest.raises(TargetUnusable, match="is there already"):
-        compress(tiny.folder, tmp_path / "once", recipe("int8"))
+        compress(tiny.folder, tmp_path / "once", recipe("int4"))
     with pytest.raises(SourceUnusable, match=r"config\.json"):
         compress(tmp_path, tmp_path / "none", recipe("int8"))
     with pytest.raises(CalibrationUnusable, match="needs calibration"):

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from penstock_compress.errors import CalibrationUnusable
+from penstock_compress.telling import Form, Teller, progress_option, telling
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -23,7 +24,7 @@ def _schemes(context: click.Context, _parameter: click.Parameter, asked: bool) -
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("source", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--out", required=True, type=FOLDER, help="Folder to write, which is not there yet.")
 @click.option("--scheme", default=CHOSEN, show_default=True, help="Numbers that weights are rounded to; see --schemes.")
 @click.option("--method", default="rtn", show_default=True, help="rtn, gptq, awq or smoothquant.")
@@ -38,33 +39,27 @@ def _schemes(context: click.Context, _parameter: click.Parameter, asked: bool) -
 @click.option("--length", default=512, show_default=True, help="Tokens of each.")
 @click.option("--seed", default=0, show_default=True, help="Which sequences.")
 @click.option("--schemes", is_flag=True, is_eager=True, expose_value=False, callback=_schemes, help="List them.")
-def quantize(source: Path, out: Path, calibration: Path | None, **chosen: Any) -> None:
+@progress_option
+def quantize(source: Path, out: Path, calibration: Path | None, form: Form, **chosen: Any) -> None:
     """Write a smaller version of the model in SOURCE, as compressed-tensors.
 
     Killed runs go on where they were by the same command.
     """
-    from penstock_compress import CompressError, Recipe, compress
+    with telling(form) as teller:
+        _quantize(source, out, calibration, chosen, teller)
+
+
+def _quantize(source: Path, out: Path, calibration: Path | None, chosen: dict[str, Any], teller: Teller) -> None:
     from penstock_compress.calibration import read_tokens
+    from penstock_compress.compressing import compress
+    from penstock_compress.recipe import Recipe
 
-    console = Console(stderr=True)
-    try:
-        recipe = Recipe(**chosen)
-        tokens = None
-        if recipe.calibrated:
-            if calibration is None:
-                raise click.UsageError(f"--method {recipe.method} needs --calibration FILE")
-            tokens = read_tokens(source, calibration, samples=recipe.samples, length=recipe.length, seed=recipe.seed)
-        with _progress(console) as progress:
-            task = progress.add_task("compressing", total=None)
-            outcome = compress(
-                source, out, recipe, tokens, lambda done, total: progress.update(task, completed=done, total=total)
-            )
-    except CompressError as error:
-        raise click.ClickException(str(error)) from None
-    click.echo(f"{outcome.folder}: {outcome.bytes:,} bytes, {outcome.bytes / outcome.source_bytes:.1%} of the source's")
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
-    )
+    recipe = Recipe(**chosen)
+    tokens = None
+    if recipe.calibrated:
+        if calibration is None:
+            raise CalibrationUnusable(f"--method {recipe.method} needs --calibration FILE")
+        tokens = read_tokens(source, calibration, samples=recipe.samples, length=recipe.length, seed=recipe.seed)
+    outcome = compress(source, out, recipe, tokens, teller.progress)
+    share = outcome.bytes / outcome.source_bytes
+    teller.done(f"{outcome.folder}: {outcome.bytes:,} bytes, {share:.1%} of the source's", outcome.as_dict())

@@ -1,7 +1,7 @@
 """From a checkpoint and a recipe to a smaller checkpoint: block by block, resumable, the same for the same seed."""
 
 import hashlib
-from collections.abc import Callable
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,11 +18,10 @@ from penstock_compress.packing import quantization_config, to_tensors
 from penstock_compress.recipe import Recipe
 from penstock_compress.source import Source, linear_layers, matrices
 from penstock_compress.statistics import InputStatistics, output_error
-from penstock_compress.target import Target
+from penstock_compress.target import REPORT, Target, finished
+from penstock_compress.telling import Report, silent
 
 OUTSIDE: Final = "outside"
-Report = Callable[[int, int], None]
-"""Told after each part: how many are done, of how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +32,18 @@ class Outcome:
     bytes: int
     source_bytes: int
 
+    def as_dict(self) -> dict[str, Any]:
+        """All that a program wants to know of it: also each file's SHA-256, the recipe, and what each layer lost."""
+        report = json.loads((self.folder / REPORT).read_text())
+        return {
+            "out": str(self.folder),
+            "bytes": self.bytes,
+            "source_bytes": self.source_bytes,
+            "files": {path.name: _sha256(path) for path in sorted(self.folder.iterdir())},
+            "recipe": report["recipe"],
+            "layers": report["layers"],
+        }
+
 
 def compress(
     source: Path, target: Path, recipe: Recipe, tokens: Tensor | None = None, report: Report | None = None
@@ -40,14 +51,17 @@ def compress(
     """Write what `recipe` makes of the model at `source` to the folder `target`, which is not there yet.
 
     `tokens` int64 [samples, length] calibrate where the method does. A run that was killed is gone on with by the same
-    call. Memory: one block beyond the embeddings, and the hidden states of the calibration. Raises CompressError.
+    call, and one that ended before is left as it is. Memory: one block beyond the embeddings, and the hidden states of
+    the calibration. Raises CompressError.
     """
     opened = Source(source)
     if recipe.calibrated and (tokens is None or tokens.dim() != 2):
         raise CalibrationUnusable(f"{recipe.method} needs calibration tokens, as int64 [samples, length]")
     identity = f"{opened.digest} {recipe.digest} {_digest(tokens if recipe.calibrated else None)}"
+    if finished(target, identity):
+        return Outcome(target, _weights(target), opened.bytes)
     run = _Run(opened, Target(target, identity), recipe, tokens)
-    run.through(report or _silent)
+    run.through(report or silent)
     return Outcome(target, run.finish(), opened.bytes)
 
 
@@ -66,10 +80,10 @@ class _Run:
         first = len(self.target.done) - 1
         if self.blocks is not None and first < self.source.blocks:
             self.blocks.begin(self.target.states(first) if first else None)
-        report(first + 1, total)
+        report(first + 1, total, f"block {first}")
         for index in range(first, self.source.blocks):
             self._block(index)
-            report(index + 2, total)
+            report(index + 2, total, f"block {index}")
 
     def finish(self) -> int:
         """Give the folder its name; the bytes of its weights."""
@@ -78,7 +92,7 @@ class _Run:
         config = {**self.source.config, "quantization_config": described}
         told = {"recipe": self.recipe.as_dict(), "source_sha256": self.source.digest, "source_bytes": self.source.bytes}
         self.target.finish(self.source.folder, config, told)
-        return sum(path.stat().st_size for path in self.target.folder.glob("*.safetensors"))
+        return _weights(self.target.folder)
 
     def _block(self, index: int) -> None:
         tensors = self.source.block(index)
@@ -158,8 +172,13 @@ class _Run:
         return {"name": self.source.prefix(index) + name, "scheme": None if rounded is None else self.recipe.scheme}
 
 
-def _silent(_done: int, _total: int) -> None:
-    """Tells nobody."""
+def _weights(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(tokens: Tensor | None) -> str:

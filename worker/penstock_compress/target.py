@@ -63,7 +63,8 @@ class Target:
             self.work / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
         )
         _write_json(self.work / "config.json", config)
-        _write_json(self.work / REPORT, {**report, "bytes": total, "layers": self.report})
+        told = {"identity": self._identity, **report, "bytes": total, "layers": self.report}
+        _write_json(self.work / REPORT, told)
         for path in source.iterdir():
             if path.is_file() and path.suffix in _CARRIED and path.name not in _NOT_CARRIED:
                 shutil.copy2(path, self.work / path.name)
@@ -86,6 +87,14 @@ class Target:
 
     def _states(self, block: int) -> Path:
         return self.work / f"states-{block:04}.tensors"
+
+
+def finished(folder: Path, identity: str) -> bool:
+    """Whether `folder` is what a run of this identity has made."""
+    try:
+        return bool(json.loads((folder / REPORT).read_text()).get("identity") == identity)
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _replace(path: Path, write: Any) -> None:
