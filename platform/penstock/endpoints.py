@@ -3,10 +3,12 @@
 A view gets what it asked for as keyword arguments: `principal`, then `headers`, `query` and `body` as their models.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from apiflask import APIBlueprint
@@ -14,7 +16,8 @@ from flask import request
 from pydantic import BaseModel, ValidationError
 
 from penstock.auth.services import Principal, Scope
-from penstock.errors import Forbidden, Unauthenticated, UnsupportedMediaType
+from penstock.db import DATABASE_AWAY
+from penstock.errors import Forbidden, TenantSuspended, Unauthenticated, UnsupportedMediaType
 from penstock.problems import PROBLEM_TYPE, Problem, body_too_large, explain_validation, refuse_field
 from penstock.services import current_services
 from penstock.strict_json import refuse_loose_json
@@ -41,7 +44,8 @@ class Contract:
     """What a view reads and answers with. `problems` are its error statuses beyond those that every view may answer.
 
     `responses` holds further answers as OpenAPI response objects, by status; `errors` says how errors are told. A
-    `form` is only described: its view reads it as it comes.
+    `form` is only described: its view reads it as it comes. `kinds` are the bodies that take the place of `body` where
+    the member `kind` has one of these values.
     """
 
     scope: Scope
@@ -51,6 +55,7 @@ class Contract:
     headers: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
+    kinds: Mapping[str, type[BaseModel]] = field(default_factory=dict)
     form: type[BaseModel] | None = None
     problems: Sequence[int] = ()
     responses: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
@@ -76,8 +81,11 @@ def schema_of(model: type[BaseModel]) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
-def read_body(model: type[Model]) -> Model:
-    """The request's JSON body as `model`. Raises a `RequestError` that says what is wrong with it."""
+def read_body(model: type[Model], kinds: Mapping[str, type[Any]] = MappingProxyType({})) -> Model:
+    """The request's JSON body as `model`, or as the one of its kind. Raises a `RequestError` that says what is wrong.
+
+    With `kinds` the answer is of one of these models where `kind` says so.
+    """
     if request.mimetype not in ("", "application/json") and not request.mimetype.endswith("+json"):
         raise UnsupportedMediaType(f"the body is {request.mimetype}; send it as application/json")
     data = request.get_data(cache=False)
@@ -85,13 +93,25 @@ def read_body(model: type[Model]) -> Model:
     if len(data) > limit:
         raise body_too_large(limit)
     try:
-        parsed = model.model_validate_json(data)
+        parsed = _model_for(data, model, kinds).model_validate_json(data)
     except ValidationError as error:
         raise explain_validation(error) from None
     refuse_loose_json(data)
     if _ESCAPED_NUL in data:
         _refuse_nul(parsed.model_dump(by_alias=True))
     return parsed
+
+
+def _model_for(data: bytes, model: type[Model], kinds: Mapping[str, type[Any]]) -> type[Model]:
+    """Which model the body's `kind` asks for. Bodies that name no other kind are not parsed twice."""
+    if not any(f'"{kind}"'.encode() in data for kind in kinds):
+        return model
+    try:
+        sent = json.loads(data)
+    except ValueError:  # told by the model
+        return model
+    kind = sent.get("kind") if isinstance(sent, dict) else None
+    return kinds.get(kind, model) if isinstance(kind, str) else model
 
 
 def read_query(model: type[Model]) -> Model:
@@ -133,6 +153,25 @@ def _authenticated(scope: Scope) -> Principal:
     return principal
 
 
+def caller_remains() -> Callable[[], bool]:
+    """Tells, whenever it is asked, whether this request's key is good still: for answers that have no end of their own.
+
+    While PostgreSQL is away nobody can say, and the caller remains.
+    """
+    keys, presented = current_services().keys, _presented_key()
+
+    def remains() -> bool:
+        try:
+            keys.principal(presented)
+        except DATABASE_AWAY:
+            return True
+        except (Unauthenticated, TenantSuspended):
+            return False
+        return True
+
+    return remains
+
+
 def _presented_key() -> str:
     header = request.headers.get("Authorization")
     if header is None:
@@ -160,7 +199,7 @@ def _read(contract: Contract) -> dict[str, BaseModel]:
     if contract.query is not None:
         given["query"] = read_query(contract.query)
     if contract.body is not None:
-        given["body"] = read_body(contract.body)
+        given["body"] = read_body(contract.body, contract.kinds)
     return given
 
 

@@ -9,6 +9,7 @@ from flask import Response, json, request
 from penstock.auth.services import Principal
 from penstock.connection import never, watch
 from penstock.db import Database
+from penstock.endpoints import caller_remains
 from penstock.errors import QuotaExceeded, ServiceUnavailable
 from penstock.events.live import FeedBroadcaster, News
 from penstock.events.services import FeedItem, items_since
@@ -21,20 +22,33 @@ _RECONNECT_MILLISECONDS: Final = 1000
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
+def always() -> bool:
+    """Somebody who may read for ever."""
+    return True
+
+
 class FeedStream:
     """One reader's way through its tenant's feed."""
 
-    def __init__(self, database: Database, feed: FeedBroadcaster, tenant_id: str, position: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        feed: FeedBroadcaster,
+        tenant_id: str,
+        position: int,
+        remains: Callable[[], bool] = always,
+    ) -> None:
         self._database = database
+        self._remains = remains
         self._feed = feed
         self._tenant_id = tenant_id
         self._position = position
 
     def follow(self) -> Generator[list[FeedItem], None, None]:
-        """Batches of items until the process ends; an empty one when nothing came for long."""
+        """Batches of items until the process ends or its reader may read no more; empty when nothing came for long."""
         with self._feed.subscribed(self._tenant_id) as subscription:
             yield from self._catch_up()
-            while not self._feed.closed:
+            while not self._feed.closed and self._remains():
                 yield from self._deliver(subscription.take(_LOOK_SECONDS))
 
     def _deliver(self, news: News) -> Iterator[list[FeedItem]]:
@@ -57,7 +71,7 @@ class FeedStream:
 
 
 def stream_response(services: Services, principal: Principal, position: int) -> Response:
-    """Stream the tenant's feed from just after `position`, without an end.
+    """Stream the tenant's feed from just after `position`, for as long as the request's key is good.
 
     Raises `QuotaExceeded` when the tenant has as many streams open as it may, and `ServiceUnavailable` when as many
     requests wait as the process has places for.
@@ -67,7 +81,8 @@ def stream_response(services: Services, principal: Principal, position: int) -> 
         raise ServiceUnavailable(
             f"{services.waiting_places.count} streams are open, which is this server's limit; try again soon"
         )
-    batches = FeedStream(services.database, services.feed, principal.tenant_id, position).follow()
+    stream = FeedStream(services.database, services.feed, principal.tenant_id, position, caller_remains())
+    batches = stream.follow()
     try:
         counted, end = services.quotas.admit_stream(principal.tenant_id, principal.limits, batches)
     except QuotaExceeded:

@@ -3,13 +3,15 @@
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from flask import Flask
-from penstock.auth.models import Tenant
+from penstock.auth.models import ApiKey, Tenant
 from penstock.db import Database
 from penstock.events import live
+from penstock.events import stream as feed_streams
 from penstock.events.documents import FeedEventDocument
 from penstock.events.live import FeedBroadcaster, Subscription
 from penstock.events.models import FeedEvent
@@ -17,7 +19,7 @@ from penstock.events.services import FeedItem, items_since, place_committed
 from penstock.events.stream import FeedStream
 from penstock.jobs import services as jobs
 from penstock.registry.models import Deployment
-from sqlalchemy import event, select
+from sqlalchemy import event, func, select, update
 from sqlalchemy.orm import Session
 
 from tests.factories import make_tenant, submit_job
@@ -306,6 +308,23 @@ def test_the_thread_goes_with_its_last_reader_and_comes_with_the_next(caller: Ca
             assert [item.position for item in subscription.take(10).items] == [position]
         broadcaster.join()
         assert broadcaster._thread is None
+
+
+@pytest.mark.parametrize("how", ["the key is revoked", "the tenant is suspended"])
+def test_a_stream_ends_with_the_right_to_read_it(
+    app: Flask, caller: Caller, database: Database, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(app.extensions["penstock"].keys, "_seconds", 0.0)
+    monkeypatch.setattr(feed_streams, "_LOOK_SECONDS", 0.05)
+    caller.submit()
+    events = follow(caller)
+    assert next(events).id == "1"
+    with database.transaction() as session:
+        if how == "the key is revoked":
+            session.execute(update(ApiKey).where(ApiKey.tenant_id == caller.tenant_id).values(revoked_at=func.now()))
+        else:
+            session.get_one(Tenant, caller.tenant_id).suspended_at = datetime.now(UTC)
+    assert [event.id for event in events] == []
 
 
 def test_streams_end_with_the_process(app: Flask, caller: Caller) -> None:
