@@ -1,11 +1,15 @@
-"""What can go wrong while a model is compressed, as types.
+"""What can go wrong while a model is compressed or evaluated, as types.
 
     CompressError
     ├── InvalidRecipe       a field of the recipe cannot be
     ├── SourceUnusable      the model to compress is missing, damaged, or of a kind that the recipe does not take
     ├── TargetUnusable      the folder to write to holds something else
     ├── CalibrationUnusable there is no text, or too little of it
-    └── InvalidPlan         a field of a plan cannot be
+    ├── InvalidPlan         a field of a plan cannot be
+    ├── EvaluationDataUnusable  the file to evaluate on cannot be read, or a line of it
+    ├── ModelRefused        the engine does not run a model that is to be evaluated; its code is the engine's
+    ├── ModelsDiffer        two models cannot be held against each other
+    └── EvaluationFailed    a model ran, and no figures came of it
 
 Each class has a stable `code`; each message names what is at fault and what would be right.
 """
@@ -77,3 +81,33 @@ class InvalidPlan(CompressError):
     def __init__(self, field: str, remedy: str) -> None:
         self.field = field
         super().__init__(f"{field!r}: {remedy}")
+
+
+class EvaluationDataUnusable(CompressError):
+    """The file to evaluate on cannot be read, or a line of it is not what it should be."""
+
+    code = "evaluation_data_unusable"
+    field = "data"
+
+
+class ModelRefused(CompressError):
+    """The engine does not run one of two models; `code` is that of the engine's error."""
+
+    code = "model_refused"
+
+    def __init__(self, field: str, code: str, reason: str) -> None:
+        self.field, self.code = field, code  # type: ignore[misc]  # the engine's own code says more than ours
+        super().__init__(reason)
+
+
+class ModelsDiffer(CompressError):
+    """Two models have no distributions over the same tokens."""
+
+    code = "models_differ"
+    field = "against"
+
+
+class EvaluationFailed(CompressError):
+    """A model ran, and no figures came of it."""
+
+    code = "evaluation_failed"

@@ -38,6 +38,7 @@ from penstock_engine.sizing import KVShape, context_length, device_of, make_pool
 from penstock_engine.stats import EngineStats, StepCounts, StepOutput
 from penstock_engine.tables import RowTables
 from penstock_engine.trace import StepTrace
+from penstock_engine.weight_bytes import weight_bytes
 
 if TYPE_CHECKING:
     from penstock_engine.grammar import Grammars, Matcher
@@ -82,6 +83,7 @@ class Engine:
             model, pool, tables, device, dtype, deterministic=config.deterministic, graphs=graphs
         )
         self.kernels = {**model.kernels, **self._runner.graphs.told}
+        self.weight_bytes, self.kv_token_bytes = weight_bytes(model), shape.page_bytes // shape.page_size
         if config.deterministic:
             vocabulary, size = model.config.vocab_size, config.page_size
             check_determinism(self._runner.forward, vocab_size=vocabulary, page_size=size, pages=pages)

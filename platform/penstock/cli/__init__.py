@@ -41,6 +41,7 @@ COMMANDS = {
 }
 PLUGIN_HELP = {
     "engine": "Look into an engine: who ran when.",
+    "evaluate": "Hold a model against another.",
     "quantize": "Write a smaller version of a model.",
     "worker": "Run a worker with its engine.",
 }
