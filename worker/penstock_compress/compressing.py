@@ -17,7 +17,7 @@ from penstock_compress.grids import SMALLEST, Rounded
 from penstock_compress.packing import quantization_config, to_tensors
 from penstock_compress.recipe import Recipe
 from penstock_compress.source import Source, linear_layers, matrices
-from penstock_compress.statistics import InputStatistics, output_error
+from penstock_compress.statistics import InputStatistics, multiplied_as, output_error
 from penstock_compress.target import REPORT, Target, finished
 from penstock_compress.telling import Report, silent
 
@@ -119,7 +119,7 @@ class _Run:
             rounded = {name: self._round(tensors[f"{name}.weight"], inputs[name]) for name in names}
             told = [
                 self._told(index, name, rounded[name])
-                | _moved(rounded[name], tensors[f"{name}.weight"], inputs[name].mean_hessian)
+                | _moved(rounded[name], tensors[f"{name}.weight"], inputs[name].mean_hessian, self.dtype)
                 for name in names
             ]
             layer.load_state_dict({**tensors, **_values(rounded, self.dtype)}, assign=True)
@@ -189,9 +189,10 @@ def _values(rounded: dict[str, Rounded | None], dtype: torch.dtype) -> dict[str,
     return {f"{name}.weight": one.dequantize().to(dtype) for name, one in rounded.items() if one is not None}
 
 
-def _moved(rounded: Rounded | None, weight: Tensor, hessian: Tensor) -> dict[str, float]:
-    """How much of its outputs' size, in squares, the rounding moved."""
+def _moved(rounded: Rounded | None, weight: Tensor, hessian: Tensor, dtype: torch.dtype) -> dict[str, float]:
+    """How much of its outputs' size, in squares, the rounding moved; in the precision of `dtype`."""
     if rounded is None:
         return {}
     whole, difference = weight.float(), rounded.dequantize() - weight.float()
-    return {"output_error": output_error(difference, hessian) / max(output_error(whole, hessian), SMALLEST)}
+    with multiplied_as(dtype):
+        return {"output_error": output_error(difference, hessian) / max(output_error(whole, hessian), SMALLEST)}

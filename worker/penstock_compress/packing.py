@@ -12,6 +12,7 @@ Source: github.com/vllm-project/compressed-tensors, `compressors/pack_quantized`
 
 from typing import Any, Final
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -58,8 +59,8 @@ def pack(values: Tensor, bits: int) -> Tensor:
     flat = torch.zeros(len(values), -(-values.shape[1] * bits // WORD) * WORD, dtype=torch.uint8)
     places = values.to(torch.uint8)[..., None] >> torch.arange(bits, dtype=torch.uint8) & 1
     flat[:, : values.shape[1] * bits] = places.flatten(1)
-    words = flat.view(len(values), -1, WORD).long() << torch.arange(WORD)
-    return _signed(words.sum(-1))
+    packed = numpy.packbits(flat.numpy(), axis=1, bitorder="little").view("<i4")
+    return torch.from_numpy(packed)
 
 
 def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
@@ -117,8 +118,3 @@ def _activation_arguments(grid: Grid, activations: Activations) -> dict[str, Any
     if grid.scope == "block":  # what reads blocks of weights takes runs of inputs of the same width
         told |= {"strategy": "group", "group_size": grid.block[1]}
     return told
-
-
-def _signed(words: Tensor) -> Tensor:
-    """Numbers of 32 bits in int64 as the int32 of the same bits."""
-    return (words - ((words >> 31) << 32)).to(torch.int32)

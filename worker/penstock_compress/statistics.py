@@ -1,5 +1,7 @@
 """What calibration keeps of the inputs of a linear layer: enough for every method, and none of the inputs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +24,8 @@ class InputStatistics:
     def add(self, x: Tensor) -> None:
         """Count the inputs `x` [..., K]."""
         rows = x.detach().reshape(-1, x.shape[-1]).float()
-        self.hessian.addmm_(rows.T, rows)
+        with multiplied_as(x.dtype):
+            self.hessian.addmm_(rows.T, rows)
         sizes = rows.abs()
         self.sums += sizes.sum(0)
         torch.maximum(self.largest, sizes.amax(0), out=self.largest)
@@ -36,6 +39,22 @@ class InputStatistics:
     def mean_size(self) -> Tensor:
         """The mean of |x|, [K]."""
         return self.sums / max(self.rows, 1)
+
+
+@contextmanager
+def multiplied_as(dtype: torch.dtype) -> Iterator[None]:
+    """Products of float32 numbers whose values are those of `dtype`.
+
+    Those of bfloat16 are exact in float32, and sums stay in float32, so the CPU's instructions for bfloat16 may do
+    them: the same result, at over three times the speed where there are such instructions.
+    """
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16" if dtype == torch.bfloat16 else before
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def output_error(difference: Tensor, hessian: Tensor) -> float:
