@@ -40,7 +40,7 @@ PenstockError
 │   ├── UnsupportedMediaType 415
 │   └── QuotaExceeded       429   the tenant's limit is reached
 ├── JobFailed               500   the job that served the call failed
-├── IllegalTransition             a job state that the table does not allow
+├── IllegalTransition             a move of a job, or a rollout, that its table does not allow
 ├── LeaseLost                     another holder has the job, or it was finished
 └── ModelFolderInvalid            a model folder is missing, incomplete or altered
 """
@@ -385,10 +385,10 @@ class QuotaExceeded(RequestError):
 
 
 class IllegalTransition(PenstockError):
-    """A job was asked to move between states in a way that the table does not allow."""
+    """A job, or a rollout, was asked to move between states in a way that its table does not allow."""
 
     code = "illegal_transition"
-    title = "The job cannot change to that state"
+    title = "There is no way to that state"
 
 
 class LeaseLost(PenstockError):

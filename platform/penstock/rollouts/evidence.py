@@ -1,0 +1,89 @@
+"""What a gate has seen so far. Frozen, made of counts alone, and the same after a way through JSON."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from pydantic import TypeAdapter
+
+from penstock.rollouts.statistics import Sample, Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How far a version is from another on the held-out set; what was not measured is none. Units as in `Limits`."""
+
+    mean_kld: float | None = None
+    same_top: float | None = None
+    perplexity_increase: float | None = None
+    flips: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineFigures:
+    """The candidate against its reference, and the reference against itself: the noise floor."""
+
+    bits: float
+    """Of the candidate's weights."""
+    tokens: int
+    """How many were compared."""
+    candidate: Comparison
+    noise: Comparison = field(default_factory=Comparison)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A stage's evidence; the steps of a canary are one stage, only `seconds` and `step_units` begin anew with each.
+
+    A unit is a job, or with sticky assignment a user or tenant, who is counted once: with the first job in `units` and
+    `pairs`, the first failure in `failures`, the first slow job in `slow`.
+    """
+
+    seconds: float = 0.0
+    """Since the stage, or step, began."""
+    step_units: int = 0
+    """Of the candidate, since then."""
+    crashes: int = 0
+    """Of the candidate's engine, each while it ran one job alone."""
+    offline: OfflineFigures | None = None
+    scored: dict[str, Sample] = field(default_factory=dict)
+    """Shadow, by job: `mean_kld`, `disagreement`, from 0 to 1."""
+    units: Tally = field(default_factory=Tally)
+    failures: Tally = field(default_factory=Tally)
+    """Those that a model can cause."""
+    slow: dict[str, Tally] = field(default_factory=dict)
+    """Units slower than the champion's frozen quantile, by stratum."""
+    pairs: dict[str, Sample] = field(default_factory=dict)
+    """Candidate less champion, of `errors` and `slow` (1 if it is so, else 0); champion less candidate of `feedback`
+    (scores): above 0 the candidate is worse. See `paired`."""
+    judged: Tally = field(default_factory=Tally)
+    """Units that sent feedback."""
+
+    def to_json(self) -> str:
+        return EVIDENCE.dump_json(self).decode()
+
+    @staticmethod
+    def from_json(text: str) -> "Evidence":
+        """Raises pydantic's `ValidationError` for what `to_json` did not write."""
+        return EVIDENCE.validate_json(text)
+
+
+EVIDENCE: Final = TypeAdapter(Evidence)
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Differences of the candidate's units that found a partner, and those that wait for one."""
+
+    differences: tuple[float, ...]
+    waiting: tuple[float, ...]
+
+
+def paired(candidate: Sequence[float], champion: Sequence[float]) -> Paired:
+    """Each value of the candidate less one of the champion's, both in the order in which the units came.
+
+    Given what came since the last time, and who waited then, partners are near each other in time, so that a drift
+    which both have cancels out. What the champion has beyond that is passed over.
+    """
+    differences = tuple(one - other for one, other in zip(candidate, champion, strict=False))
+    return Paired(differences, tuple(candidate[len(differences) :]))
