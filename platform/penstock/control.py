@@ -24,6 +24,7 @@ from penstock.batches.workshop import Workshop
 from penstock.broker import CONTROL_QUEUE, make_celery, make_redis
 from penstock.bulk.tending import BulkTender
 from penstock.bulk.work import JOB_WORKS
+from penstock.compressions.publishing import Publisher
 from penstock.db import Database
 from penstock.dead_letters.work import LETTER_WORKS
 from penstock.jobs.housekeeping import Housekeeper
@@ -57,6 +58,7 @@ def run_control(settings: Settings) -> int:
     companions.start("bulk", BulkTender(workshop, {**JOB_WORKS, **LETTER_WORKS}).run)
     companions.start("retention", RetentionSweeper(database, redis, settings, metrics).run)
     if settings.mlflow_tracking_uri is not None:
+        companions.start("publisher", Publisher(database, settings).run)
         companions.start("synchroniser", Synchroniser(database, settings).run)
     log.info("control.started", concurrency=CONCURRENCY, companions=companions.names)
     try:

@@ -6,6 +6,7 @@ from apiflask import APIBlueprint, APIFlask
 from flask import current_app, render_template_string
 from pydantic import BaseModel
 
+from penstock.compressions.schemas import EvaluateRequest, QuantizeRequest
 from penstock.endpoints import SECURITY_SCHEME
 from penstock.jobs.documents import EventDocument, FinalEvent, OutputDelta
 from penstock.openai_api.problems import OpenAIError
@@ -37,7 +38,15 @@ _CONFIG: Final[dict[str, Any]] = {
         }
     },
 }
-_UNROUTED_MODELS: Final[tuple[type[BaseModel], ...]] = (Problem, OpenAIError, EventDocument, FinalEvent, OutputDelta)
+_FURTHER_KINDS: Final[tuple[type[BaseModel], ...]] = (QuantizeRequest, EvaluateRequest)
+_UNROUTED_MODELS: Final[tuple[type[BaseModel], ...]] = (
+    Problem,
+    OpenAIError,
+    EventDocument,
+    FinalEvent,
+    OutputDelta,
+    *_FURTHER_KINDS,
+)
 
 
 def install(app: APIFlask) -> None:
@@ -74,8 +83,16 @@ def _complete(spec: dict[str, Any]) -> dict[str, Any]:
     for item in spec["paths"].values():
         for operation in item.values():
             operation["parameters"] = [_plain_parameter(parameter) for parameter in operation["parameters"]]
+    _add_kinds(spec)
     spec["info"]["license"] = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
     return _with_shared_schemas(spec)
+
+
+def _add_kinds(spec: dict[str, Any]) -> None:
+    """A job's body is one of several, told apart by `kind`."""
+    sent = spec["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
+    others = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in _FURTHER_KINDS]
+    sent["schema"] = {"oneOf": [sent["schema"], *others]}
 
 
 def _plain_parameter(parameter: dict[str, Any]) -> dict[str, Any]:

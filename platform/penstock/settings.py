@@ -185,6 +185,17 @@ class Settings(MlflowSettings):
         ge=0,
         description="How long a stopping worker lets its jobs finish before it hands them back",
     )
+    compressions: int = Field(
+        default=1,
+        ge=0,
+        le=16,
+        description="Jobs that quantize or evaluate which one worker does at once, beside its slots; 0 is none",
+    )
+    models_folder: str | None = Field(
+        default=None,
+        description="Folder in which quantized versions of models are made and kept, which every worker and control "
+        "process must reach; `models` in the state folder without it",
+    )
     engine_threads: int | None = Field(
         default=None, ge=1, description="Threads of one CPU engine; all cores without it"
     )

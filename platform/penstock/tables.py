@@ -3,6 +3,7 @@
 from penstock.auth.models import ApiKey, AuditEntry, Tenant, User
 from penstock.batches.models import Batch, BatchLine
 from penstock.bulk.models import BulkItem, BulkOperation
+from penstock.compressions.models import Compression
 from penstock.db import Base
 from penstock.dead_letters.models import DeadLetter
 from penstock.events.models import FeedEvent, FeedHead
@@ -25,6 +26,7 @@ __all__ = [
     "BatchLine",
     "BulkItem",
     "BulkOperation",
+    "Compression",
     "DeadLetter",
     "Deployment",
     "Event",

@@ -4,6 +4,7 @@ main thread     Celery's consumer: doorbells to pool threads (`serving`)
 journal         all new entries to Redis
 heartbeat       leases, cancels, checkpoints, the tables `worker` and `hosting`
 hosting         what should be loaded; a thread for each model, and its engine's process
+files           jobs that quantize and evaluate, each in a process of its own
 housekeeping    outbox relay, sweeper, reaper
 consumption     whether jobs are still being claimed; where not, the worker hands back what it holds and ends
 stopping        SIGTERM: drain, hand back, end
@@ -30,6 +31,7 @@ from penstock.tracing import make_tracing
 from penstock_worker.consumption import ConsumptionWatch
 from penstock_worker.doorbells import Doorbells
 from penstock_worker.engine_process import ENGINE_PROGRAM
+from penstock_worker.file_lane import FileLane
 from penstock_worker.heartbeat import Heartbeat
 from penstock_worker.held import HeldJobs
 from penstock_worker.hosting import Host
@@ -71,11 +73,17 @@ class WorkerProcess:
         self._signals = signals
         self._redis = make_redis(settings)
         self._database = Database(settings)
-        self._own_database = Database(settings, pool_size=_PARTS)  # so that these wait for no job's connection
+        # So that these wait for no job's connection.
+        self._own_database = Database(settings, pool_size=_PARTS + settings.compressions)
         self._stopped = threading.Event()  # the threads that serve jobs may end
         self._impatient = threading.Event()  # nobody waits for PostgreSQL any more
         self._card = WorkerCard(
-            new_id("wrk"), socket.gethostname(), os.getpid(), settings.worker_device, settings.worker_slots
+            new_id("wrk"),
+            socket.gethostname(),
+            os.getpid(),
+            settings.worker_device,
+            settings.worker_slots,
+            settings.compressions,
         )
         self._metrics = WorkerMetrics()
         self._tracing = make_tracing(settings, "worker")
@@ -126,6 +134,7 @@ class WorkerProcess:
             looked=self._note_look,
             tracing=self._tracing,
         )
+        self._files = FileLane(settings, self._card.id, self._own_database, journal)
         self._housekeeper = Housekeeper(self._own_database, self._redis, self._celery, settings, self._metrics.house)
 
     def run(self) -> int:
@@ -142,6 +151,7 @@ class WorkerProcess:
             self._start("hosting", lambda: self._host.run(self._stopped)),
             self._start("housekeeping", lambda: self._housekeeper.run(self._stopped)),
             self._start("consumption", lambda: self._consumption.run(self._stopped)),
+            *(self._start(f"files-{number}", self._files.run) for number in range(self._settings.compressions)),
         ]
         exit_code = self._consume()
         self._host.close()
@@ -187,6 +197,7 @@ class WorkerProcess:
         if self._serving.closing.is_set():
             return
         self._serving.closing.set()
+        self._files.close()
         log.info("worker.stopping", jobs=len(self._held), drain_seconds=self._settings.worker_drain_seconds)
         self._heartbeat.draining = True
         self._heartbeat.wake()
@@ -224,6 +235,7 @@ class WorkerProcess:
         while len(self._held) and time.monotonic() < deadline:
             time.sleep(0.05)
         self._impatient.set()
+        self._files.give_up()
 
     def _leave(self) -> None:
         """Take our row away and close what is open."""

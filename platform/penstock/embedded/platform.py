@@ -121,6 +121,8 @@ class Platform:
             known["secret_key"] = self.services.secrets.session_key
         if asked.files_url is None:
             known["files_url"] = str(self.services.folder.root / "files")
+        if asked.models_folder is None:
+            known["models_folder"] = str(self.services.folder.root / "models")
         self.settings = Settings.from_environment(**known)
         self._environment = {variable_name(field): value for field, value in known.items() if value is not None}
 

@@ -16,13 +16,14 @@ from penstock.jobs.output import assemble_output
 from penstock.jobs.presentation import job_document
 from penstock.jobs.standing import standing_of
 from penstock.jobs.stream import event_document, kept_entries
+from penstock.registry.models import LANE_ID
 
 
 def describe(session: Session, tenant_id: str, job_id: str) -> dict[str, Any]:
     """The tenant's job as `JobDetail` shows it, its output as of the last checkpoint. Raises `NotFound`."""
     job = jobs.get(session, tenant_id, job_id)
     document = job_document(job)
-    if job.output is None and job.runs:
+    if job.output is None and job.runs and job.deployment_id != LANE_ID:
         document["output"] = assemble_output(kept_entries(session, job.id))
     return document | {
         "queue": _queue(session, job),

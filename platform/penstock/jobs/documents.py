@@ -86,6 +86,22 @@ class Output(Document):
     score: Score | None = Field(default=None, description="Their total")
 
 
+class FiledOutput(Document):
+    """Of a job that works on a model's files: the version that it made or judged, and what was found."""
+
+    model: str
+    version: str
+    against: str | None = Field(description="The version that it is compared with, as name:version")
+    created: bool = Field(description="False where the version was there before: of the same files, or only judged")
+    source: str | None = Field(description="The folder of what was made")
+    bytes: int | None = Field(description="Of the weights that were made")
+    source_bytes: int | None = Field(description="Of the weights that they were made of")
+    ratio: float | None = Field(description="The first by the second")
+    recipe: dict[str, Any] | None
+    figures: dict[str, Any] | None = Field(description="What the comparison found; null where none was asked for")
+    run_id: str = Field(description="The MLflow run that holds the figures, linked to the version")
+
+
 class Budget(Document):
     """What the job may cost; only what was asked for."""
 
@@ -165,7 +181,7 @@ class JobDocument(Document):
     webhook: dict[str, Any] | None
     retry_of: str | None
     batch: BatchPlace | None
-    output: Output | None
+    output: Output | FiledOutput | None
     error: JobError | None
     usage: Usage
     cost: Cost | None = Field(description="When it has ended; null where the version has no price")

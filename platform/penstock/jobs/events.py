@@ -21,6 +21,7 @@ class EventType(StrEnum):
 
     QUEUED = "job.queued"
     RUNNING = "job.running"
+    PROGRESS = "job.progress"
     REQUEUED = "job.requeued"
     CANCEL_REQUESTED = "job.cancel_requested"
     REWOUND = "output.rewound"

@@ -5,6 +5,7 @@ from typing import Any, Final
 from penstock.clock import iso
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobClass
+from penstock.registry.models import LANE_ID
 
 _UNCOUNTED: Final = dict.fromkeys(
     ("computed_tokens", "recomputed_tokens", "device_seconds", "recomputed_seconds", "energy")
@@ -55,7 +56,12 @@ def job_document(job: Job) -> dict[str, Any]:
 
 
 def params_of(job: Job) -> dict[str, Any]:
-    """The job's parameters, with its seed; of a score, which draws nothing, those that it has."""
+    """The job's parameters, with its seed; of a score, which draws nothing, those that it has.
+
+    What works on a model's files has none: all that was asked is its input.
+    """
+    if job.deployment_id == LANE_ID:
+        return {}
     if job.kind == "score":
         return {"prompt_logprobs": job.params["prompt_logprobs"]}
     return job.params | {"seed": job.seed}

@@ -19,6 +19,13 @@ _OF_SCORES = frozenset({"prompt_logprobs"})
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
+def moment_in(deadline: object) -> object:
+    """The deadline as it was given. Raises `ValueError` for text that gives no time of day."""
+    if isinstance(deadline, str) and not _MOMENT.match(deadline):
+        raise ValueError("must be a date and a time, as in 2030-01-31T12:00:00Z")
+    return deadline
+
+
 class Message(Strict):
     """One message of a conversation. Beside `tool_calls`, `content` may be null: nothing else was said."""
 
@@ -88,7 +95,7 @@ class JobWebhook(Strict):
     url: str
     events: list[
         Literal[
-            "job.queued", "job.running", "job.requeued", "job.cancel_requested", "output.rewound",
+            "job.queued", "job.running", "job.progress", "job.requeued", "job.cancel_requested", "output.rewound",
             "job.succeeded", "job.failed", "job.cancelled", "job.expired",
         ]
     ] = Field(default_factory=list)  # fmt: skip
@@ -158,9 +165,7 @@ class JobRequest(Strict):
     @field_validator("deadline", mode="before")
     @classmethod
     def _a_moment(cls, deadline: object) -> object:
-        if isinstance(deadline, str) and not _MOMENT.match(deadline):
-            raise ValueError("must be a date and a time, as in 2030-01-31T12:00:00Z")
-        return deadline
+        return moment_in(deadline)
 
     @field_validator("deadline")
     @classmethod

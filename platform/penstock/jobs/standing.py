@@ -16,7 +16,7 @@ from penstock.jobs.eta import COVERAGE, MOST_SEEN, Evidence, estimate
 from penstock.jobs.models import Job, JobRun
 from penstock.jobs.states import JobState
 from penstock.registry.hosting_services import HEARTBEAT_SECONDS, HostingState
-from penstock.registry.models import Hosting, Worker
+from penstock.registry.models import LANE_ID, Hosting, Worker
 
 _MOST_RUNNING: Final = 512
 
@@ -134,6 +134,8 @@ def standing_of(session: Session, job: Job) -> Standing | None:
     if job.held:
         words = f"its batch {job.batch_id} is paused"
         return Standing(None, Blocker.BATCH_PAUSED, words, eta_unknown=EtaUnknown.HELD)
+    if job.deployment_id == LANE_ID:
+        return _in_the_lane(session, place_of(session, job))
     place, hosts = place_of(session, job), _hosts(session, job.deployment_id)
     serving = [host for host in hosts if host.state == HostingState.READY and not host.draining]
     if not serving:
@@ -144,6 +146,20 @@ def standing_of(session: Session, job: Job) -> Standing | None:
     if isinstance(eta, EtaUnknown):
         return Standing(place, blocker, words, eta_unknown=eta)
     return Standing(place, blocker, words, eta=eta)
+
+
+def _in_the_lane(session: Session, place: Place) -> Standing:
+    """Of a job that waits for files and no engine: whether any worker does such work, and who goes before."""
+    living = Worker.heartbeat_at > func.clock_timestamp() - timedelta(seconds=HEARTBEAT_SECONDS)
+    places = session.scalar(select(func.sum(Worker.file_jobs)).where(living, Worker.draining.is_(False))) or 0
+    running = select(func.count()).where(Job.deployment_id == LANE_ID, Job.state == JobState.RUNNING)
+    unknown = EtaUnknown.NOTHING_FINISHED
+    if not places:
+        words = "no live worker quantizes or evaluates (PENSTOCK_COMPRESSIONS)"
+        return Standing(place, Blocker.NO_WORKER, words, eta_unknown=EtaUnknown.NOT_SERVED)
+    if place.ahead < places - (session.scalar(running) or 0):
+        return Standing(place, Blocker.DOORBELL, "a worker is about to take it", eta_unknown=unknown)
+    return Standing(place, Blocker.SLOTS_FULL, _who_goes_before(place), eta_unknown=unknown)
 
 
 def _hosts(session: Session, deployment_id: str) -> list[_Host]:

@@ -5,13 +5,16 @@ from typing import Any, Final
 
 from apiflask import APIBlueprint
 from flask import Response, g, jsonify, request, url_for
+from pydantic import BaseModel
 from redis.exceptions import RedisError
 from sqlalchemy.orm import Session
 
+from penstock.auth.permits import refuse_model
 from penstock.auth.services import Principal, Scope
+from penstock.compressions.entry import submission_on_files
+from penstock.compressions.schemas import EvaluateRequest, QuantizeRequest
 from penstock.connection import watch
 from penstock.endpoints import Contract, endpoint, schema_of
-from penstock.errors import ModelNotAllowed
 from penstock.idempotency.services import Accepted, KeyedRequest, accept_once, keyed_request
 from penstock.jobs import services as jobs
 from penstock.jobs.ahead import judge_structure
@@ -67,6 +70,7 @@ _STREAM: Final = {
         scope=Scope.JOBS_WRITE,
         headers=SubmitHeaders,
         body=JobRequest,
+        kinds={"quantize": QuantizeRequest, "evaluate": EvaluateRequest},
         answer=JobDocument,
         status=202,
         answer_headers=SubmitAnswerHeaders,
@@ -79,7 +83,9 @@ _STREAM: Final = {
         },
     ),
 )
-def submit_job(principal: Principal, headers: SubmitHeaders, body: JobRequest) -> tuple[Response, int, dict[str, str]]:
+def submit_job(
+    principal: Principal, headers: SubmitHeaders, body: JobRequest | QuantizeRequest | EvaluateRequest
+) -> tuple[Response, int, dict[str, str]]:
     """Submit a job.
 
     It is kept before the answer is sent, and served when its turn comes, whatever becomes of this connection.
@@ -90,19 +96,10 @@ def submit_job(principal: Principal, headers: SubmitHeaders, body: JobRequest) -
         check_numeric(body.webhook.url, allow_loopback=services.settings.webhook_allow_loopback, field="webhook.url")
     asked = keyed_request(principal.tenant_id, headers.idempotency_key, ["submit", _as_sent(body)])
 
-    def submit(session: Session) -> Job:
-        refuse_model(principal, model_name_of(body.model))
-        return jobs.submit(
-            session,
-            tenant_id=principal.tenant_id,
-            request=body,
-            prompts=services.prompts,
-            limits=services.quotas.job_limits(principal.tenant_id, principal.limits),
-            traceparent=traceparent_of(headers.traceparent),
-            api_key_id=principal.key_id,
-        )
-
-    judge_structure(services, body)
+    if isinstance(body, JobRequest):
+        submit = _submission(services, principal, body, headers)
+    else:
+        submit = submission_on_files(services, principal, body, traceparent_of(headers.traceparent))
     accepted = _accept(services, asked, submit)
     document, answer_headers = accepted.document, _answer_headers(accepted)
     if seconds:
@@ -219,6 +216,27 @@ def announce(services: Services, job: Job) -> None:
         log.warning("job.not_announced", job=job.id, error=type(error).__name__)
 
 
+def _submission(
+    services: Services, principal: Principal, body: JobRequest, headers: SubmitHeaders
+) -> Callable[[Session], Job]:
+    """What submits the job, in whichever transaction."""
+    judge_structure(services, body)
+
+    def submit(session: Session) -> Job:
+        refuse_model(principal, model_name_of(body.model))
+        return jobs.submit(
+            session,
+            tenant_id=principal.tenant_id,
+            request=body,
+            prompts=services.prompts,
+            limits=services.quotas.job_limits(principal.tenant_id, principal.limits),
+            traceparent=traceparent_of(headers.traceparent),
+            api_key_id=principal.key_id,
+        )
+
+    return submit
+
+
 def _accept(services: Services, asked: KeyedRequest | None, make: Callable[[Session], Job]) -> Accepted:
     with services.database.transaction() as session:
         return accept_once(session, asked, lambda: make(session), keep_seconds=services.settings.idempotency_seconds)
@@ -229,22 +247,13 @@ def _answer_headers(accepted: Accepted) -> dict[str, str]:
     return location | ({"Idempotent-Replayed": "true"} if accepted.replayed else {})
 
 
-def refuse_model(principal: Principal, name: str) -> None:
-    """Raise `ModelNotAllowed` when the key is not for the model of that name."""
-    if not principal.may_use(name):
-        allowed = sorted(principal.models or ())
-        raise ModelNotAllowed(
-            f"this key may use {', '.join(allowed)}, and not {name!r}", field="model", allowed=allowed
-        )
-
-
 def _waited(services: Services, principal: Principal, job_id: str, seconds: int) -> dict[str, Any]:
     with services.database.transaction() as session:
         job = jobs.get(session, principal.tenant_id, job_id)
     return job_document(wait_until_final(services, job, seconds, watch(request.environ)))
 
 
-def _as_sent(body: JobRequest) -> dict[str, Any]:
+def _as_sent(body: BaseModel) -> dict[str, Any]:
     """What the body gives, without what it leaves to defaults, so that a new default changes no fingerprint."""
     return body.model_dump(mode="json", by_alias=True, exclude_unset=True)
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from penstock.auth.permits import refuse_model
 from penstock.auth.services import Principal
 from penstock.errors import JobAlreadyFinished, JobFailed, JobStopped, PenstockError, ServiceUnavailable
 from penstock.idempotency.services import KeyedRequest, accept_once
@@ -25,7 +26,7 @@ from penstock.jobs.schemas import JobRequest
 from penstock.jobs.state_watch import POLL_SECONDS
 from penstock.jobs.states import JobState
 from penstock.jobs.stream import Cursor, JobStream, Sources, StreamItem
-from penstock.jobs.views import announce, refuse_model
+from penstock.jobs.views import announce
 from penstock.problems import explain_validation
 from penstock.registry.models import Deployment
 from penstock.routing.services import model_name_of

@@ -37,6 +37,7 @@ class WorkerCard:
     pid: int
     device: str
     slots: int
+    file_jobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ def register_worker(session: Session, card: WorkerCard) -> None:
         "pid": card.pid,
         "device": card.device,
         "slots": card.slots,
+        "file_jobs": card.file_jobs,
         "draining": False,
         "started_at": func.clock_timestamp(),
         "heartbeat_at": func.clock_timestamp(),

@@ -1,12 +1,15 @@
 """Tables `deployment` (a model version that workers should host), `hosting` (where it is) and `worker`."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from penstock.db import Base
+
+LANE_ID: Final = "dep_files"
+"""The deployment that jobs wait for which need a model's files alone (`penstock.compressions.lane`)."""
 
 
 class Deployment(Base):
@@ -66,6 +69,8 @@ class Worker(Base):
     pid: Mapped[int]
     device: Mapped[str]
     slots: Mapped[int]
+    file_jobs: Mapped[int] = mapped_column(server_default="0")
+    """How many jobs it does at once that work on models' files."""
     draining: Mapped[bool] = mapped_column(server_default="false")
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=func.now())

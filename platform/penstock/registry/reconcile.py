@@ -16,7 +16,7 @@ from penstock.jobs.states import JobState
 from penstock.logs import get_logger
 from penstock.registry.hosting_services import HostingState, live_hostings
 from penstock.registry.mlflow_api import RegistryModel, RegistryVersion
-from penstock.registry.models import Deployment, Hosting, RoutingPolicy
+from penstock.registry.models import LANE_ID, Deployment, Hosting, RoutingPolicy
 from penstock.registry.version_tags import VersionFacts, from_tags
 from penstock.routing.succession import NO_ALIAS, Candidate, Readiness, Route, next_route
 
@@ -175,7 +175,7 @@ def _set_states(session: Session, wanted: Collection[str]) -> None:
     A retired one is looked at again each time: a submit that chose it may commit after it retired.
     """
     busy = select(Job.id).where(Job.deployment_id == Deployment.id, Job.state.in_((JobState.QUEUED, JobState.RUNNING)))
-    every = select(Deployment, busy.exists()).options(defer(Deployment.manifest))
+    every = select(Deployment, busy.exists()).where(Deployment.id != LANE_ID).options(defer(Deployment.manifest))
     for deployment, is_busy in session.execute(every):
         state = _state(deployment, deployment.id in wanted, is_busy)
         if state != deployment.state:

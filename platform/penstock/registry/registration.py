@@ -1,14 +1,16 @@
 """Registering a model folder in MLflow: the folder stays where it is, MLflow keeps what it is.
 
 Each version is an external LoggedModel (MLflow holds its name, not its bytes) and a model version whose tags say where
-the folder is and what every file's SHA-256 is. The library `mlflow` is imported here alone, and only when it is called.
+the folder is and what every file's SHA-256 is. The library `mlflow` is imported here and in `runs` alone, and only when
+it is called.
 """
 
 import contextlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from penstock.errors import ModelNotFound, ServiceUnavailable, ValidationFailed
@@ -60,16 +62,19 @@ def register(
     alias: str | None = None,
     description: str | None = None,
     force: bool = False,
+    tags: Mapping[str, str] = MappingProxyType({}),
+    run_id: str | None = None,
 ) -> Registered:
     """Make the folder a version of the model, unless the same files are one already (`force` makes one all the same).
 
-    Then move the alias to it. Raises `ServiceUnavailable` when MLflow does not answer.
+    A new one has `tags` beside those that say what it is, and comes from the run `run_id`. Then move the alias to it.
+    Raises `ServiceUnavailable` when MLflow does not answer.
     """
     check_name(name)
     with MlflowApi(settings) as api:
         known = None if force else _same_files(api, name, folder.digest)
         if known is None:
-            known = api.version(name, _create(settings, folder, name, description))
+            known = api.version(name, _create(settings, folder, name, description, tags, run_id))
             registered = Registered(known.number, str(folder.path), created=True)
         else:
             registered = Registered(known.number, known.tags.get(SOURCE_TAG, ""), created=False)
@@ -86,19 +91,27 @@ def _same_files(api: MlflowApi, name: str, digest: str) -> RegistryVersion | Non
     return next((version for version in versions if version.tags.get(DIGEST_TAG) == digest), None)
 
 
-def _create(settings: MlflowSettings, folder: ModelFolder, name: str, description: str | None) -> str:
+def _create(
+    settings: MlflowSettings,
+    folder: ModelFolder,
+    name: str,
+    description: str | None,
+    tags: Mapping[str, str],
+    run_id: str | None,
+) -> str:
     """A new version; answers with its number."""
     import mlflow  # here, for it costs a second and 165 MB
 
-    with _typed_errors(mlflow.MlflowException), _silence():
+    with typed_errors(mlflow.MlflowException), silence():
         mlflow.set_tracking_uri(settings.mlflow_tracking_uri)
         logged = mlflow.create_external_model(
             name=name,
             params=_params(folder),
-            tags={DIGEST_TAG: folder.digest, SOURCE_TAG: str(folder.path)},
-            experiment_id=_experiment(mlflow.MlflowClient()),
+            tags={DIGEST_TAG: folder.digest, SOURCE_TAG: str(folder.path), **tags},
+            experiment_id=experiment_id(mlflow.MlflowClient()),
+            source_run_id=run_id,
         )
-        version = mlflow.register_model(f"models:/{logged.model_id}", name, tags=to_tags(folder))
+        version = mlflow.register_model(f"models:/{logged.model_id}", name, tags={**to_tags(folder), **tags})
         if description:
             mlflow.MlflowClient().update_model_version(name, version.version, description)
     return str(version.version)
@@ -113,14 +126,15 @@ def _params(folder: ModelFolder) -> dict[str, str]:
     }
 
 
-def _experiment(client: Any) -> str:
+def experiment_id(client: Any) -> str:
     """The experiment that holds our models; MLflow's default one may have been deleted."""
     found = client.get_experiment_by_name(EXPERIMENT)
     return str(found.experiment_id) if found is not None else str(client.create_experiment(EXPERIMENT))
 
 
 @contextlib.contextmanager
-def _typed_errors(failure: type[Exception]) -> Iterator[None]:
+def typed_errors(failure: type[Exception]) -> Iterator[None]:
+    """What MLflow's library raises, as ours."""
     try:
         yield
     except failure as error:
@@ -130,7 +144,7 @@ def _typed_errors(failure: type[Exception]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """MLflow tells its progress on standard error; ours is told by the command."""
     with contextlib.redirect_stderr(io.StringIO()):
         yield

@@ -10,7 +10,7 @@ from penstock.jobs.events import EventType
 from penstock.webhooks.endpoints import EndpointChange
 
 WebhookEventName = Literal[
-    "job.queued", "job.running", "job.requeued", "job.cancel_requested", "output.rewound",
+    "job.queued", "job.running", "job.progress", "job.requeued", "job.cancel_requested", "output.rewound",
     "job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.feedback", "webhook_endpoint.disabled",
     "batch.created", "batch.in_progress", "batch.paused", "batch.resumed", "batch.finalizing", "batch.cancelling",
     "batch.completed", "batch.failed", "batch.expired", "batch.cancelled",

@@ -1,0 +1,1 @@
+"""Compression and evaluation of models as jobs: what is asked, on which model's files, and what came of it."""
