@@ -4,33 +4,40 @@ So a crash between making a job and noting it cannot be: both are one commit.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
-from sqlalchemy import select, update
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from penstock.auth.models import Tenant
 from penstock.auth.services import limits_of, refuse_suspended
-from penstock.batches.lines import LineRefused, Wish, read_line
+from penstock.batches.lines import Fault, LineRefused, read_line
 from penstock.batches.models import Batch, BatchLine
+from penstock.batches.preparing import prepare
 from penstock.batches.settling import Refusal, open_lines, settle_refused, settle_untried
 from penstock.batches.states import PAUSED, BatchState, LineState
-from penstock.batches.structure import compile_ahead
 from penstock.batches.turns import Turn, hold
 from penstock.batches.validation import fault_of_key
 from penstock.batches.workshop import Workshop
 from penstock.errors import BudgetExceeded, PenstockError, QuotaExceeded, RequestError, TenantSuspended
 from penstock.files.models import File
 from penstock.jobs import services as jobs
+from penstock.jobs.intake import Asked
 from penstock.jobs.locks import lock_budgets, lock_queue
-from penstock.jobs.schemas import JobRequest
+from penstock.jobs.models import Job
 from penstock.logs import get_logger
 
 _READ_AT_ONCE: Final = 50
-_SUBMITTED_AT_ONCE: Final = 10  # a submit may lock its tenant's counter until the transaction ends
 _BYTES_AT_ONCE: Final = 4 * 2**20
+_OPEN: Final = text(
+    f"""
+    UPDATE batch_line SET state = '{LineState.OPEN}', job_id = made.id
+    FROM unnest(CAST(:lines AS integer[]), CAST(:jobs AS text[])) AS made (line, id)
+    WHERE batch_id = :batch AND batch_line.line = made.line AND state = '{LineState.READY}'
+    """  # noqa: S608  # made of constants alone
+)
 log = get_logger(__name__)
 
 
@@ -39,7 +46,7 @@ class _Ready:
     """A line without a job, and what it asks for, or why that cannot be had."""
 
     line: BatchLine
-    wish: Wish | Refusal
+    asked: Asked | Refusal
 
 
 def expand_some(workshop: Workshop, turn: Turn, batch: Batch) -> bool:
@@ -50,14 +57,11 @@ def expand_some(workshop: Workshop, turn: Turn, batch: Batch) -> bool:
     if not lines:
         return False
     try:
-        ready = [_Ready(line, _wish(workshop, batch, line, data)) for line, data in _contents(workshop, batch, lines)]
+        ready = [_Ready(line, _asked(workshop, batch, line, data)) for line, data in _contents(workshop, batch, lines)]
     except FileNotFoundError:
         return _give_up(workshop, turn)
-    compile_ahead(workshop, [one.wish.request for one in ready if isinstance(one.wish, Wish)])
-    return all(
-        _submit_some(workshop, turn, ready[begin : begin + _SUBMITTED_AT_ONCE])
-        for begin in range(0, len(ready), _SUBMITTED_AT_ONCE)
-    )
+    prepare(workshop, [one.asked for one in ready if isinstance(one.asked, Asked)])
+    return _submit_some(workshop, turn, ready)
 
 
 def _next_lines(session: Session, batch: Batch, most: int) -> list[BatchLine]:
@@ -95,7 +99,7 @@ def _runs(lines: Sequence[BatchLine]) -> list[list[BatchLine]]:
     return runs
 
 
-def _wish(workshop: Workshop, batch: Batch, line: BatchLine, data: bytes) -> Wish | Refusal:
+def _asked(workshop: Workshop, batch: Batch, line: BatchLine, data: bytes) -> Asked | Refusal:
     settings = workshop.settings
     try:
         wish = read_line(
@@ -104,10 +108,14 @@ def _wish(workshop: Workshop, batch: Batch, line: BatchLine, data: bytes) -> Wis
             longest=settings.max_body_bytes,
             allow_loopback=settings.webhook_allow_loopback,
         )
-        fault = fault_of_key(batch, wish.request.model)  # who tries lines again may have another key
     except LineRefused as refused:  # the settings have changed since it was judged
-        fault = refused.faults[0]
-    return wish if fault is None else Refusal(line.line, {"code": fault.code, "message": fault.message})
+        return _refusal(line, refused.faults[0])
+    fault = fault_of_key(batch, wish.request.model)  # who tries lines again may have another key
+    return Asked.of(wish.request) if fault is None else _refusal(line, fault)
+
+
+def _refusal(line: BatchLine, fault: Fault) -> Refusal:
+    return Refusal(line.line, {"code": fault.code, "message": fault.message})
 
 
 def _submit_some(workshop: Workshop, turn: Turn, ready: Sequence[_Ready]) -> bool:
@@ -133,56 +141,56 @@ def _submit_each(
     except TenantSuspended as error:
         return _told(error), []
     limits = workshop.quotas.job_limits(batch.tenant_id, limits_of(tenant))
+    intake = jobs.Intake(session, batch.tenant_id, prompts=workshop.prompts, limits=limits)
     refused: list[Refusal] = []
+    opened: list[int] = []
+    blocker: dict[str, str] | None = None
     for one in ready:
-        if isinstance(one.wish, Refusal):
-            refused.append(one.wish)
+        if isinstance(one.asked, Refusal):
+            refused.append(one.asked)
             continue
         try:
-            _submit(workshop, session, batch, one.line, one.wish, limits)
+            intake.admit(_as_of(batch, one.asked), _origin(batch, one.line))
+            opened.append(one.line.line)
         except PenstockError as error:
-            if _passes(session, batch, error):
+            if _passes(session, batch, error, len(opened)):
                 log.warning("batch.waits", batch=batch.id, code=error.code)
-                return _told(error), refused
+                blocker = _told(error)
+                break
             refused.append(Refusal(one.line.line, _told(error)))
-    return None, refused
+    _open(session, batch, opened, intake.write())
+    return blocker, refused
 
 
 def _told(error: PenstockError) -> dict[str, str]:
     return {"code": error.code, "message": error.message}
 
 
-def _passes(session: Session, batch: Batch, error: PenstockError) -> bool:
-    """Whether the line may yet become a job; of a budget, what the batch's open lines do not cost comes free again."""
+def _passes(session: Session, batch: Batch, error: PenstockError, opened: int) -> bool:
+    """Whether the line may yet become a job; of a budget, what the batch's open lines do not cost comes free again.
+
+    So many more are being opened.
+    """
     if isinstance(error, BudgetExceeded):
-        return open_lines(session, batch.id).total > 0
+        return opened > 0 or open_lines(session, batch.id).total > 0
     return isinstance(error, QuotaExceeded) or not isinstance(error, RequestError)
 
 
-def _submit(
-    workshop: Workshop, session: Session, batch: Batch, line: BatchLine, wish: Wish, limits: jobs.Limits
-) -> None:
-    with session.begin_nested():
-        job = jobs.submit(
-            session,
-            tenant_id=batch.tenant_id,
-            request=_as_of(batch, wish.request),
-            prompts=workshop.prompts,
-            limits=limits,
-            place=jobs.Place(batch.id, line.line),
-            api_key_id=batch.api_key_id,
-        )
-        session.execute(
-            update(BatchLine)
-            .where(BatchLine.batch_id == batch.id, BatchLine.line == line.line, BatchLine.state == LineState.READY)
-            .values(state=LineState.OPEN, job_id=job.id)
-        )
+def _origin(batch: Batch, line: BatchLine) -> jobs.Origin:
+    return jobs.Origin(api_key_id=batch.api_key_id, place=jobs.Place(batch.id, line.line))
 
 
-def _as_of(batch: Batch, request: JobRequest) -> JobRequest:
-    """The line's request with the batch's priority, and its end where that comes first."""
-    deadline = min(request.deadline or batch.expires_at, batch.expires_at)
-    return request.model_copy(update={"priority": batch.priority, "deadline": deadline})
+def _open(session: Session, batch: Batch, lines: Sequence[int], made: Sequence[Job]) -> None:
+    """Note which job serves which line. Nobody else is at these rows: whoever is holds the batch."""
+    if lines:
+        session.execute(_OPEN, {"batch": batch.id, "lines": list(lines), "jobs": [job.id for job in made]})
+
+
+def _as_of(batch: Batch, asked: Asked) -> Asked:
+    """What the line asks for with the batch's priority, and its end where that comes first."""
+    deadline = min(asked.request.deadline or batch.expires_at, batch.expires_at)
+    request = asked.request.model_copy(update={"priority": batch.priority, "deadline": deadline})
+    return replace(asked, request=request)
 
 
 def _give_up(workshop: Workshop, turn: Turn) -> bool:

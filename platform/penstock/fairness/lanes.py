@@ -15,6 +15,15 @@ def level(charged: str, pledged: str, weight: str) -> str:
     return f"{charged} + ({pledged}) / {weight}"
 
 
+def awake(deployment_id: str, tenant_id: str) -> str:
+    """Whether a tenant has jobs that wait or run on a deployment."""
+    mine = f"deployment_id = {deployment_id} AND tenant_id = {tenant_id}"
+    return f"""(
+        EXISTS (SELECT FROM job WHERE {mine} AND job_class IN (0, 1, 2) AND state = 'queued' AND NOT held)
+        OR EXISTS (SELECT FROM job WHERE {mine} AND state = 'running')
+    )"""  # noqa: S608  # made of constants alone
+
+
 LANES: Final = f"""
 lane AS (
     (SELECT job_class, tenant_id FROM job WHERE {WAITING} ORDER BY job_class, tenant_id LIMIT 1)
@@ -52,3 +61,6 @@ slot that is free at once, before its first charge.
 
 IN_LANE: Final = "priority DESC, deadline, queued_at, id"
 """The order within a lane. As `ix_job_waiting` has it."""
+
+PLEDGE: Final = "CASE WHEN charged = 0 THEN coalesce(prompt_tokens, 0) ELSE 0 END"
+"""What a claim of the job would pledge: nothing once it has been charged for."""

@@ -3,8 +3,10 @@
 from contextlib import suppress
 
 from penstock.errors import PenstockError
+from penstock.jobs.intake import Asked, PromptCounter
 from penstock.jobs.schemas import JobRequest
 from penstock.jobs.structure import structure_of
+from penstock.registry.models import Deployment
 from penstock.routing.services import choose
 from penstock.services import Services
 
@@ -19,6 +21,16 @@ def judge_structure(services: Services, request: JobRequest) -> None:
     with suppress(PenstockError):
         with services.database.transaction() as session:
             deployment = choose(session, request.model).deployment
-        structure = structure_of(request.stored_params(), services.prompts.get(deployment))
+        judge(services.prompts, deployment, Asked.of(request))
+
+
+def judge(prompts: PromptCounter, deployment: Deployment, asked: Asked) -> None:
+    """Load the model's tokenizer, count the prompt, compile what the output is held to; each is kept for the submit.
+
+    What is wrong is told by the submit, in its order.
+    """
+    with suppress(PenstockError):
+        asked.count(prompts, deployment)
+        structure = structure_of(asked.params, prompts.get(deployment))
         if structure is not None:
-            services.prompts.vocabulary(deployment).problem_with(*structure)
+            prompts.vocabulary(deployment).problem_with(*structure)

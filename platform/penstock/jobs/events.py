@@ -66,10 +66,10 @@ def record(session: Session, happenings: list[Happening]) -> None:
     )
     endpoints = {(job_id, number): endpoint_ids for job_id, number, endpoint_ids in written}
     for happening in happenings:
-        _tell(session, happening, endpoints[happening.job.id, happening.job.last_event] or [])
+        tell(session, happening, endpoints[happening.job.id, happening.job.last_event] or [])
 
 
-def _tell(session: Session, happening: Happening, endpoint_ids: Sequence[str]) -> None:
+def tell(session: Session, happening: Happening, endpoint_ids: Sequence[str]) -> None:
     """Queue the event for those who want it: the job's own address, and the tenant's endpoints."""
     job = happening.job
     if not (endpoint_ids or _wanted(happening)):

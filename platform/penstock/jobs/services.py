@@ -1,79 +1,27 @@
 """What the web process does with jobs: submit, read, list, cancel, retry. Takes a session, never commits."""
 
-import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from penstock.errors import (
-    JobAlreadyFinished,
-    JobNotFinished,
-    NotFound,
-    QuotaExceeded,
-    ValidationFailed,
-)
-from penstock.fairness.counters import wake
-from penstock.fairness.prefixes import fingerprint
-from penstock.ids import new_id
+from penstock.errors import JobAlreadyFinished, JobNotFinished, NotFound
 from penstock.jobs.events import EventType, Happening, record
 from penstock.jobs.filters import JobFilter, matching_ids
-from penstock.jobs.fitness import Vocabulary, refuse_unfit
+from penstock.jobs.intake import Asked
+from penstock.jobs.intake import Intake as Intake
+from penstock.jobs.intake import Limits as Limits
+from penstock.jobs.intake import Origin as Origin
+from penstock.jobs.intake import Place as Place
+from penstock.jobs.intake import PromptCounter as PromptCounter
 from penstock.jobs.lease import load_checkpoint
-from penstock.jobs.locks import lock_queue
 from penstock.jobs.models import Job
 from penstock.jobs.output import assemble_output, count_tokens
 from penstock.jobs.presentation import budget_of, params_of
 from penstock.jobs.schemas import JobRequest
 from penstock.jobs.states import JobState
-from penstock.jobs.structure import WritesCalls, structure_of
-from penstock.outbox.services import Topic, post
-from penstock.registry.models import Deployment
-from penstock.routing.services import choose
+from penstock.registry.models import LANE_ID
 from penstock.usage import accounting
-from penstock.usage.budgets import agree
-
-_MOST_AT_ONCE: Final = 256  # submits of one tenant that may be in flight together
-_QUEUE_RETRY_SECONDS: Final = 5
-
-
-class PromptCounter(Protocol):
-    """Knows the deployments' tokens: those of a job's input, and those that its parameters may name."""
-
-    def count(self, deployment: Deployment, job_input: dict[str, Any], tools: Sequence[dict[str, Any]] = ()) -> int:
-        """Tokens of the whole prompt, as tokenizer and chat template make them."""
-        ...
-
-    def get(self, deployment: Deployment) -> WritesCalls:
-        """The model, as far as it can call tools."""
-        ...
-
-    def vocabulary(self, deployment: Deployment) -> Vocabulary:
-        """The tokens that there are."""
-        ...
-
-
-def _any_number(tokens: int) -> None:
-    """Counts nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one tenant may have. `admit_tokens` counts what a job may use, or raises `QuotaExceeded`."""
-
-    max_queued_jobs: int
-    admit_tokens: Callable[[int], None] = _any_number
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The line of a batch that a job serves."""
-
-    batch_id: str
-    line: int
 
 
 def submit(
@@ -85,69 +33,12 @@ def submit(
     limits: Limits,
     traceparent: str | None = None,
     retry_of: str | None = None,
-    place: Place | None = None,
     api_key_id: str | None = None,
 ) -> Job:
     """Queue a job: route it, check that it fits, write its row, its first event and its doorbell."""
-    _refuse_past_deadline(session, request.deadline)
-    _check_quota(session, tenant_id, limits)
-    decision = choose(session, request.model)
-    params = request.stored_params()
-    prompt_tokens = prompts.count(decision.deployment, request.stored_input(), params["tools"])
-    refuse_unfit(
-        request,
-        prompt_tokens=prompt_tokens,
-        context_length=decision.deployment.context_length,
-        vocabulary=lambda: prompts.vocabulary(decision.deployment),
-        structure=lambda: structure_of(params, prompts.get(decision.deployment)),
-    )
-    most = most_tokens(request, prompt_tokens, decision.deployment.context_length)
-    limits.admit_tokens(most)
-    terms = agree(
-        session,
-        tenant_id,
-        decision.deployment,
-        request.budget,
-        prompt_tokens=prompt_tokens,
-        output_tokens=most - prompt_tokens,
-    )
-    job = session.scalars(
-        insert(Job)
-        .values(
-            id=new_id("job"),
-            tenant_id=tenant_id,
-            kind=request.kind,
-            model=request.model,
-            input=request.stored_input(),
-            params=params,
-            seed=_draw_seed() if request.params.seed is None else request.params.seed,
-            tags=request.tags,
-            user_metadata=request.metadata,
-            webhook=request.webhook.model_dump() if request.webhook else None,
-            retry_of=retry_of,
-            batch_id=place.batch_id if place else None,
-            batch_line=place.line if place else None,
-            job_class=request.class_rank.value,
-            priority=request.priority,
-            deadline=request.deadline,
-            prefix=fingerprint(tenant_id, request.stored_input(), params["tools"]),
-            token_budget=request.budget.tokens if request.budget else None,
-            terms=terms.document if terms is not None else None,
-            api_key_id=api_key_id,
-            deployment_id=decision.deployment.id,
-            model_name=decision.deployment.model_name,
-            model_version=decision.deployment.model_version,
-            routing=decision.reason,
-            prompt_tokens=prompt_tokens,
-            last_event=1,
-            traceparent=traceparent,
-        )
-        .returning(Job)
-    ).one()
-    record(session, [Happening(job, EventType.QUEUED, {"model_version": job.model_version})])
-    post(session, Topic.DOORBELL, {"deployment_id": job.deployment_id, "jobs": 1})
-    wake(session, job.deployment_id, tenant_id, besides=[job.id])  # the last: it may lock a counter
-    return job
+    intake = Intake(session, tenant_id, prompts=prompts, limits=limits)
+    intake.admit(Asked.of(request), Origin(api_key_id, traceparent, retry_of))
+    return intake.write()[0]
 
 
 def get(session: Session, tenant_id: str, job_id: str) -> Job:
@@ -162,15 +53,6 @@ def count_waiting(session: Session, tenant_id: str) -> int:
     """How many of the tenant's jobs wait."""
     waiting = select(func.count()).where(Job.tenant_id == tenant_id, Job.state == JobState.QUEUED)
     return session.scalar(waiting) or 0
-
-
-def most_tokens(request: JobRequest, prompt_tokens: int, context_length: int) -> int:
-    """What the job may use: its prompt, and each choice up to `max_tokens` or the context's end, within its budget."""
-    if request.kind == "score":
-        return prompt_tokens
-    each = request.params.max_tokens or context_length - prompt_tokens
-    most = prompt_tokens + each * request.params.choices
-    return min(most, request.budget.tokens) if request.budget and request.budget.tokens else most
 
 
 def list_jobs(
@@ -213,6 +95,8 @@ def retry(
     job = get(session, tenant_id, job_id)
     if not JobState(job.state).final:
         raise JobNotFinished(f"{job_id} is still {job.state}: cancel it, or wait for its end", status_now=job.state)
+    if job.deployment_id == LANE_ID:
+        return _retry_on_files(session, job, limits, traceparent, api_key_id)
     request = JobRequest.model_validate(
         {
             "kind": job.kind,
@@ -239,9 +123,11 @@ def retry(
     )
 
 
-def _draw_seed() -> int:
-    """53 random bits: every JSON reader keeps such a number exactly, so that it can be asked for again."""
-    return secrets.randbits(53)
+def _retry_on_files(session: Session, job: Job, limits: Limits, traceparent: str | None, api_key_id: str | None) -> Job:
+    from penstock.compressions.services import Submission
+    from penstock.compressions.services import retry as retry_on_files  # here, for it stands upon jobs
+
+    return retry_on_files(session, job, Submission(job.tenant_id, limits.max_queued_jobs, traceparent, api_key_id))
 
 
 def _cancel_waiting(session: Session, job: Job) -> Job:
@@ -276,27 +162,3 @@ def _update(session: Session, job_id: str, **values: Any) -> Job:
         .returning(Job)
         .execution_options(populate_existing=True)
     ).one()
-
-
-def _check_quota(session: Session, tenant_id: str, limits: Limits) -> None:
-    most = limits.max_queued_jobs
-    if not _at_least_wait(session, tenant_id, most - _MOST_AT_ONCE):
-        return
-    # So near the limit submits go one at a time: of many that see one free place one may have it.
-    lock_queue(session, tenant_id)
-    if _at_least_wait(session, tenant_id, most):
-        raise QuotaExceeded(
-            f"the limit of {most} waiting jobs is reached", limit=most, retry_after=_QUEUE_RETRY_SECONDS
-        )
-
-
-def _at_least_wait(session: Session, tenant_id: str, count: int) -> bool:
-    if count <= 0:
-        return True
-    waiting = select(Job.id).where(Job.tenant_id == tenant_id, Job.state == JobState.QUEUED)
-    return session.scalar(waiting.offset(count - 1).limit(1)) is not None
-
-
-def _refuse_past_deadline(session: Session, deadline: datetime | None) -> None:
-    if deadline is not None and deadline <= session.scalars(select(func.now())).one():
-        raise ValidationFailed("must lie in the future", field="deadline")

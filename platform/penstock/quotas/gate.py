@@ -16,7 +16,8 @@ from redis.exceptions import RedisError
 
 from penstock.auth.services import TenantLimits
 from penstock.errors import QuotaExceeded, ValidationFailed
-from penstock.jobs.services import Limits
+from penstock.jobs.crowding import Crowding
+from penstock.jobs.intake import Limits
 from penstock.logs import get_logger
 from penstock.quotas.counters import LEASE_SECONDS, Counters
 from penstock.quotas.fields import note
@@ -37,6 +38,7 @@ class QuotaGate:
         self._counters = counters
         self._settings = settings
         self._silent_until = 0.0
+        self._crowding = Crowding()
 
     def close(self) -> None:
         """Let go of Redis."""
@@ -49,7 +51,7 @@ class QuotaGate:
     def job_limits(self, tenant_id: str, limits: TenantLimits) -> Limits:
         """What a submit of that tenant is held to."""
         most = self.policies(limits).max_queued_jobs
-        return Limits(most, partial(self.admit_tokens, tenant_id, limits))
+        return Limits(most, partial(self.admit_tokens, tenant_id, limits), self._crowding)
 
     def admit_request(self, tenant_id: str, limits: TenantLimits) -> None:
         """Count one request."""

@@ -1,14 +1,29 @@
 """Choosing the model version of a job, inside the transaction that submits it. MLflow is never asked on the way."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import or_, select
+from sqlalchemy import BindParameter, bindparam, case, or_, select
 from sqlalchemy.orm import Session
 
 from penstock.clock import iso
 from penstock.errors import ModelNotFound
 from penstock.registry.models import Deployment, RoutingPolicy
+
+_ALIAS: Final[BindParameter[str]] = bindparam("alias")
+# One object, so that SQLAlchemy compiles it once and need not even look whether it has; so with each like it.
+_NAMED: Final = (
+    select(RoutingPolicy.champion_since, Deployment)
+    .join(
+        Deployment,
+        Deployment.id
+        == case(
+            (_ALIAS == "champion", RoutingPolicy.champion_id),
+            (_ALIAS == "challenger", RoutingPolicy.challenger_id),
+        ),
+    )
+    .where(RoutingPolicy.model_name == bindparam("name"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +81,13 @@ def _by_version(session: Session, name: str, version: str) -> RoutingDecision:
 
 
 def _by_alias(session: Session, name: str, alias: str) -> RoutingDecision:
-    policy = session.get(RoutingPolicy, name)
-    chosen = {"champion": policy.champion_id, "challenger": policy.challenger_id}.get(alias) if policy else None
-    if policy is None or chosen is None:
+    found = session.execute(_NAMED, {"name": name, "alias": alias}).one_or_none()
+    if found is None:
+        policy = session.get(RoutingPolicy, name)
         raise ModelNotFound(_why_not(session, policy, name, alias), field="model", available=available_models(session))
-    deployment = session.get_one(Deployment, chosen)
+    champion_since, deployment = found
     reason = {"rule": "alias", "alias": alias, "version": deployment.model_version}
-    return RoutingDecision(deployment, reason | ({"since": iso(policy.champion_since)} if alias == "champion" else {}))
+    return RoutingDecision(deployment, reason | ({"since": iso(champion_since)} if alias == "champion" else {}))
 
 
 def _why_not(session: Session, policy: RoutingPolicy | None, name: str, alias: str) -> str:

@@ -5,18 +5,18 @@ that no two wait for each other.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Protocol
+from typing import Final, Protocol
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, exists, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from penstock.errors import BudgetExceeded, ValidationFailed
 from penstock.registry.models import Deployment
-from penstock.usage.models import TenantBudget
-from penstock.usage.prices import terms_in_force
+from penstock.usage.models import Price, TenantBudget
+from penstock.usage.prices import IN_FORCE
 from penstock.usage.terms import Terms
 
 
@@ -30,10 +30,34 @@ class Asked(Protocol):
     def currency(self) -> str | None: ...
 
 
+_OFFER: Final = IN_FORCE.add_columns(
+    exists().where(TenantBudget.tenant_id == bindparam("tenant_id"), TenantBudget.currency == Price.currency)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a version's jobs cost a tenant now; `terms` are None without a price.
+
+    `budgeted` says that the tenant has a budget in their currency.
+    """
+
+    terms: Terms | None
+    budgeted: bool
+
+
+def offer(session: Session, tenant_id: str, version: Deployment) -> Offer:
+    """What the version costs the tenant now."""
+    wanted = {"tenant_id": tenant_id, "model_name": version.model_name, "model_version": version.model_version}
+    found = session.execute(_OFFER, wanted).one_or_none()
+    return Offer(None, budgeted=False) if found is None else Offer(Terms(*found[:-1]), found[-1])
+
+
 def agree(
     session: Session,
     tenant_id: str,
     version: Deployment,
+    offered: Offer,
     asked: Asked | None,
     *,
     prompt_tokens: int,
@@ -44,11 +68,11 @@ def agree(
     `output_tokens` is the most that it may generate. Raises `BudgetExceeded` when the tenant's budget does not hold it,
     `ValidationFailed` when a bound is needed or what was asked for cannot be one.
     """
-    terms = terms_in_force(session, version.model_name, version.model_version)
+    terms = offered.terms
     limit = asked.amount if asked is not None else None
     if limit is not None:
         terms = _limited(terms, version, limit, asked.currency if asked is not None else None, prompt_tokens)
-    if terms is None or not _has_budget(session, tenant_id, terms.currency):
+    if terms is None or not offered.budgeted:
         return terms
     worst = terms.worst(prompt_tokens=prompt_tokens, output_tokens=output_tokens)
     bounds = [bound for bound in (worst, limit) if bound is not None]
@@ -102,13 +126,6 @@ def _limited(
     if limit <= prompt:
         raise ValidationFailed(f"must be over {prompt:f}, which the prompt alone may cost", field="budget.amount")
     return replace(terms, limit=limit)
-
-
-def _has_budget(session: Session, tenant_id: str, currency: str) -> bool:
-    wanted = select(TenantBudget.tenant_id).where(
-        TenantBudget.tenant_id == tenant_id, TenantBudget.currency == currency
-    )
-    return session.scalar(wanted) is not None
 
 
 def _reserve(session: Session, tenant_id: str, currency: str, most: Decimal) -> Decimal:

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Final
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import Select, bindparam, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from penstock.errors import AlreadyExists
 from penstock.ids import new_id
 from penstock.usage.models import Price
-from penstock.usage.terms import Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +65,14 @@ def list_prices(
     return found[:limit], found[limit - 1].id if len(found) > limit else None
 
 
-def terms_in_force(session: Session, model_name: str, model_version: str) -> Terms | None:
-    """What a job of the version that is submitted now would cost; None where it has no price."""
-    price = session.scalars(
-        select(Price)
-        .where(
-            Price.model_name == model_name,
-            or_(Price.model_version == model_version, Price.model_version.is_(None)),
-            Price.valid_from <= func.now(),
-        )
-        .order_by(Price.model_version.nulls_last(), Price.valid_from.desc())
-        .limit(1)
-    ).one_or_none()
-    if price is None:
-        return None
-    return Terms(price.id, price.currency, price.input, price.cached, price.output, price.device_second)
+IN_FORCE: Final[Select[str, str, Decimal, Decimal, Decimal, Decimal]] = (
+    select(Price.id, Price.currency, Price.input, Price.cached, Price.output, Price.device_second)
+    .where(
+        Price.model_name == bindparam("model_name"),
+        or_(Price.model_version == bindparam("model_version"), Price.model_version.is_(None)),
+        Price.valid_from <= func.now(),
+    )
+    .order_by(Price.model_version.nulls_last(), Price.valid_from.desc())
+    .limit(1)
+)
+"""The terms of a job of the version that is submitted now; no row where it has no price."""

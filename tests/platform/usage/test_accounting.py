@@ -16,9 +16,9 @@ from penstock.jobs.models import Job, JobRun
 from penstock.jobs.reaper import reap
 from penstock.jobs.states import JobState, RunOutcome
 from penstock.registry.models import Deployment, Worker
-from penstock.usage.budgets import list_budgets, set_budget
+from penstock.usage.budgets import list_budgets, offer, set_budget
 from penstock.usage.models import TenantBudget, UsageEntry
-from penstock.usage.prices import NewPrice, set_price, terms_in_force
+from penstock.usage.prices import NewPrice, set_price
 from penstock.usage.spent import Spent
 from sqlalchemy import text
 
@@ -130,9 +130,10 @@ def test_a_versions_own_price_goes_before_that_of_all_and_a_later_one_before_an_
     for version, amount in ((None, 1), ("1", 2), ("2", 3), ("1", 4), (None, 5)):
         house.price(NewPrice("tiny", "EUR", *[Decimal(amount)] * 3, model_version=version))
     with house.database.transaction() as session:
-        found = [terms_in_force(session, "tiny", version) for version in ("1", "2", "3")]
-        assert [terms.input for terms in found if terms is not None] == [4, 3, 5]
-        assert terms_in_force(session, "other", "1") is None
+        versions = [Deployment(model_name="tiny", model_version=version) for version in ("1", "2", "3")]
+        offers = [offer(session, "ten_nobody", version) for version in versions]
+        assert [found.terms.input for found in offers if found.terms is not None] == [4, 3, 5]
+        assert offer(session, "ten_nobody", Deployment(model_name="other", model_version="1")).terms is None
 
 
 def test_a_run_that_lost_its_lease_is_the_platforms_loss(house: House) -> None:

@@ -1,0 +1,84 @@
+"""Writing new jobs: rows, first events and doorbells of any number of them, in one statement.
+
+The rows travel as one JSON document, which PostgreSQL takes apart by the table's own types: the statement is the same
+for one job and for many, and a document costs less than a parameter for each column of each row. `json` and not `jsonb`
+it is, so that a schema's properties keep their order.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import ARRAY, Boolean, Text, column, select, text
+from sqlalchemy.orm import Session
+
+from penstock.fairness.counters import wake
+from penstock.fairness.lanes import awake
+from penstock.ids import new_id
+from penstock.jobs.events import EventType, Happening, tell
+from penstock.jobs.models import Job
+from penstock.outbox.services import Topic
+
+GIVEN: Final = (
+    "tenant_id", "kind", "model", "input", "params", "seed", "tags", "metadata", "webhook", "retry_of",
+    "batch_id", "batch_line", "job_class", "priority", "deadline", "prefix", "token_budget", "terms", "api_key_id",
+    "deployment_id", "model_name", "model_version", "routing", "prompt_tokens", "traceparent",
+)  # fmt: skip
+"""The columns that a new row gives beside its id; the others begin as the database has them."""
+
+_COLUMNS: Final = ", ".join(("id", *GIVEN))
+_KEPT: Final = ", ".join(f"written.{each.name}" for each in Job.__table__.columns)
+
+# What a lane's tenant has there already is looked up before these rows are seen, and before their counter is: whoever
+# sleeps is woken by a statement of its own, after the foreign keys' locks, which a counter comes behind.
+_WRITE: Final = text(
+    f"""
+    WITH written AS (
+        INSERT INTO job ({_COLUMNS}, last_event)
+        SELECT {_COLUMNS}, 1 FROM json_populate_recordset(NULL::job, CAST(:rows AS json))
+        RETURNING job.*
+    ), told AS (
+        INSERT INTO event (job_id, number, tenant_id, type, data)
+        SELECT id, last_event, tenant_id, '{EventType.QUEUED}', jsonb_build_object('model_version', model_version)
+        FROM written
+    ), lane AS MATERIALIZED (
+        SELECT tenant_id, deployment_id, count(*) AS jobs FROM written GROUP BY tenant_id, deployment_id
+    ), rung AS (
+        INSERT INTO outbox_message (topic, payload)
+        SELECT '{Topic.DOORBELL}', jsonb_build_object('deployment_id', deployment_id, 'jobs', jobs) FROM lane
+    ), listening AS MATERIALIZED (
+        SELECT tenant_id, array_agg(id) AS endpoints FROM webhook_endpoint
+        WHERE tenant_id IN (SELECT tenant_id FROM lane) AND disabled_at IS NULL AND '{EventType.QUEUED}' = ANY (events)
+        GROUP BY tenant_id
+    ), asleep AS MATERIALIZED (
+        SELECT tenant_id, deployment_id FROM lane WHERE NOT {awake("lane.deployment_id", "lane.tenant_id")}
+    )
+    SELECT {_KEPT}, listening.endpoints, asleep.tenant_id IS NOT NULL AS sleeps
+    FROM written LEFT JOIN listening USING (tenant_id) LEFT JOIN asleep USING (tenant_id, deployment_id)
+    """  # noqa: S608  # made of constants alone
+).columns(*Job.__table__.columns, column("endpoints", ARRAY(Text)), column("sleeps", Boolean))
+_WRITTEN: Final = select(Job, column("endpoints"), column("sleeps")).from_statement(_WRITE)
+
+
+def enqueue(session: Session, rows: Sequence[dict[str, Any]]) -> list[Job]:
+    """Write the jobs of one tenant, each with the columns `GIVEN`, and ring for them; in the order of the rows.
+
+    The tenant is woken where it sleeps (`penstock.fairness.counters`), so this locks counters: it comes last.
+    """
+    if not rows:
+        return []
+    # They are queued at one moment, so that it is their ids that keep them in order.
+    named = [row | {"id": job_id} for row, job_id in zip(rows, sorted(new_id("job") for _ in rows), strict=True)]
+    found = session.execute(_WRITTEN, {"rows": json.dumps(named, ensure_ascii=False, separators=(",", ":"))}).all()
+    for job, endpoints, _ in found:
+        tell(session, Happening(job, EventType.QUEUED, {"model_version": job.model_version}), endpoints or ())
+    _wake(session, [job for job, _, sleeps in found if sleeps])
+    return sorted((job for job, _, _ in found), key=lambda job: job.id)
+
+
+def _wake(session: Session, jobs: Sequence[Job]) -> None:
+    lanes: dict[tuple[str, str], list[str]] = {}
+    for job in jobs:
+        lanes.setdefault((job.tenant_id, job.deployment_id), []).append(job.id)
+    for (tenant_id, deployment_id), job_ids in sorted(lanes.items()):
+        wake(session, deployment_id, tenant_id, besides=job_ids)
