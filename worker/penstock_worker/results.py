@@ -1,11 +1,17 @@
-"""Writing down how a job's run ended, fenced, in one transaction; outages of PostgreSQL are waited out."""
+"""Writing down how jobs' runs ended, fenced; outages of PostgreSQL are waited out.
+
+Jobs that finish while others are being written down are written down together, in one transaction. Where that fails,
+for whatever reason, each is written alone: one job's fault is its own.
+"""
 
 import threading
+from collections.abc import Sequence
 from typing import Final
 
 from penstock.db import Database
 from penstock.errors import LeaseLost
 from penstock.jobs import lease
+from penstock.jobs.lease import Held
 from penstock.jobs.models import Job
 from penstock.jobs.states import RunOutcome
 from penstock.logs import get_logger
@@ -15,6 +21,7 @@ from sqlalchemy import select
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.patience import GaveUp, until_done
 from penstock_worker.running import Finished, GivenBack, RunningJob
+from penstock_worker.together import GroupFailed, Together
 from penstock_worker.worker_metrics import EngineMetrics
 
 _LOST: Final = RunOutcome.LEASE_LOST
@@ -32,6 +39,7 @@ class Results:
         self._writer = writer
         self._stop = stop
         self._max_own_crashes = max_own_crashes
+        self._ends = Together(self._finish_all)
 
     def write(self, job: RunningJob, metrics: EngineMetrics) -> None:
         """Write the ending of a settled job. Nothing is written when the lease is lost."""
@@ -39,7 +47,8 @@ class Results:
         try:
             match job.ending:
                 case Finished() as finished:
-                    until_done(lambda: self._finish(job, finished, metrics), stop=self._stop, what="results.finish")
+                    metrics.job_finished(self._finish(job, finished))
+                    log.info("job.finished", job=job.id, state=finished.state.value, entries=len(job.entries))
                     self._writer.close(job)
                     outcome = RunOutcome.FINISHED
                 case GivenBack() as given_back:
@@ -57,7 +66,8 @@ class Results:
             device_seconds=job.meter.spent.device_seconds,
         )
 
-    def _finish(self, job: RunningJob, ending: Finished, metrics: EngineMetrics) -> None:
+    def _finish(self, job: RunningJob, ending: Finished) -> Job:
+        """Raises LeaseLost, GaveUp."""
         result = lease.Finish(
             state=ending.state,
             entries=job.entries,
@@ -67,10 +77,22 @@ class Results:
             error=ending.error,
             untold_tokens=job.untold_tokens,
         )
+        try:
+            finished = self._ends.ask((job.held, result))
+        except GroupFailed as failed:
+            log.info("results.alone", job=job.id, error=type(failed.__cause__).__name__)
+            return until_done(lambda: self._finish_alone(job.held, result), stop=self._stop, what="results.finish")
+        if finished is None:
+            raise LeaseLost(f"{job.id} is no longer held with fence {job.fence}")
+        return finished
+
+    def _finish_all(self, ends: Sequence[tuple[Held, lease.Finish]]) -> list[Job | None]:
         with self._database.transaction() as session:
-            finished = lease.finish(session, job.held, result)
-        metrics.job_finished(finished)
-        log.info("job.finished", job=job.id, state=ending.state.value, entries=len(job.entries))
+            return lease.finish_all(session, ends)
+
+    def _finish_alone(self, held: Held, result: lease.Finish) -> Job:
+        with self._database.transaction() as session:
+            return lease.finish(session, held, result)
 
     def _hand_back(self, job: RunningJob, ending: GivenBack) -> None:
         """Every token goes to PostgreSQL with it, so that the next run starts there even if Redis is away."""

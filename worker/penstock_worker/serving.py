@@ -1,14 +1,12 @@
 """Answering a doorbell: claim a job, run it, claim again, until nothing waits or no engine has a free place."""
 
 import threading
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from penstock.db import Database
 from penstock.errors import LeaseLost, PenstockError
-from penstock.fairness.prefixes import RecentPrefixes
 from penstock.jobs import lease
 from penstock.jobs.journal import Journal, JournalEntry
 from penstock.jobs.models import JobRun
@@ -21,6 +19,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import select, update
 
 from penstock_worker.bridge import Bridge
+from penstock_worker.claims import Claims
 from penstock_worker.held import HeldJobs
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.messages import Submit
@@ -82,7 +81,8 @@ class Serving:
         self._lease_seconds = lease_seconds
         self._looked = looked
         self._tracing = tracing or Tracing("worker")
-        self._recent_prefixes: dict[str, RecentPrefixes] = {}  # by deployment
+        self._claims: dict[str, Claims] = {}  # by deployment
+        self._lock = threading.Lock()
         self.closing = threading.Event()
         self.handing_back = threading.Event()
 
@@ -109,27 +109,29 @@ class Serving:
         """The next waiting job, with a place in the engine reserved for it, and its checkpoint."""
         if not server.bridge.reserve():
             return None
-        claim, recent = None, self._recent_prefixes.setdefault(server.deployment_id, RecentPrefixes())
+        claimed = None
         try:
-            with self._database.transaction() as session:
-                session.connection()  # however long that takes: the lease and the run begin after it
-                begun = time.monotonic()
-                claim = lease.claim(
-                    session,
-                    worker_id=self._worker_id,
-                    deployment_id=server.deployment_id,
-                    lease_seconds=self._lease_seconds,
-                    recent_prefixes=recent.newest_first(),
-                )
+            claimed = self._claims_of(server.deployment_id).next()
         finally:
-            if claim is None:
+            if claimed is None:
                 server.bridge.release()
-        self._looked(claim is not None)
-        if claim is None:
+        self._looked(claimed is not None)
+        if claimed is None:
             return None
-        recent.note(claim.job.prefix)
+        claim, begun = claimed
         job = RunningJob(claim, claimed_at=begun, lease_until=begun + self._lease_seconds)
         return job, claim.checkpoint
+
+    def _claims_of(self, deployment_id: str) -> Claims:
+        with self._lock:
+            if deployment_id not in self._claims:
+                self._claims[deployment_id] = Claims(
+                    self._database,
+                    worker_id=self._worker_id,
+                    deployment_id=deployment_id,
+                    lease_seconds=self._lease_seconds,
+                )
+            return self._claims[deployment_id]
 
     def _run(self, job: RunningJob, checkpoint: list[JournalEntry], server: Server) -> None:
         """Hold the job from its claim to its end, and write the end down."""

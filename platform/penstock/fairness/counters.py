@@ -20,16 +20,7 @@ from penstock.fairness.lanes import LANES
 INPUT_COST: Final = 1
 OUTPUT_COST: Final = 2
 
-_CHARGE: Final = text(
-    """
-    WITH due AS (
-        SELECT * FROM unnest(CAST(:ids AS text[]), CAST(:costs AS bigint[])) AS due (id, cost)
-    ), paid AS (
-        UPDATE job SET charged = due.cost
-        FROM due JOIN job AS before ON before.id = due.id
-        WHERE job.id = due.id AND job.charged < due.cost
-        RETURNING job.tenant_id, job.deployment_id, due.cost - before.charged AS cost
-    )
+_PAY: Final = """
     INSERT INTO fair_share AS share (tenant_id, deployment_id, charged, charged_at)
     SELECT paid.tenant_id, paid.deployment_id, sum(paid.cost) / tenant.weight, clock_timestamp()
     FROM paid JOIN tenant ON tenant.id = paid.tenant_id
@@ -38,6 +29,25 @@ _CHARGE: Final = text(
     ON CONFLICT (tenant_id, deployment_id) DO UPDATE
         SET charged = share.charged + excluded.charged, charged_at = excluded.charged_at
     """
+_PAY_AS_CHARGED: Final = text(
+    f"""
+    WITH paid AS (
+        SELECT * FROM unnest(CAST(:tenants AS text[]), CAST(:deployments AS text[]), CAST(:costs AS bigint[]))
+            AS paid (tenant_id, deployment_id, cost)
+    ) {_PAY}
+    """  # noqa: S608  # made of constants alone
+)
+_CHARGE: Final = text(
+    f"""
+    WITH due AS (
+        SELECT * FROM unnest(CAST(:ids AS text[]), CAST(:costs AS bigint[])) AS due (id, cost)
+    ), paid AS (
+        UPDATE job SET charged = due.cost
+        FROM due JOIN job AS before ON before.id = due.id
+        WHERE job.id = due.id AND job.charged < due.cost
+        RETURNING job.tenant_id, job.deployment_id, due.cost - before.charged AS cost
+    ) {_PAY}
+    """  # noqa: S608  # made of constants alone
 )
 
 # `woken` is empty unless nothing else of the tenant waits or runs here; what is read of the others is read only then.
@@ -89,6 +99,15 @@ class Due:
     cost: int
 
 
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """What a job's row was just charged beyond what it had been charged before."""
+
+    tenant_id: str
+    deployment_id: str
+    cost: int
+
+
 def cost_of(*, computed_input: int, output: int) -> int:
     """The cost of so many tokens."""
     return INPUT_COST * max(computed_input, 0) + OUTPUT_COST * output
@@ -102,6 +121,14 @@ def charge(session: Session, due: Sequence[Due]) -> None:
     """
     if due:
         session.execute(_CHARGE, {"ids": [each.job_id for each in due], "costs": [each.cost for each in due]})
+
+
+def pay(session: Session, paid: Sequence[Paid]) -> None:
+    """Add to the tenants' counters what this transaction has charged their jobs' rows itself."""
+    due = [each for each in paid if each.cost > 0]
+    if due:
+        given = {"tenants": [each.tenant_id for each in due], "deployments": [each.deployment_id for each in due]}
+        session.execute(_PAY_AS_CHARGED, given | {"costs": [each.cost for each in due]})
 
 
 def wake(session: Session, deployment_id: str, tenant_id: str, *, besides: Collection[str]) -> None:

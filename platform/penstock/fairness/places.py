@@ -10,21 +10,18 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from penstock.fairness.lanes import IN_LANE, TURNS, WAITING, level
+from penstock.fairness.lanes import IN_LANE, PLEDGE, TURNS, WAITING, level
 from penstock.jobs.models import Job
 
 MOST_COUNTED: Final = 500
 _MOST_NAMED: Final = 5
 _DEPTHS: Final = (50, MOST_COUNTED + 1)  # of lanes, one after the other: with many tenants the first is often enough
 
-# What a claim of the job would pledge: nothing once it has been charged for.
-_PLEDGE: Final = "CASE WHEN charged = 0 THEN coalesce(prompt_tokens, 0) ELSE 0 END"
-
 # The first jobs of the lane `turn`, each with its number in it and what those before it would pledge.
 _LANE: Final = f"""
     SELECT id, row_number() OVER lane AS nth, pledge, sum(pledge) OVER lane - pledge AS before
     FROM (
-        SELECT id, {_PLEDGE} AS pledge, priority, deadline, queued_at FROM job
+        SELECT id, {PLEDGE} AS pledge, priority, deadline, queued_at FROM job
         WHERE {WAITING} AND job.job_class = turn.job_class AND job.tenant_id = turn.tenant_id
           AND (deadline IS NULL OR deadline > now() OR id = :job_id)
         ORDER BY {IN_LANE} LIMIT :depth

@@ -12,7 +12,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Self
 
 CHARACTERS: Final = 256
 TOKENS: Final = 64
@@ -39,6 +39,14 @@ class RecentPrefixes:
         self._most = most
         self._seen: OrderedDict[int, None] = OrderedDict()
         self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, newest_first: Sequence[int]) -> Self:
+        """As if these had been noted."""
+        recent = cls(max(_REMEMBERED, len(newest_first)))
+        for prefix in reversed(newest_first):
+            recent.note(prefix)
+        return recent
 
     def note(self, prefix: int | None) -> None:
         """A job that begins so is served now."""

@@ -5,153 +5,91 @@ A holder may write only while `job.fence` is the number it was given at the clai
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Interval, bindparam, case, cast, func, insert, literal, select, update
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import case, func, select, text, update
 from sqlalchemy.orm import Session
 
-from penstock.auth.models import Tenant
-from penstock.dead_letters.burial import bury_if_deadly
-from penstock.errors import LeaseLost
 from penstock.fairness.counters import Due, charge, cost_of
-from penstock.fairness.turns import next_job
+from penstock.jobs.claiming import claim, claim_all
 from penstock.jobs.events import EventType, Happening, record
-from penstock.jobs.journal import JournalEntry, pack_entries, unpack_entries
-from penstock.jobs.models import Job, JobJournal, JobRun
-from penstock.jobs.output import assemble_output, count_tokens
+from penstock.jobs.finishing import finish, finish_all
+from penstock.jobs.holding import (
+    Claim,
+    Finish,
+    Held,
+    Progress,
+    Renewal,
+    computed_input,
+    load_checkpoint,
+    lost,
+    store_journals,
+)
+from penstock.jobs.models import Job, JobRun
+from penstock.jobs.output import count_tokens
 from penstock.jobs.states import JobState, RunOutcome
 from penstock.outbox.services import Topic, post
-from penstock.usage import accounting
 from penstock.usage.spent import Spent
 
+__all__ = [
+    "Claim", "Finish", "Held", "Progress", "Renewal", "checkpoint", "claim", "claim_all", "finish", "finish_all",
+    "hand_back", "load_checkpoint", "note_progress", "note_rewind", "renew",
+]  # fmt: skip
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A job that is now ours. `checkpoint` is what PostgreSQL has of its journal from earlier runs.
-
-    `weight` is its tenant's share of a worker beside those of others; `seconds_left` is until its deadline, by the
-    database's clock at the claim.
+# Rows are locked in the order of their ids, as ends of several jobs lock them (`penstock.jobs.locks`).
+_RENEW: Final = text(
     """
-
-    job: Job
-    fence: int
-    checkpoint: list[JournalEntry]
-    weight: float = 1.0
-    seconds_left: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A lease that a holder believes to have."""
-
-    job_id: str
-    fence: int
-
-
-@dataclass(frozen=True, slots=True)
-class Renewal:
-    """What a holder learns when it renews: whether the job is to be stopped, and how."""
-
-    job_id: str
-    cancel_requested: bool
-    deadline_passed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """A running job's journal so far, for its checkpoint, and what its run took by now.
-
-    `first_token_seconds` counts from the claim.
-    """
-
-    held: Held
-    entries: Sequence[JournalEntry]
-    first_token_seconds: float | None
-    spent: Spent | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """How a job ended. `entries` is its whole journal; the output is assembled from it.
-
-    `untold_tokens` were generated for choices that `best_of` left out: they are used, but in no output. `spent` is what
-    the last run took; None is what its last checkpoint told.
-    """
-
-    state: JobState
-    entries: Sequence[JournalEntry]
-    prompt_tokens: int
-    cached_tokens: int = 0
-    first_token_seconds: float | None = None
-    error: dict[str, Any] | None = None
-    untold_tokens: int = 0
-    spent: Spent | None = None
-    outcome: RunOutcome = RunOutcome.FINISHED
-    data: dict[str, Any] = field(default_factory=dict)
-
-
-def claim(
-    session: Session,
-    *,
-    worker_id: str,
-    deployment_id: str,
-    lease_seconds: float,
-    recent_prefixes: Sequence[int] = (),
-) -> Claim | None:
-    """Take the job whose turn it is on the deployment (`penstock.fairness.turns`). None when nothing may be claimed.
-
-    `recent_prefixes` are fingerprints of the prompts that this worker served last, the newest first.
-    """
-    next_id = next_job(session, deployment_id, recent_prefixes)
-    if next_id is None:
-        return None
-    job = session.scalars(
-        update(Job)
-        .where(Job.id == next_id)
-        .values(
-            state=JobState.RUNNING,
-            fence=Job.fence + 1,
-            runs=Job.runs + 1,
-            last_event=Job.last_event + 1,
-            lease_holder=worker_id,
-            lease_expires_at=_from_now(lease_seconds),
-            started_at=func.coalesce(Job.started_at, func.now()),  # the very moment of the JobRun
-        )
-        .returning(Job)
-        .execution_options(populate_existing=True, synchronize_session=False)
-    ).one()
-    checkpoint = load_checkpoint(session, job.id)
-    session.execute(
-        insert(JobRun),
-        {
-            "job_id": job.id,
-            "fence": job.fence,
-            "worker_id": worker_id,
-            "resumed_at_position": len(checkpoint),
-        },
+    WITH held AS (
+        SELECT job.id, told.fence
+        FROM unnest(CAST(:ids AS text[]), CAST(:fences AS bigint[])) AS told (id, fence) JOIN job ON job.id = told.id
+        ORDER BY job.id FOR UPDATE OF job
     )
-    record(session, [Happening(job, EventType.RUNNING, {"run": job.runs, "worker": worker_id})])
-    weight, seconds_left = _standing(session, job)
-    return Claim(job, job.fence, checkpoint, weight, seconds_left)
+    UPDATE job SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease_seconds)
+    FROM held
+    WHERE job.id = held.id AND job.fence = held.fence AND job.state = 'running' AND job.lease_holder = :worker_id
+    RETURNING job.id, job.cancel_requested_at IS NOT NULL, coalesce(job.deadline <= clock_timestamp(), false)
+    """
+)
+
+_NOTE_FIRST_TOKENS: Final = text(
+    """
+    UPDATE job SET first_token_at = run.started_at + make_interval(secs => told.seconds)
+    FROM unnest(CAST(:ids AS text[]), CAST(:fences AS bigint[]), CAST(:seconds AS double precision[]))
+        AS told (id, fence, seconds)
+    JOIN job_run AS run ON run.job_id = told.id AND run.fence = told.fence
+    WHERE job.id = told.id AND job.fence = told.fence AND job.first_token_at IS NULL
+    """
+)
+
+_NOTE_SPENT: Final = text(
+    """
+    UPDATE job_run SET
+        cached_tokens = took.cached_tokens, computed_tokens = took.computed_tokens,
+        recomputed_tokens = took.recomputed_tokens, device_seconds = took.device_seconds,
+        recomputed_seconds = took.recomputed_seconds, joules = took.joules, energy_note = took.energy_note,
+        queue_seconds = took.queue_seconds, prefill_seconds = took.prefill_seconds,
+        decode_seconds = took.decode_seconds
+    FROM unnest(
+        CAST(:ids AS text[]), CAST(:fences AS bigint[]), CAST(:cached_tokens AS integer[]),
+        CAST(:computed_tokens AS bigint[]), CAST(:recomputed_tokens AS bigint[]),
+        CAST(:device_seconds AS double precision[]), CAST(:recomputed_seconds AS double precision[]),
+        CAST(:joules AS double precision[]), CAST(:energy_note AS text[]), CAST(:queue_seconds AS double precision[]),
+        CAST(:prefill_seconds AS double precision[]), CAST(:decode_seconds AS double precision[])
+    ) AS took (
+        job_id, fence, cached_tokens, computed_tokens, recomputed_tokens, device_seconds, recomputed_seconds,
+        joules, energy_note, queue_seconds, prefill_seconds, decode_seconds
+    )
+    WHERE job_run.job_id = took.job_id AND job_run.fence = took.fence
+    """
+)
 
 
 def renew(session: Session, *, worker_id: str, held: Sequence[Held], lease_seconds: float) -> dict[str, Renewal]:
     """Renew all of a worker's leases in one statement. A lease that is missing from the answer is lost."""
     if not held:
         return {}
-    rows = session.execute(
-        update(Job)
-        .where(*_is_held(held), Job.lease_holder == worker_id)
-        .values(lease_expires_at=_from_now(lease_seconds))
-        .returning(
-            Job.id,
-            Job.cancel_requested_at.is_not(None),
-            func.coalesce(Job.deadline <= func.clock_timestamp(), False),
-        )
-    )
+    given = {"worker_id": worker_id, "lease_seconds": lease_seconds}
+    rows = session.execute(_RENEW, given | _columns(held))
     return {job_id: Renewal(job_id, cancelled, expired) for job_id, cancelled, expired in rows}
 
 
@@ -161,49 +99,10 @@ def checkpoint(session: Session, progress: Sequence[Progress]) -> None:
     current = [item for item in progress if item.held.job_id in prompt_tokens]
     if not current:
         return
-    _store_journals(session, [(item.held, item.entries) for item in current])
+    store_journals(session, [(item.held, item.entries) for item in current])
     _note_spent(session, [(item.held, item.spent) for item in current if item.spent is not None])
     _note_first_tokens(session, [item for item in current if item.first_token_seconds is not None])
     charge(session, [_due(item, prompt_tokens[item.held.job_id]) for item in current])
-
-
-def finish(session: Session, held: Held, result: Finish) -> Job:
-    """End the job, exactly once: state, output, journal, usage, event and webhooks in this one transaction."""
-    output_tokens = count_tokens(result.entries) + result.untold_tokens
-    tally = accounting.tally(
-        session,
-        held.job_id,
-        result.state,
-        tokens=(result.prompt_tokens, output_tokens),
-        cached_tokens=result.cached_tokens,
-        last=(held.fence, result.outcome, result.spent),
-    )
-    job = _move(
-        session,
-        held,
-        result.state,
-        output=assemble_output(result.entries),
-        error=result.error,
-        prompt_tokens=result.prompt_tokens,
-        cached_tokens=tally.cached_tokens,
-        output_tokens=output_tokens,
-        account=tally.account,
-        finished_at=func.clock_timestamp(),
-        first_token_at=func.coalesce(
-            Job.first_token_at,
-            None
-            if result.first_token_seconds is None
-            else _first_token_at(literal(held.job_id), literal(held.fence), literal(result.first_token_seconds)),
-        ),
-    )
-    _store_journals(session, [(held, result.entries)])
-    _end_run(session, held, result.outcome, None, result.spent)
-    accounting.record(session, job, tally)
-    bury_if_deadly(session, job)
-    record(session, [Happening(job, EventType(f"job.{result.state.value}"), _finish_data(job, result))])
-    computed = _computed_input(tally.prompt_tokens, tally.cached_tokens, tally.computed_tokens, output_tokens)
-    charge(session, [Due(job.id, cost_of(computed_input=computed, output=output_tokens))])  # last: it locks a counter
-    return job
 
 
 def hand_back(
@@ -238,26 +137,21 @@ def hand_back(
 
 def note_rewind(session: Session, held: Held, position: int) -> None:
     """Record that the journal was lost past `position`: readers hear it explicitly, never as a silent repeat."""
+    _note(session, held, EventType.REWOUND, {"position": position})
+
+
+def note_progress(session: Session, held: Held, progress: dict[str, Any]) -> None:
+    """Record how far a job is that generates nothing."""
+    _note(session, held, EventType.PROGRESS, progress)
+
+
+def _note(session: Session, held: Held, event: EventType, data: dict[str, Any]) -> None:
     job = session.scalars(
         update(Job).where(*_is_held([held])).values(last_event=Job.last_event + 1).returning(Job)
     ).one_or_none()
     if job is None:
-        raise _lost(held)
-    record(session, [Happening(job, EventType.REWOUND, {"position": position})])
-
-
-def load_checkpoint(session: Session, job_id: str) -> list[JournalEntry]:
-    """What PostgreSQL has of the job's journal."""
-    data = session.scalar(select(JobJournal.entries).where(JobJournal.job_id == job_id))
-    return unpack_entries(data) if data is not None else []
-
-
-def _standing(session: Session, job: Job) -> tuple[float, float | None]:
-    """The weight of the job's tenant, and the seconds to its deadline."""
-    left: Any = func.extract("epoch", Job.deadline - func.clock_timestamp())
-    standing = select(Tenant.weight, left).join(Job, Job.tenant_id == Tenant.id).where(Job.id == job.id)
-    weight, seconds = session.execute(standing).one()
-    return weight, None if seconds is None else float(seconds)
+        raise lost(held)
+    record(session, [Happening(job, event, data)])
 
 
 def _give_up(session: Session, held: Held, reason: str, crashes: int, spent: Spent | None) -> Job:
@@ -286,7 +180,7 @@ def _move(session: Session, held: Held, state: JobState, **values: Any) -> Job:
         .execution_options(populate_existing=True, synchronize_session=False)
     ).one_or_none()
     if job is None:
-        raise _lost(held)
+        raise lost(held)
     return job
 
 
@@ -309,48 +203,14 @@ def _due(item: Progress, prompt_tokens: int) -> Due:
     spent = item.spent or Spent()
     cached, ran = spent.cached_tokens or 0, spent.computed_tokens - spent.recomputed_tokens
     output = count_tokens(item.entries) or max(ran - (prompt_tokens - cached), 0)
-    computed = _computed_input(prompt_tokens, cached, ran, output)
+    computed = computed_input(prompt_tokens, cached, ran, output)
     return Due(item.held.job_id, cost_of(computed_input=computed, output=output))
 
 
-def _computed_input(prompt_tokens: int, cached_tokens: int, computed_tokens: int, output_tokens: int) -> int:
-    """How much of the prompt has been computed: all that was not cached, once there is output."""
-    uncached = prompt_tokens - cached_tokens
-    return uncached if output_tokens else min(uncached, computed_tokens)
-
-
 def _note_first_tokens(session: Session, started: Sequence[Progress]) -> None:
-    if not started:
-        return
-    session.connection().execute(
-        update(Job.__table__)  # type: ignore[arg-type]  # a core update: one statement for many rows
-        .where(
-            Job.__table__.c.id == bindparam("held_id"),
-            Job.__table__.c.fence == bindparam("held_fence"),
-            Job.__table__.c.first_token_at.is_(None),
-        )
-        .values(first_token_at=_first_token_at(bindparam("held_id"), bindparam("held_fence"), bindparam("seconds"))),
-        [
-            {"held_id": item.held.job_id, "held_fence": item.held.fence, "seconds": item.first_token_seconds}
-            for item in started
-        ],
-    )
-
-
-def _store_journals(session: Session, journals: Sequence[tuple[Held, Sequence[JournalEntry]]]) -> None:
-    statement = upsert(JobJournal)
-    excluded = {name: statement.excluded[name] for name in ("fence", "length", "entries")}
-    session.execute(
-        statement.on_conflict_do_update(
-            index_elements=[JobJournal.job_id],
-            set_=excluded | {"updated_at": func.now()},
-            where=JobJournal.fence <= statement.excluded.fence,
-        ),
-        [
-            {"job_id": held.job_id, "fence": held.fence, "length": len(entries), "entries": pack_entries(entries)}
-            for held, entries in journals
-        ],
-    )
+    if started:
+        seconds = [item.first_token_seconds for item in started]
+        session.execute(_NOTE_FIRST_TOKENS, _columns([item.held for item in started]) | {"seconds": seconds})
 
 
 def _end_run(session: Session, held: Held, outcome: RunOutcome, reason: str | None, spent: Spent | None = None) -> None:
@@ -369,33 +229,10 @@ def _end_run(session: Session, held: Held, outcome: RunOutcome, reason: str | No
 
 def _note_spent(session: Session, spent: Sequence[tuple[Held, Spent]]) -> None:
     """What runs took by now: totals, which overwrite what they were, so that no repetition counts twice."""
-    if not spent:
-        return
-    session.connection().execute(
-        update(JobRun.__table__)  # type: ignore[arg-type]  # a core update: one statement for many rows
-        .where(JobRun.__table__.c.job_id == bindparam("held_id"), JobRun.__table__.c.fence == bindparam("held_fence"))
-        .values({name: bindparam(f"new_{name}") for name in Spent.__slots__}),
-        [
-            {"held_id": held.job_id, "held_fence": held.fence}
-            | {f"new_{name}": value for name, value in each.columns.items()}
-            for held, each in spent
-        ],
-    )
+    if spent:
+        took: dict[str, list[Any]] = {name: [getattr(each, name) for _, each in spent] for name in Spent.__slots__}
+        session.execute(_NOTE_SPENT, _columns([held for held, _ in spent]) | took)
 
 
-def _finish_data(job: Job, result: Finish) -> dict[str, Any]:
-    data = {"output_tokens": job.output_tokens} | result.data
-    return data | {"error": result.error} if result.error is not None else data
-
-
-def _first_token_at(job_id: Any, fence: Any, seconds: Any) -> Any:
-    run_start = select(JobRun.started_at).where(JobRun.job_id == job_id, JobRun.fence == fence).scalar_subquery()
-    return run_start + cast(func.make_interval(0, 0, 0, 0, 0, 0, seconds), Interval)
-
-
-def _from_now(seconds: float) -> Any:
-    return func.clock_timestamp() + timedelta(seconds=seconds)
-
-
-def _lost(held: Held) -> LeaseLost:
-    return LeaseLost(f"{held.job_id} is no longer held with fence {held.fence}")
+def _columns(held: Sequence[Held]) -> dict[str, list[Any]]:
+    return {"ids": [each.job_id for each in held], "fences": [each.fence for each in held]}
