@@ -42,6 +42,7 @@ from penstock.quotas.counters import Counters
 from penstock.quotas.fields import add_fields
 from penstock.quotas.gate import QuotaGate
 from penstock.quotas.views import routes as quota_routes
+from penstock.registry import hint_views
 from penstock.retention.views import routes as retention_routes
 from penstock.routing.views import routes as model_routes
 from penstock.services import Services, current_services
@@ -107,7 +108,7 @@ def create_app(
         worker_routes,
         price_routes,
     )
-    for blueprint in (*apis, health.blueprint(), openapi.blueprint()):
+    for blueprint in (*apis, hint_views.blueprint(), health.blueprint(), openapi.blueprint()):
         app.register_blueprint(blueprint)
     portal.register(app)
     openapi.leave_out_pages(app)

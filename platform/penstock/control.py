@@ -30,6 +30,7 @@ from penstock.dead_letters.work import LETTER_WORKS
 from penstock.jobs.housekeeping import Housekeeper
 from penstock.logs import get_logger
 from penstock.metrics import ControlMetrics, serve_metrics
+from penstock.registry.hints import Hints
 from penstock.registry.mlflow_sync import Synchroniser
 from penstock.retention.sweeping import RetentionSweeper
 from penstock.settings import Settings, variable_name
@@ -59,7 +60,7 @@ def run_control(settings: Settings) -> int:
     companions.start("retention", RetentionSweeper(database, redis, settings, metrics).run)
     if settings.mlflow_tracking_uri is not None:
         companions.start("publisher", Publisher(database, settings).run)
-        companions.start("synchroniser", Synchroniser(database, settings).run)
+        companions.start("synchroniser", Synchroniser(database, settings, Hints(redis)).run)
     log.info("control.started", concurrency=CONCURRENCY, companions=companions.names)
     try:
         exit_code = serve(app)

@@ -248,6 +248,17 @@ class Settings(MlflowSettings):
         description="How long a worker with free slots may take none of the jobs that wait before it restarts itself",
     )
     model_poll_seconds: float = Field(default=2.0, gt=0, description="How often MLflow's aliases are read")
+    registry_webhook_secret: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Secret by which MLflow signs its webhooks; with it they are taken at /hooks/registry, and aliases "
+        "are read as soon as they move",
+    )
+    registry_webhook_url: str | None = Field(
+        default=None,
+        description="How MLflow reaches the web process: its webhook is made there by itself; PENSTOCK_PUBLIC_URL "
+        "without it",
+    )
 
     # Webhooks
     webhook_allow_loopback: bool = Field(

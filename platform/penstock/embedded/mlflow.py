@@ -56,6 +56,10 @@ class MLflow:
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
                 "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": self._secrets.webhook_encryption_key,
                 "MLFLOW_CRYPTO_KEK_PASSPHRASE": self._secrets.mlflow_passphrase,
+                # Its webhooks go to the web process beside it, over loopback.
+                "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+                "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+                "MLFLOW_WEBHOOK_CACHE_TTL": "2",
                 "MLFLOW_DISABLE_TELEMETRY": "true",
                 "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "4",
                 "OMP_NUM_THREADS": "1",

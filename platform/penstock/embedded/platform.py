@@ -114,6 +114,7 @@ class Platform:
             "mlflow_tracking_uri": self.services.tracking_uri,
             "web_host": self._host,
             "web_port": str(self.port),
+            **self._hints_by_webhook(),
             **self._extra_settings,
         }
         asked = Settings.from_environment(**known)
@@ -125,6 +126,13 @@ class Platform:
             known["models_folder"] = str(self.services.folder.root / "models")
         self.settings = Settings.from_environment(**known)
         self._environment = {variable_name(field): value for field, value in known.items() if value is not None}
+
+    def _hints_by_webhook(self) -> dict[str, str]:
+        """Settings by which the MLflow that runs here tells of changes; one from elsewhere is not for us to set up."""
+        if self.services.mlflow is None:
+            return {}
+        secret = self.services.secrets.registry_webhook_secret
+        return {"registry_webhook_url": self.url, "registry_webhook_secret": secret}
 
     def _run(self, *arguments: str) -> None:
         """Run one of our own commands to its end. Raises ServiceFailed with the end of what it said."""

@@ -80,6 +80,7 @@ class Secrets:
     mlflow_passphrase: str = field(default_factory=_password, repr=False)
     webhook_encryption_key: str = field(default_factory=_fernet_key, repr=False)
     session_key: str = field(default_factory=_password, repr=False)
+    registry_webhook_secret: str = field(default_factory=_password, repr=False)
 
 
 class StateFolder:

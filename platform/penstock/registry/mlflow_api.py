@@ -3,7 +3,7 @@
 Importing `mlflow` itself costs about 165 MB; this costs httpx. Source: https://mlflow.org/docs/latest/rest-api.html
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
@@ -95,6 +95,19 @@ class MlflowApi:
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Move the alias to the version. Raises `ModelNotFound` or `ValidationFailed`."""
         self._ask("POST", "registered-models/alias", json={"name": name, "alias": alias, "version": version})
+
+    def set_webhook(self, url: str, *, secret: str, events: Sequence[tuple[str, str]]) -> None:
+        """Have MLflow tell `url` of these events (entity, action), signed; one webhook for a URL, made or made anew.
+
+        Raises `ValidationFailed` where MLflow takes no such URL.
+        """
+        named = [{"entity": entity, "action": action} for entity, action in events]
+        body = {"name": "penstock", "url": url, "events": named, "secret": secret, "status": "ACTIVE"}
+        known = next((each for each in self._pages("webhooks", "webhooks", {}) if each["url"] == url), None)
+        if known is None:
+            self._ask("POST", "webhooks", json=body)
+        else:
+            self._ask("PATCH", f"webhooks/{known['webhook_id']}", json=body)
 
     def ping(self) -> None:
         """Raise `ServiceUnavailable` when the registry does not answer."""

@@ -7,15 +7,17 @@ accepted and served by what is known.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, Self
 
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from penstock.db import Database
-from penstock.errors import ServiceUnavailable
+from penstock.errors import ModelNotFound, ServiceUnavailable, ValidationFailed
 from penstock.logs import get_logger
+from penstock.registry.hints import EVENTS, PATH, Hints
 from penstock.registry.mlflow_api import MlflowApi
 from penstock.registry.reconcile import reconcile
 from penstock.settings import Settings
@@ -26,14 +28,30 @@ _LONGEST_PAUSE: Final = 5.0  # an attempt in vain is cheap, and a model that was
 log = get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Webhook:
+    """What MLflow is to call, and the secret that it signs by."""
+
+    url: str
+    secret: str = field(repr=False)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self | None:
+        reached = settings.registry_webhook_url or settings.public_url
+        if settings.registry_webhook_secret is None or reached is None:
+            return None
+        return cls(reached.rstrip("/") + PATH, settings.registry_webhook_secret.get_secret_value())
+
+
 class Synchroniser:
     """Follows the registry. Each control process may run one: of several, one acts at a time.
 
     `failures` counts the turns in a row that failed.
     """
 
-    def __init__(self, database: Database, settings: Settings) -> None:
-        self._database, self._poll_seconds = database, settings.model_poll_seconds
+    def __init__(self, database: Database, settings: Settings, hints: Hints | None = None) -> None:
+        self._database, self._poll_seconds, self._hints = database, settings.model_poll_seconds, hints
+        self._webhook = _Webhook.of(settings)
         self._longest = settings.engine_max_model_len
         self._mlflow = MlflowApi(settings) if settings.mlflow_tracking_uri is not None else None
         self.failures = 0
@@ -44,9 +62,16 @@ class Synchroniser:
             log.warning("registry.not_configured", reason="MLFLOW_TRACKING_URI is not set: no model is synchronised")
             return
         pause = 0.0
-        while not stop.wait(pause):
+        while not self._rested(pause, stop):
             pause = self.attempt()
         self.close()
+
+    def _rested(self, seconds: float, stop: threading.Event) -> bool:
+        """Wait for so long, or until a hint comes; whether to stop."""
+        if self._hints is None:
+            return stop.wait(seconds)
+        self._hints.wait(seconds, stop)
+        return stop.is_set()
 
     def close(self) -> None:
         """Close the connection to MLflow; `run` does it at its end."""
@@ -66,7 +91,18 @@ class Synchroniser:
             # Read while elected: what is read later can never be overwritten by what was read earlier.
             models = self._mlflow.models(between=lambda: _keep_alive(session))
             reconcile(session, models, longest=self._longest)
+            self._ask_for_hints()
         return True
+
+    def _ask_for_hints(self) -> None:
+        """Have MLflow tell us of changes, once in this process's life; where it does not, we read by the clock."""
+        webhook, self._webhook = self._webhook, None
+        if webhook is None or self._mlflow is None:
+            return
+        try:
+            self._mlflow.set_webhook(webhook.url, secret=webhook.secret, events=EVENTS)
+        except (ServiceUnavailable, ValidationFailed, ModelNotFound) as error:
+            log.warning("registry.no_webhook", url=webhook.url, reason=error.message)
 
     @contextmanager
     def elected(self) -> Iterator[Session | None]:

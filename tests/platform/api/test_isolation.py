@@ -33,6 +33,7 @@ OPEN = {
     "/sign-in",
     "/sign-out",
     "/assets/<digest>/<path:name>",
+    "/hooks/registry",
 }
 """Routes that belong to no tenant."""
 
