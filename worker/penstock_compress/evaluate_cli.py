@@ -25,6 +25,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda.")
 @click.option("--noise/--no-noise", default=True, show_default=True, help="Also hold the other against itself.")
 @click.option("--json", "told", type=_FILE, help="Write the figures there.")
+@click.option("--picture", type=_FILE, help="Draw the divergence along the text there, as SVG.")
 @progress_option
 def evaluate(
     candidate: Path,
@@ -35,6 +36,7 @@ def evaluate(
     device: str,
     noise: bool,
     told: Path | None,
+    picture: Path | None,
     form: Form,
 ) -> None:
     """Hold the model in CANDIDATE against another: divergence, perplexity, right answers, speed and size.
@@ -46,6 +48,8 @@ def evaluate(
         figures = found.as_dict()
         if told is not None:
             told.write_text(json.dumps(figures, indent=2) + "\n")
+        if picture is not None:
+            _draw(found, picture)
         teller.done(summary(found), {"figures": figures})
 
 
@@ -66,6 +70,13 @@ def _evaluate(
     context = min(read_config(candidate, "candidate").max_positions, read_config(against, "against").max_positions)
     data = EvaluationData.read(file, against, context=context, sequences=sequences, match=match)
     return evaluated(candidate, against, data, device=device, noise=noise, progress=teller.progress)
+
+
+def _draw(found: "Evaluation", file: Path) -> None:
+    from penstock_compress.pictures import draw_evaluation
+
+    names = [Path(each.path).resolve().name for each in (found.candidate, found.against)]
+    file.write_text(draw_evaluation(found, *names), encoding="utf-8")
 
 
 def summary(found: "Evaluation") -> str:
