@@ -102,7 +102,7 @@ class Panel:
         left, right = sorted((self.x.to_low, self.x.to_high))
         top, bottom = sorted((self.y.to_low, self.y.to_high))
         outside = box.left < left or box.right > right + 60 or box.top < top or box.bottom > bottom
-        return sum(box.overlap(each) for each in self.taken) + 1e5 * outside + box.distance(x, y)
+        return 10 * sum(box.overlap(each) for each in self.taken) + 1e5 * outside + box.distance(x, y)
 
     def draw(self) -> Iterable[str]:
         left, right, bottom, top = self.x.to_low, self.x.to_high, self.y.to_low, self.y.to_high
@@ -194,10 +194,10 @@ def _places(x: float, y: float, width: float) -> Iterable[Box]:
             (x - away - width, y),
             (x - width / 2, y - away - 4),
             (x - width / 2, y + away + 4),
-            (x + away * 0.7, y - away),
-            (x + away * 0.7, y + away),
-            (x - away * 0.7 - width, y - away),
-            (x - away * 0.7 - width, y + away),
+            (x + away * 0.8, y - away),
+            (x + away * 0.8, y + away),
+            (x - away * 0.8 - width, y - away),
+            (x - away * 0.8 - width, y + away),
         ):
             yield Box(left, middle - LINE / 2, left + width, middle + LINE / 2)
 
