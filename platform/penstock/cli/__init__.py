@@ -37,6 +37,7 @@ COMMANDS = {
         "audit": Lazy("penstock.cli.tenants:audit", "Show who changed what.", "platform"),
         "prices": Lazy("penstock.cli.prices:prices", "Say what models cost and tenants may spend.", "platform"),
         "models": Lazy("penstock.cli.models:models", "Register model versions and see them.", "platform"),
+        "rollout": Lazy("penstock.cli.rollout:rollout", "What a version has to show, and what it costs.", "platform"),
     },
 }
 PLUGIN_HELP = {

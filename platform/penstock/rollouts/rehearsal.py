@@ -110,7 +110,7 @@ def _run(
     limit: int,
     rng: np.random.Generator,
 ) -> Iterator[Passage]:
-    jobs, canary = 0, _CanaryRun(policy, effect, error_rate, rng)
+    jobs, canary = 0, CanaryRun(policy, effect, error_rate, rng)
     for stage in stages:
         if stage.state is State.SHADOW and policy.shadow:
             verdict, spent = _pass_shadow(policy, policy.shadow, effect, limit, rng)
@@ -207,7 +207,7 @@ def partners(candidate: Bools) -> tuple[Integers, Integers]:
     return ours[found], theirs[slot[found]]
 
 
-class _CanaryRun:
+class CanaryRun:
     """One run's canary: evidence is gathered over all its steps."""
 
     def __init__(self, policy: Policy, effect: Effect, error_rate: float, rng: np.random.Generator) -> None:
@@ -242,14 +242,16 @@ class _CanaryRun:
 
     def _judge(self, step: Step, jobs: Jobs, served: Integers) -> tuple[Verdict, int] | None:
         before = replace(self._errors), self._latency and replace(self._latency)
-        found = self._decide(step, jobs, served)
+        found = self.first_verdict(step, jobs, served)
         if found is not None and found[0] is Verdict.PROMOTE and found[1] + 1 < len(served):
             # The jobs after the verdict are not run at this share: take the evidence of those before it alone.
             self._errors, self._latency = before
-            self._decide(step, _first(jobs, found[1] + 1), served[: found[1] + 1])
+            self.first_verdict(step, _first(jobs, found[1] + 1), served[: found[1] + 1])
         return found
 
-    def _decide(self, step: Step, jobs: Jobs, served: Integers) -> tuple[Verdict, int] | None:
+    def first_verdict(self, step: Step, jobs: Jobs, served: Integers) -> tuple[Verdict, int] | None:
+        """The first after one of these jobs that is no hold, and the job's index; `served` are those of the candidate
+        in this step so far. All of them are evidence from now on."""
         harm = [self._errors.harm(jobs, jobs.failed, step.share)]
         safe = [self._errors.safe(jobs, jobs.failed, step.error_margin)]
         if self._latency:

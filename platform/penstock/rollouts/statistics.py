@@ -176,7 +176,7 @@ def mean_capitals(sample: Sample, bound: float, *, above: bool) -> Floats:
     values = np.array([value / RESOLUTION for value, _ in sample.counts], dtype=float)
     counts = np.array([count for _, count in sample.counts], dtype=float)
     factors = mean_factors(values, bound, lower=sample.lower, above=above)
-    return np.asarray(counts @ factors, dtype=np.float64)
+    return np.asarray(counts @ factors)
 
 
 def mean_factors(values: Floats, bound: float, *, lower: float = -1.0, above: bool) -> Floats:
@@ -184,7 +184,7 @@ def mean_factors(values: Floats, bound: float, *, lower: float = -1.0, above: bo
     if not lower < bound < 1:
         raise ValueError(f"bound is {bound}; it must lie between {lower:g} and 1, where values lie")
     gain = (values - lower) / (bound - lower) if above else (1 - values) / (1 - bound)
-    return np.log1p(np.outer(gain - 1, FRACTIONS))
+    return np.asarray(np.log1p(np.outer(gain - 1, FRACTIONS)), dtype=np.float64)
 
 
 def mean_interval(sample: Sample, *, alpha_low: float, alpha_high: float) -> Interval:
