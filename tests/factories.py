@@ -84,7 +84,7 @@ def submit_job(session: Session, tenant: Tenant, *, max_queued_jobs: int = 1000,
     return jobs.submit(
         session,
         tenant_id=tenant.id,
-        request=request,
+        asked=jobs.Asked.of(request),
         prompts=WordCounter(),
         limits=jobs.Limits(max_queued_jobs=max_queued_jobs),
     )

@@ -5,7 +5,8 @@ from typing import Final
 
 import structlog
 from apiflask import APIFlask
-from flask import Flask, Response, g, request
+from flask import Flask, Request, Response, g, request
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from opentelemetry.trace import SpanKind
 from redis import Redis
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -16,6 +17,7 @@ from penstock.auth.operator_views import routes as operator_routes
 from penstock.auth.views import routes as account_routes
 from penstock.broker import make_redis
 from penstock.bulk.views import routes as bulk_routes
+from penstock.compressions.views import routes as calibration_routes
 from penstock.db import Database
 from penstock.dead_letters.views import routes as dead_letter_routes
 from penstock.errors import NotFound
@@ -44,6 +46,7 @@ from penstock.quotas.gate import QuotaGate
 from penstock.quotas.views import routes as quota_routes
 from penstock.registry import hint_views
 from penstock.retention.views import routes as retention_routes
+from penstock.routing.recent import RecentRoutes
 from penstock.routing.views import routes as model_routes
 from penstock.services import Services, current_services
 from penstock.settings import Settings
@@ -56,6 +59,14 @@ from penstock.workers.views import routes as worker_routes
 _COUNT_SECONDS: Final = 0.5  # how long a request waits for Redis to count it
 _WAITING_SHARE: Final = 0.75  # of the threads; the rest answer short requests
 log = get_logger(__name__)
+
+
+class _Sessions(SecureCookieSessionInterface):
+    """Makes no signer for a request that brings no session, as none of the API's does."""
+
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+        known = self.get_cookie_name(app) in request.cookies
+        return super().open_session(app, request) if known else self.session_class()
 
 
 def create_app(
@@ -76,6 +87,7 @@ def create_app(
     app.config["SECRET_KEY"] = settings.secret_key.get_secret_value()
     # One more than we take: Werkzeug cuts a body of unknown length off at the limit and says nothing (see `read_body`).
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
+    app.session_interface = _Sessions()
     app.json.sort_keys = False
     app.url_map.strict_slashes = False
     if settings.proxies:
@@ -107,6 +119,7 @@ def create_app(
         dead_letter_routes,
         worker_routes,
         price_routes,
+        calibration_routes,
     )
     for blueprint in (*apis, hint_views.blueprint(), health.blueprint(), openapi.blueprint()):
         app.register_blueprint(blueprint)
@@ -136,6 +149,7 @@ def make_services(
         feed=FeedBroadcaster(database),
         keys=KeyRing(database, settings.environment),
         prompts=prompts or _tokenizers(),
+        routes=RecentRoutes(database),
         metrics=Metrics(database, lambda: waiting_places.taken),
         waiting_places=waiting_places,
         tracing=tracing or make_tracing(settings, "web"),

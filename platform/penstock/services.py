@@ -16,6 +16,7 @@ from penstock.jobs.services import PromptCounter
 from penstock.metrics import Metrics
 from penstock.places import Places
 from penstock.quotas.gate import QuotaGate
+from penstock.routing.recent import RecentRoutes
 from penstock.settings import Settings
 from penstock.tracing import Tracing
 
@@ -35,6 +36,7 @@ class Services:
     feed: FeedBroadcaster
     keys: KeyRing
     prompts: PromptCounter
+    routes: RecentRoutes
     metrics: Metrics
     waiting_places: Places
     quotas: QuotaGate

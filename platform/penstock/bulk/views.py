@@ -46,7 +46,7 @@ class BulkAnswerHeaders(BaseModel):
 def begin_bulk(principal: Principal, headers: BulkHeaders, body: BulkRequest) -> tuple[Response, int, dict[str, str]]:
     """Cancel or replay all jobs that a filter names, in the background. A replay submits their requests as new jobs."""
     wanted = body.stored_filter()
-    keyed = keyed_request(principal.tenant_id, headers.idempotency_key, ["bulk", body.action, wanted])
+    keyed = keyed_request(principal.tenant_id, headers.idempotency_key, lambda: ["bulk", body.action, wanted])
     wish = Wish(BulkAction(body.action), wanted, actor_of(principal), principal.key_id, principal.models)
     with current_services().database.transaction() as session:
         begun = bulk.begin(session, principal.tenant_id, wish, keyed)

@@ -112,7 +112,7 @@ def settle_dead_letters(
 ) -> tuple[Response, int, dict[str, str]]:
     """Replay or discard all open dead letters of a group, in the background, as a bulk operation."""
     wanted = body.filter.model_dump(mode="json", exclude_none=True)
-    keyed = keyed_request(principal.tenant_id, headers.idempotency_key, ["dead letters", body.action, wanted])
+    keyed = keyed_request(principal.tenant_id, headers.idempotency_key, lambda: ["dead letters", body.action, wanted])
     wish = Wish(_ACTIONS[body.action], wanted, actor_of(principal), principal.key_id, principal.models)
     with current_services().database.transaction() as session:
         begun = bulk.begin(session, principal.tenant_id, wish, keyed)

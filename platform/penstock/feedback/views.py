@@ -42,7 +42,7 @@ def give_feedback(
 ) -> tuple[Response, int, dict[str, str]]:
     """Judge a finished job's answer, by a score, a label, or both. A job may have any number of judgements."""
     sent = body.model_dump(mode="json", exclude_unset=True)
-    asked = keyed_request(principal.tenant_id, headers.idempotency_key, ["feedback", job_id, sent])
+    asked = keyed_request(principal.tenant_id, headers.idempotency_key, lambda: ["feedback", job_id, sent])
     with current_services().database.transaction() as session:
         given, replayed = feedback.give(
             session, principal.tenant_id, job_id, body, api_key_id=principal.key_id, asked=asked

@@ -38,10 +38,11 @@ class KeyedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The job as it was accepted. `replayed` when an earlier request with the same key has made it."""
+    """The job as it was accepted. `replayed` when an earlier request with the same key has made it; else with its `job`."""
 
     document: dict[str, Any]
     replayed: bool
+    job: Job | None = None
 
     @property
     def job_id(self) -> str:
@@ -49,15 +50,15 @@ class Accepted:
         return job_id
 
 
-def keyed_request(tenant_id: str, header: str | None, asked: Any) -> KeyedRequest | None:
-    """The request under the key that the header gives, or None without one. `asked` is what it asks for, as JSON,
+def keyed_request(tenant_id: str, header: str | None, asked: Callable[[], Any]) -> KeyedRequest | None:
+    """The request under the key that the header gives, or None without one. `asked` tells what it asks for, as JSON,
     its members in an order that means something: that of a schema's properties decides the order of the output.
 
     Raises `ValidationFailed` when the header holds no key: a string in quotes, as the draft has it, or the bare text.
     """
     if header is None:
         return None
-    canonical = json.dumps(asked, ensure_ascii=False, separators=(",", ":"))
+    canonical = json.dumps(asked(), ensure_ascii=False, separators=(",", ":"))
     return KeyedRequest(tenant_id, _key_in(header), hashlib.sha256(canonical.encode()).digest())
 
 
@@ -70,12 +71,14 @@ def accept_once(
     through yet.
     """
     if request is None:
-        return Accepted(job_document(make()), replayed=False)
+        job = make()
+        return Accepted(job_document(job), replayed=False, job=job)
     _lock(session, request)
     kept = _recall(session, request, keep_seconds)
     if kept is not None:
         return Accepted(kept, replayed=True)
-    document = job_document(make())
+    job = make()
+    document = job_document(job)
     session.add(
         IdempotencyKey(
             tenant_id=request.tenant_id,
@@ -86,7 +89,7 @@ def accept_once(
         )
     )
     session.flush()
-    return Accepted(document, replayed=False)
+    return Accepted(document, replayed=False, job=job)
 
 
 def forget_expired(session: Session, keep_seconds: int) -> int:

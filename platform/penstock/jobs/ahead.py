@@ -7,21 +7,18 @@ from penstock.jobs.intake import Asked, PromptCounter
 from penstock.jobs.schemas import JobRequest
 from penstock.jobs.structure import structure_of
 from penstock.registry.models import Deployment
-from penstock.routing.services import choose
 from penstock.services import Services
 
 
-def judge_structure(services: Services, request: JobRequest) -> None:
-    """Compile the grammar that the request asks for, if any, so that its submit finds the verdict at hand.
+def prepare(services: Services, request: JobRequest) -> Asked:
+    """The request, judged for the version that its model's jobs went to a moment ago.
 
-    What is wrong is told by the submit, in its order.
+    The transaction chooses anew; where it chooses another version, it judges for that one itself.
     """
-    if request.params.response_format is None and not request.params.tools:
-        return
-    with suppress(PenstockError):
-        with services.database.transaction() as session:
-            deployment = choose(session, request.model).deployment
-        judge(services.prompts, deployment, Asked.of(request))
+    asked = Asked.of(request)
+    with suppress(PenstockError):  # such as a model that is not there
+        judge(services.prompts, services.routes.of(request.model), asked)
+    return asked
 
 
 def judge(prompts: PromptCounter, deployment: Deployment, asked: Asked) -> None:

@@ -6,12 +6,13 @@ it is, so that a schema's properties keep their order.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, Boolean, Text, column, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy import ARRAY, Boolean, Text, column, text
+from sqlalchemy.orm import Session, make_transient_to_detached
 
+from penstock.clock import iso
 from penstock.fairness.counters import wake
 from penstock.fairness.lanes import awake
 from penstock.ids import new_id
@@ -26,8 +27,12 @@ GIVEN: Final = (
 )  # fmt: skip
 """The columns that a new row gives beside its id; the others begin as the database has them."""
 
+_TABLE: Final = Job.__table__
 _COLUMNS: Final = ", ".join(("id", *GIVEN))
-_KEPT: Final = ", ".join(f"written.{each.name}" for each in Job.__table__.columns)
+# What the row begins with beside these; the rest of its columns begin as null.
+_BEGUN: Final = [each for each in _TABLE.columns if each.server_default is not None and each.name not in GIVEN]
+_TOLD: Final = ", ".join(f"written.{each.name}" for each in _BEGUN)
+_EMPTY: Final = dict.fromkeys(Job.__mapper__.column_attrs.keys())
 
 # What a lane's tenant has there already is looked up before these rows are seen, and before their counter is: whoever
 # sleeps is woken by a statement of its own, after the foreign keys' locks, which a counter comes behind.
@@ -53,11 +58,10 @@ _WRITE: Final = text(
     ), asleep AS MATERIALIZED (
         SELECT tenant_id, deployment_id FROM lane WHERE NOT {awake("lane.deployment_id", "lane.tenant_id")}
     )
-    SELECT {_KEPT}, listening.endpoints, asleep.tenant_id IS NOT NULL AS sleeps
+    SELECT written.id, {_TOLD}, listening.endpoints, asleep.tenant_id IS NOT NULL AS sleeps
     FROM written LEFT JOIN listening USING (tenant_id) LEFT JOIN asleep USING (tenant_id, deployment_id)
     """  # noqa: S608  # made of constants alone
-).columns(*Job.__table__.columns, column("endpoints", ARRAY(Text)), column("sleeps", Boolean))
-_WRITTEN: Final = select(Job, column("endpoints"), column("sleeps")).from_statement(_WRITE)
+).columns(_TABLE.c.id, *_BEGUN, column("endpoints", ARRAY(Text)), column("sleeps", Boolean))
 
 
 def enqueue(session: Session, rows: Sequence[dict[str, Any]]) -> list[Job]:
@@ -68,12 +72,26 @@ def enqueue(session: Session, rows: Sequence[dict[str, Any]]) -> list[Job]:
     if not rows:
         return []
     # They are queued at one moment, so that it is their ids that keep them in order.
-    named = [row | {"id": job_id} for row, job_id in zip(rows, sorted(new_id("job") for _ in rows), strict=True)]
-    found = session.execute(_WRITTEN, {"rows": json.dumps(named, ensure_ascii=False, separators=(",", ":"))}).all()
-    for job, endpoints, _ in found:
-        tell(session, Happening(job, EventType.QUEUED, {"model_version": job.model_version}), endpoints or ())
-    _wake(session, [job for job, _, sleeps in found if sleeps])
-    return sorted((job for job, _, _ in found), key=lambda job: job.id)
+    ids = sorted(new_id("job") for _ in rows)
+    named = {job_id: row | {"id": job_id} for job_id, row in zip(ids, rows, strict=True)}
+    document = json.dumps([*named.values()], ensure_ascii=False, separators=(",", ":"), default=iso)
+    found = {row["id"]: dict(row) for row in session.execute(_WRITE, {"rows": document}).mappings()}
+    jobs = [_as_written(session, row, found[job_id]) for job_id, row in named.items()]
+    for job in jobs:
+        happening = Happening(job, EventType.QUEUED, {"model_version": job.model_version})
+        tell(session, happening, found[job.id]["endpoints"] or ())
+    _wake(session, [job for job in jobs if found[job.id]["sleeps"]])
+    return jobs
+
+
+def _as_written(session: Session, given: Mapping[str, Any], found: Mapping[str, Any]) -> Job:
+    """The job as the session has what it has read: nothing of the row is asked for again."""
+    begun = {each.name: found[each.name] for each in _BEGUN}
+    values = _EMPTY | {"user_metadata" if name == "metadata" else name: value for name, value in given.items()} | begun
+    job = Job(**values)
+    make_transient_to_detached(job)
+    session.add(job)
+    return job
 
 
 def _wake(session: Session, jobs: Sequence[Job]) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Final, Protocol, Self
 from sqlalchemy import func, select, true
 from sqlalchemy.orm import Session
 
-from penstock.clock import iso
 from penstock.errors import QuotaExceeded, ValidationFailed
 from penstock.fairness.prefixes import fingerprint
 from penstock.jobs.crowding import Crowding
@@ -167,7 +166,7 @@ class Intake:
             "batch_line": place.line if place else None,
             "job_class": request.class_rank.value,
             "priority": request.priority,
-            "deadline": iso(request.deadline),
+            "deadline": request.deadline,
             "prefix": fingerprint(self._tenant_id, asked.input, asked.params["tools"]),
             "token_budget": request.budget.tokens if request.budget else None,
             "api_key_id": origin.api_key_id,

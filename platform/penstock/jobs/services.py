@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from penstock.errors import JobAlreadyFinished, JobNotFinished, NotFound
 from penstock.jobs.events import EventType, Happening, record
 from penstock.jobs.filters import JobFilter, matching_ids
-from penstock.jobs.intake import Asked
+from penstock.jobs.intake import Asked as Asked
 from penstock.jobs.intake import Intake as Intake
 from penstock.jobs.intake import Limits as Limits
 from penstock.jobs.intake import Origin as Origin
@@ -28,7 +28,7 @@ def submit(
     session: Session,
     *,
     tenant_id: str,
-    request: JobRequest,
+    asked: Asked,
     prompts: PromptCounter,
     limits: Limits,
     traceparent: str | None = None,
@@ -37,7 +37,7 @@ def submit(
 ) -> Job:
     """Queue a job: route it, check that it fits, write its row, its first event and its doorbell."""
     intake = Intake(session, tenant_id, prompts=prompts, limits=limits)
-    intake.admit(Asked.of(request), Origin(api_key_id, traceparent, retry_of))
+    intake.admit(asked, Origin(api_key_id, traceparent, retry_of))
     return intake.write()[0]
 
 
@@ -114,7 +114,7 @@ def retry(
     return submit(
         session,
         tenant_id=tenant_id,
-        request=request,
+        asked=Asked.of(request),
         prompts=prompts,
         limits=limits,
         traceparent=traceparent,

@@ -17,7 +17,7 @@ from penstock.connection import watch
 from penstock.endpoints import Contract, endpoint, schema_of
 from penstock.idempotency.services import Accepted, KeyedRequest, accept_once, keyed_request
 from penstock.jobs import services as jobs
-from penstock.jobs.ahead import judge_structure
+from penstock.jobs.ahead import prepare
 from penstock.jobs.details import describe, with_newest_output
 from penstock.jobs.documents import JobDetail, JobDocument, JobPage
 from penstock.jobs.models import Job
@@ -94,8 +94,7 @@ def submit_job(
     seconds = wait_asked(headers.prefer)
     if body.webhook is not None:
         check_numeric(body.webhook.url, allow_loopback=services.settings.webhook_allow_loopback, field="webhook.url")
-    asked = keyed_request(principal.tenant_id, headers.idempotency_key, ["submit", _as_sent(body)])
-
+    asked = keyed_request(principal.tenant_id, headers.idempotency_key, lambda: ["submit", _as_sent(body)])
     if isinstance(body, JobRequest):
         submit = _submission(services, principal, body, headers)
     else:
@@ -169,7 +168,7 @@ def cancel_job(principal: Principal, job_id: str) -> tuple[Response, int]:
 def retry_job(principal: Principal, headers: RetryHeaders, job_id: str) -> tuple[Response, int, dict[str, str]]:
     """Submit a finished job's request again, as a new job that names the old one in `retry_of`."""
     services = current_services()
-    asked = keyed_request(principal.tenant_id, headers.idempotency_key, ["retry", job_id])
+    asked = keyed_request(principal.tenant_id, headers.idempotency_key, lambda: ["retry", job_id])
 
     def retry(session: Session) -> Job:
         refuse_model(principal, jobs.get(session, principal.tenant_id, job_id).model_name)
@@ -220,14 +219,14 @@ def _submission(
     services: Services, principal: Principal, body: JobRequest, headers: SubmitHeaders
 ) -> Callable[[Session], Job]:
     """What submits the job, in whichever transaction."""
-    judge_structure(services, body)
+    prepared = prepare(services, body)
 
     def submit(session: Session) -> Job:
         refuse_model(principal, model_name_of(body.model))
         return jobs.submit(
             session,
             tenant_id=principal.tenant_id,
-            request=body,
+            asked=prepared,
             prompts=services.prompts,
             limits=services.quotas.job_limits(principal.tenant_id, principal.limits),
             traceparent=traceparent_of(headers.traceparent),

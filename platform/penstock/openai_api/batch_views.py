@@ -53,7 +53,7 @@ _BOTH: Final = {
 def create_batch(principal: Principal, headers: RetryHeaders, body: BatchRequest) -> Response:
     """Make a batch of the requests in a file, a line each. They are validated, and then become jobs."""
     asked = ["batch", body.model_dump(mode="json", exclude_unset=True)]
-    keyed = keyed_request(principal.tenant_id, headers.idempotency_key, asked)
+    keyed = keyed_request(principal.tenant_id, headers.idempotency_key, lambda: asked)
     return _made(lambda session: batches.create(session, principal, body, keyed))
 
 
@@ -124,7 +124,7 @@ def resume_batch(principal: Principal, batch_id: str) -> Response:
 def retry_batch(principal: Principal, headers: RetryHeaders, body: BatchRetryRequest, batch_id: str) -> Response:
     """Try the lines again that failed, expired or were cancelled: a new batch of them alone, with `retry_of`."""
     asked = ["retry batch", batch_id, body.model_dump(mode="json", exclude_unset=True)]
-    keyed = keyed_request(principal.tenant_id, headers.idempotency_key, asked)
+    keyed = keyed_request(principal.tenant_id, headers.idempotency_key, lambda: asked)
     return _made(lambda session: batches.retry(session, principal, batch_id, body, keyed))
 
 

@@ -17,8 +17,9 @@ from penstock.auth.services import Principal
 from penstock.errors import JobAlreadyFinished, JobFailed, JobStopped, PenstockError, ServiceUnavailable
 from penstock.idempotency.services import KeyedRequest, accept_once
 from penstock.jobs import services as jobs
-from penstock.jobs.ahead import judge_structure
+from penstock.jobs.ahead import prepare
 from penstock.jobs.fitness import Vocabulary
+from penstock.jobs.intake import Asked
 from penstock.jobs.live import Subscription
 from penstock.jobs.models import Job
 from penstock.jobs.presentation import job_document
@@ -72,9 +73,7 @@ class Call:
 
     def submit(self, submission: Submission) -> None:
         """Submit all jobs, or none. Raises what the native submit raises, in the names of the job's fields."""
-        requests = [_job_request(body) for body in submission.bodies]
-        for request in requests:
-            judge_structure(self._services, request)
+        requests = [prepare(self._services, _job_request(body)) for body in submission.bodies]
         with self._services.database.transaction() as session:
             submitted = [
                 self._accept(session, request, _numbered(submission.asked, number), submission)
@@ -115,15 +114,15 @@ class Call:
             if job.id not in self._over:
                 self._cancel(job)
 
-    def _accept(self, session: Session, request: JobRequest, asked: KeyedRequest | None, submission: Submission) -> Job:
+    def _accept(self, session: Session, prepared: Asked, asked: KeyedRequest | None, submission: Submission) -> Job:
         principal, services = self._principal, self._services
 
         def make() -> Job:
-            refuse_model(principal, model_name_of(request.model))
+            refuse_model(principal, model_name_of(prepared.request.model))
             job = jobs.submit(
                 session,
                 tenant_id=principal.tenant_id,
-                request=request,
+                asked=prepared,
                 prompts=services.prompts,
                 limits=services.quotas.job_limits(principal.tenant_id, principal.limits),
                 traceparent=submission.traceparent,
@@ -134,7 +133,7 @@ class Call:
             return job
 
         accepted = accept_once(session, asked, make, keep_seconds=services.settings.idempotency_seconds)
-        return jobs.get(session, principal.tenant_id, accepted.job_id)
+        return accepted.job or jobs.get(session, principal.tenant_id, accepted.job_id)
 
     def _vocabulary(self, session: Session, job: Job) -> Vocabulary:
         vocabulary = self._services.prompts.vocabulary(session.get_one(Deployment, job.deployment_id))

@@ -185,7 +185,7 @@ class _Asking:
         asked = body.model_dump(mode="json", exclude_unset=True, exclude={"stream", "stream_options"})
         submission = Submission(
             bodies=[body.response_job(before)],
-            asked=keyed_request(self.principal.tenant_id, self.headers.idempotency_key, [request.path, asked]),
+            asked=keyed_request(self.principal.tenant_id, self.headers.idempotency_key, lambda: [request.path, asked]),
             traceparent=traceparent_of(self.headers.traceparent),
             names_tokens=body.with_logprobs,
             outlives_connection=bool(body.background),

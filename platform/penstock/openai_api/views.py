@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from apiflask import APIBlueprint
 from flask import Response, jsonify, request
@@ -108,9 +108,13 @@ class _Asking:
         return CompletionForm(self.body, call.jobs, call.vocabularies)
 
     def _key(self) -> KeyedRequest | None:
+        return keyed_request(
+            self.principal.tenant_id, self.headers.idempotency_key, lambda: [request.path, self._asked()]
+        )
+
+    def _asked(self) -> dict[str, Any]:
         # Whether it is streamed is no part of what is asked for: either way it is the same answer.
-        asked = self.body.model_dump(mode="json", exclude_unset=True, exclude={"stream", "stream_options"})
-        return keyed_request(self.principal.tenant_id, self.headers.idempotency_key, [request.path, asked])
+        return self.body.model_dump(mode="json", exclude_unset=True, exclude={"stream", "stream_options"})
 
 
 def _whole(asking: _Asking, call: Call) -> Response:

@@ -13,7 +13,7 @@ from penstock.auth.models import Tenant
 from penstock.auth.services import limits_of
 from penstock.errors import JobAlreadyFinished, PenstockError
 from penstock.jobs import services as jobs
-from penstock.jobs.ahead import judge_structure
+from penstock.jobs.ahead import prepare
 from penstock.jobs.presentation import job_document
 from penstock.jobs.services import Limits
 from penstock.jobs.sse import stream_response
@@ -87,13 +87,12 @@ def submit() -> tuple[str, int] | AnyResponse:
     """Submit what the form asks for and go to the new job; the API's errors are shown at their fields."""
     services, form = current_services(), JobForm.sent(request.form)
     try:
-        asked = form.request()
-        judge_structure(services, asked)
+        asked = prepare(services, form.request())
         with services.database.transaction() as session:
             job = jobs.submit(
                 session,
                 tenant_id=tenant_id(),
-                request=asked,
+                asked=asked,
                 prompts=services.prompts,
                 limits=_limits(session),
             )

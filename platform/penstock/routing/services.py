@@ -11,24 +11,22 @@ from penstock.errors import ModelNotFound
 from penstock.registry.models import Deployment, RoutingPolicy
 
 _ALIAS: Final[BindParameter[str]] = bindparam("alias")
-# One object, so that SQLAlchemy compiles it once and need not even look whether it has; so with each like it.
+_POLICY, _VERSION = RoutingPolicy.__table__.c, Deployment.__table__.c
+# One object, so that SQLAlchemy compiles it once; of tables and not of classes, which costs it half as much.
 _NAMED: Final = (
-    select(RoutingPolicy.champion_since, Deployment)
+    select(_POLICY.champion_since, *_VERSION)
     .join(
-        Deployment,
-        Deployment.id
-        == case(
-            (_ALIAS == "champion", RoutingPolicy.champion_id),
-            (_ALIAS == "challenger", RoutingPolicy.challenger_id),
-        ),
+        Deployment.__table__,
+        _VERSION.id
+        == case((_ALIAS == "champion", _POLICY.champion_id), (_ALIAS == "challenger", _POLICY.challenger_id)),
     )
-    .where(RoutingPolicy.model_name == bindparam("name"))
+    .where(_POLICY.model_name == bindparam("name"))
 )
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingDecision:
-    """The deployment that a job goes to, and why, as its document shows it."""
+    """The deployment that a job goes to, as it is now, and why, as the job's document shows it."""
 
     deployment: Deployment
     reason: dict[str, Any]
@@ -81,13 +79,13 @@ def _by_version(session: Session, name: str, version: str) -> RoutingDecision:
 
 
 def _by_alias(session: Session, name: str, alias: str) -> RoutingDecision:
-    found = session.execute(_NAMED, {"name": name, "alias": alias}).one_or_none()
+    found = session.execute(_NAMED, {"name": name, "alias": alias}).mappings().one_or_none()
     if found is None:
         policy = session.get(RoutingPolicy, name)
         raise ModelNotFound(_why_not(session, policy, name, alias), field="model", available=available_models(session))
-    champion_since, deployment = found
-    reason = {"rule": "alias", "alias": alias, "version": deployment.model_version}
-    return RoutingDecision(deployment, reason | ({"since": iso(champion_since)} if alias == "champion" else {}))
+    deployment = Deployment(**{column.name: found[column] for column in _VERSION})
+    since = {"since": iso(found["champion_since"])} if alias == "champion" else {}
+    return RoutingDecision(deployment, {"rule": "alias", "alias": alias, "version": deployment.model_version, **since})
 
 
 def _why_not(session: Session, policy: RoutingPolicy | None, name: str, alias: str) -> str:

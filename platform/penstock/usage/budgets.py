@@ -30,8 +30,9 @@ class Asked(Protocol):
     def currency(self) -> str | None: ...
 
 
+_BUDGET: Final = TenantBudget.__table__.c
 _OFFER: Final = IN_FORCE.add_columns(
-    exists().where(TenantBudget.tenant_id == bindparam("tenant_id"), TenantBudget.currency == Price.currency)
+    exists().where(_BUDGET.tenant_id == bindparam("tenant_id"), _BUDGET.currency == Price.__table__.c.currency)
 )
 
 

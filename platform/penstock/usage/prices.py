@@ -6,7 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
-from sqlalchemy import Select, bindparam, func, or_, select
+from sqlalchemy import bindparam, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -65,14 +65,15 @@ def list_prices(
     return found[:limit], found[limit - 1].id if len(found) > limit else None
 
 
-IN_FORCE: Final[Select[str, str, Decimal, Decimal, Decimal, Decimal]] = (
-    select(Price.id, Price.currency, Price.input, Price.cached, Price.output, Price.device_second)
+_PRICE: Final = Price.__table__.c
+IN_FORCE: Final = (
+    select(_PRICE.id, _PRICE.currency, _PRICE.input, _PRICE.cached, _PRICE.output, _PRICE.device_second)
     .where(
-        Price.model_name == bindparam("model_name"),
-        or_(Price.model_version == bindparam("model_version"), Price.model_version.is_(None)),
-        Price.valid_from <= func.now(),
+        _PRICE.model_name == bindparam("model_name"),
+        or_(_PRICE.model_version == bindparam("model_version"), _PRICE.model_version.is_(None)),
+        _PRICE.valid_from <= func.now(),
     )
-    .order_by(Price.model_version.nulls_last(), Price.valid_from.desc())
+    .order_by(_PRICE.model_version.nulls_last(), _PRICE.valid_from.desc())
     .limit(1)
 )
 """The terms of a job of the version that is submitted now; no row where it has no price."""

@@ -132,7 +132,7 @@ def test_a_duplicate_is_turned_away_while_the_first_is_handled(caller: Caller, d
 
     def handle() -> None:
         with database.transaction() as session:
-            asked = keyed_request(caller.tenant_id, "k", ["submit", BODY])
+            asked = keyed_request(caller.tenant_id, "k", lambda: ["submit", BODY])
             owner = session.get_one(Tenant, caller.tenant_id)
             accept_once(session, asked, lambda: submit_job(session, owner, **BODY), keep_seconds=DAY)
             during = caller.post("/v1/jobs", BODY, Idempotency_Key="k")
