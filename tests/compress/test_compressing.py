@@ -86,8 +86,9 @@ def test_calibrated_models_stay_closer(tmp_path: Path, tokens: Tensor, kind: str
     source.reference.save_pretrained(source.folder)
     compress(source.folder, tmp_path / "plain", recipe("int4"))
     compress(source.folder, tmp_path / "better", recipe("int4", method), tokens)
-    errors = {name: _errors(tmp_path / name, source.folder, tokens) for name in ("plain", "better")}
-    assert errors["better"] < errors["plain"] * (0.9 if method == "gptq" else 1.0)
+    others = torch.randint(8, 199, (24, 32), generator=torch.Generator().manual_seed(4))
+    errors = {name: _errors(tmp_path / name, source.folder, others) for name in ("plain", "better")}
+    assert errors["better"] < errors["plain"] * 0.9
 
 
 def _errors(folder: Path, source: Path, tokens: Tensor) -> float:

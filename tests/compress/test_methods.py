@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from penstock_compress.clipping import clipped, takes_clipping
 from penstock_compress.gptq import gptq, nearest
 from penstock_compress.grids import Grid
 from penstock_compress.smoothing import (
@@ -107,6 +108,36 @@ def test_awq_finds_factors_that_lose_less(weight: Tensor, inputs: InputStatistic
 def test_awq_leaves_alone_what_no_factor_betters(weight: Tensor) -> None:
     even = InputStatistics(torch.eye(96), torch.ones(96), torch.ones(96), 1)
     assert awq_factors([weight], even, INT4, torch.float32) is None
+
+
+@pytest.mark.parametrize("grid", [INT4, Grid(4), Grid(4, symmetric=False, scope="group", group=32)])
+def test_ranges_are_cut_where_inputs_hardly_meet_what_sticks_out(grid: Grid) -> None:
+    weight, x = draw(48, 96, seed=1), draw(700, 96, seed=2)
+    weight[:, ::32] *= 8
+    x[:, ::32] *= 0.02
+    hessian = x.T @ x / len(x)
+    plain = nearest(weight, grid, torch.float32)
+    cut = clipped(weight, hessian, grid, torch.float32)
+    lost = [output_error(rounded.dequantize() - weight, hessian) for rounded in (plain, cut)]
+    assert lost[1] < 0.7 * lost[0]
+    assert (cut.scales.scale <= plain.scales.scale).all()
+
+
+def test_a_cut_loses_no_more_of_any_output_and_none_is_made_where_it_would(weight: Tensor) -> None:
+    x = draw(700, 96, seed=2) @ draw(96, 96, seed=3)
+    weight[0, 7], x[:, 7] = 30, 100 * x[:, 7]  # the end of a range, and met by the largest input
+    hessian = x.T @ x / len(x)
+    plain, cut = nearest(weight, INT4, torch.float32), clipped(weight, hessian, INT4, torch.float32)
+    wrong = [rounded.dequantize() - weight for rounded in (plain, cut)]
+    lost = [((each @ hessian) * each).sum(1) for each in wrong]
+    assert (lost[1] <= lost[0]).all()
+    assert lost[1][1:].sum() < 0.9 * lost[0][1:].sum()
+    assert cut.scales.scale[0, 0] == plain.scales.scale[0, 0]
+
+
+def test_what_queries_and_keys_come_from_is_not_cut() -> None:
+    named = {name: takes_clipping(f"self_attn.{name}") for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+    assert named == {"q_proj": False, "k_proj": False, "v_proj": True, "o_proj": True}
 
 
 def test_smoothquant_halves_what_sticks_out(weight: Tensor, inputs: InputStatistics) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from penstock_compress import smoothing
 from penstock_compress.blocks import Blocks
+from penstock_compress.clipping import clipped, takes_clipping
 from penstock_compress.errors import CalibrationUnusable, SourceUnusable
 from penstock_compress.gptq import gptq, nearest
 from penstock_compress.grids import SMALLEST, Rounded
@@ -116,7 +117,7 @@ class _Run:
             if silent:
                 raise SourceUnusable(self.source.folder, f"block {index} never ran {silent[0]} over the calibration")
             self._smooth(tensors, inputs)
-            rounded = {name: self._round(tensors[f"{name}.weight"], inputs[name]) for name in names}
+            rounded = {name: self._round(name, tensors[f"{name}.weight"], inputs[name]) for name in names}
             told = [
                 self._told(index, name, rounded[name])
                 | _moved(rounded[name], tensors[f"{name}.weight"], inputs[name].mean_hessian, self.dtype)
@@ -145,13 +146,15 @@ class _Run:
             return smoothing.smoothquant_factors(weights, inputs)
         return smoothing.awq_factors(weights, inputs, self.recipe.grid, self.dtype)
 
-    def _round(self, weight: Tensor, inputs: InputStatistics) -> Rounded | None:
-        if self.recipe.method != "gptq" or not self.recipe.grid.takes(weight.shape[1]):
-            return self._nearest(weight)
-        recipe = self.recipe
-        return gptq(
-            weight, inputs.mean_hessian, recipe.grid, self.dtype, damping=recipe.damping, act_order=recipe.act_order
-        )
+    def _round(self, name: str, weight: Tensor, inputs: InputStatistics) -> Rounded | None:
+        recipe, hessian = self.recipe, inputs.mean_hessian
+        if not recipe.grid.takes(weight.shape[1]):
+            return None
+        if recipe.method == "gptq":
+            return gptq(weight, hessian, recipe.grid, self.dtype, damping=recipe.damping, act_order=recipe.act_order)
+        if recipe.method == "awq" and takes_clipping(name):
+            return clipped(weight, hessian, recipe.grid, self.dtype)
+        return self._nearest(weight)
 
     def _nearest(self, weight: Tensor) -> Rounded | None:
         """None for a weight whose rows the groups do not divide: it stays as it is."""

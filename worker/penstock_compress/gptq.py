@@ -105,7 +105,7 @@ class _Columns:
 
 
 def _rows(values: Tensor, rows: int, grid: Grid) -> Tensor:
-    """Scales or zeros of a weight of so many `rows`, one of them for each row, float32 [shares of the columns, rows]."""
+    """Scales or zeros of a weight with so many `rows`, one for each row, float32 [shares of the columns, rows]."""
     values = values.float()
     if grid.scope == "tensor":
         return values.view(1, 1).expand(1, rows)
@@ -131,7 +131,8 @@ def _inverse_root(hessian: Tensor, damping: float) -> Tensor:
         damped.diagonal().add_(damping * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            return torch.linalg.solve_triangular(lower, torch.eye(len(lower)), upper=False).flip(0, 1)
+            inverse: Tensor = torch.linalg.solve_triangular(lower, torch.eye(len(lower)), upper=False)
+            return inverse.flip(0, 1)
         if damping >= MOST_DAMPING:
             raise CalibrationUnusable(
                 "gives inputs whose Hessian stays singular, also when it is damped: use more text"

@@ -99,18 +99,29 @@ def spread(values: Tensor, shape: torch.Size, grid: Grid) -> Tensor:
 
 def find_scales(weight: Tensor, grid: Grid, dtype: torch.dtype) -> Scales:
     """Scales of `weight` [N, K] on `grid`, stored in `dtype`. A symmetric range is centred, another one holds zero."""
-    low, high = _ranges(weight.float(), grid)
-    best = _scales_of(low, high, grid, dtype)
+    best = shrunk_scales(weight, 1.0, grid, dtype)
     if not grid.searched:
         return best
     least = _errors(weight, grid, best)
     for shrink in SHRINKS[1:]:
-        tried = _scales_of(low * shrink, high * shrink, grid, dtype)
+        tried = shrunk_scales(weight, shrink, grid, dtype)
         errors = _errors(weight, grid, tried)
-        better = errors < least
-        least = torch.where(better, errors, least)
-        best = _mixed(better, tried, best)
+        best, least = better_of(errors < least, tried, best), torch.minimum(errors, least)
     return best
+
+
+def shrunk_scales(weight: Tensor, share: float, grid: Grid, dtype: torch.dtype) -> Scales:
+    """Scales that span so much of each range of `weight` [N, K]; what lies beyond becomes its end."""
+    low, high = _ranges(weight.float(), grid)
+    return _scales_of(low * share, high * share, grid, dtype)
+
+
+def better_of(first: Tensor, one: Scales, other: Scales) -> Scales:
+    """`one` where `first`, else `other`."""
+    scale = torch.where(first, one.scale, other.scale)
+    if one.zero is None or other.zero is None:
+        return Scales(scale)
+    return replace(one, scale=scale, zero=torch.where(first, one.zero, other.zero))
 
 
 def round_weight(weight: Tensor, grid: Grid, scales: Scales) -> Rounded:
@@ -189,11 +200,3 @@ def _errors(weight: Tensor, grid: Grid, scales: Scales) -> Tensor:
     if grid.scope == "group":
         return wrong.view(len(wrong), -1, grid.group).sum(-1)
     return _in_blocks(wrong, grid.block).sum((1, 3))
-
-
-def _mixed(first: Tensor, one: Scales, other: Scales) -> Scales:
-    """`one` where `first`, else `other`."""
-    scale = torch.where(first, one.scale, other.scale)
-    if one.zero is None or other.zero is None:
-        return Scales(scale)
-    return replace(one, scale=scale, zero=torch.where(first, one.zero, other.zero))

@@ -48,7 +48,7 @@ def multiplied_as(dtype: torch.dtype) -> Iterator[None]:
     Those of bfloat16 are exact in float32, and sums stay in float32, so the CPU's instructions for bfloat16 may do
     them: the same result, at over three times the speed where there are such instructions.
     """
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # which torch adds as it is imported
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16" if dtype == torch.bfloat16 else before
     try:
