@@ -56,7 +56,7 @@ def _operation(spec: dict[str, Any], method: str, path: str, operation: dict[str
         summary=operation.get("summary", ""),
         description=operation.get("description", ""),
         scopes=[scope for need in operation.get("security", []) for scopes in need.values() for scope in scopes],
-        rows=[*_parameters(operation), *_members(spec, _body_schema(operation))],
+        rows=[*_parameters(operation), *_body(spec, operation)],
         answers=[_answer(status, answer) for status, answer in sorted(operation["responses"].items())],
     )
 
@@ -72,14 +72,28 @@ def _body_schema(operation: dict[str, Any]) -> dict[str, Any] | None:
     return next((media["schema"] for media in content.values()), None)
 
 
-def _members(spec: dict[str, Any], schema: dict[str, Any] | None, prefix: str = "") -> Iterator[Row]:
+def _body(spec: dict[str, Any], operation: dict[str, Any]) -> Iterator[Row]:
+    """The members of the body; of further kinds of it, those that the first has not."""
+    schema = _body_schema(operation) or {}
+    first, *others = schema.get("oneOf", [schema])
+    rows = list(_members(spec, first))
+    yield from rows
+    known = {row.name for row in rows}
+    for other in others:
+        kind = _resolved(spec, other)["properties"]["kind"]["const"]
+        yield from (row for row in _members(spec, other, place=f"body, kind {kind}") if row.name not in known)
+
+
+def _members(
+    spec: dict[str, Any], schema: dict[str, Any] | None, prefix: str = "", place: str = "body"
+) -> Iterator[Row]:
     """The members of a body, those of nested objects after the object that holds them."""
     schema = _resolved(spec, schema)
     for name, member in schema.get("properties", {}).items():
         required = name in schema.get("required", [])
-        yield Row(prefix + name, "body", type_of(member), required, member.get("description", ""))
+        yield Row(prefix + name, place, type_of(member), required, member.get("description", ""))
         for inner, suffix in _inner_schemas(member):
-            yield from _members(spec, inner, f"{prefix}{name}{suffix}.")
+            yield from _members(spec, inner, f"{prefix}{name}{suffix}.", place)
 
 
 def _inner_schemas(member: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:

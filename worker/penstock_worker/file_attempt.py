@@ -35,6 +35,7 @@ from sqlalchemy.orm import Session
 
 from penstock_worker.file_run import LOOK_SECONDS, FileRun, Progress, ToolCrashed, ToolFailed
 from penstock_worker.patience import DATABASE_OUTAGE, GaveUp, until_done
+from penstock_worker.tool_process import TOOL
 
 TOLD_EVERY_SECONDS: Final = 1.0
 _UNMEASURED: Final = "energy is not measured of work on files"
@@ -51,6 +52,7 @@ class Doors:
     journal: Journal
     holder: str
     root: Path
+    tool: str = TOOL
     closing: threading.Event = field(default_factory=threading.Event)
     impatient: threading.Event = field(default_factory=threading.Event)
 
@@ -82,10 +84,10 @@ class Attempt:
         self._made = row.made
         self._held = Held(claim.job.id, claim.fence)
         self._folder = MakingFolder(doors.root, claim.job.id)
-        self._run = FileRun(claim.job, row, self._folder, self._gather, self._tend, self._tell)
+        self._run = FileRun(claim.job, row, self._folder, self._gather, self._tend, self._tell, doors.tool)
         self._beat_seconds = min(1.0, doors.settings.lease_seconds / 3)
         self._alive_at = self._renewed_at = time.monotonic()
-        self._told_at = float("-inf")
+        self._told_at, self._stage_told = float("-inf"), ""
         self._committed = False  # what is made is on its way to MLflow: too late to stop
 
     def run(self) -> None:
@@ -182,11 +184,12 @@ class Attempt:
             raise Ended(JobState.EXPIRED)
 
     def _tell(self, progress: Progress) -> None:
-        """An event of it, about one a second; a stage's last one always."""
+        """An event of it, about one a second; a stage's first and last one always."""
         now = time.monotonic()
-        if now - self._told_at < TOLD_EVERY_SECONDS and progress.done < progress.of:
+        first, last = progress.stage != self._stage_told, progress.done == progress.of
+        if now - self._told_at < TOLD_EVERY_SECONDS and not (first or last):
             return
-        self._told_at = now
+        self._told_at, self._stage_told = now, progress.stage
         try:
             with self._doors.database.transaction() as session:
                 lease.note_progress(session, self._held, asdict(progress))

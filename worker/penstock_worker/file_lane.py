@@ -25,6 +25,7 @@ from sqlalchemy import select
 
 from penstock_worker.file_attempt import Attempt, Doors
 from penstock_worker.patience import DATABASE_OUTAGE
+from penstock_worker.tool_process import TOOL
 
 POLL_SECONDS: Final = 1.0
 _TURN_COST: Final = 1_000_000
@@ -36,8 +37,10 @@ log = get_logger(__name__)
 class FileLane:
     """Takes one job after the other. As many threads may `run` as the worker may do such jobs at once."""
 
-    def __init__(self, settings: Settings, worker_id: str, database: Database, journal: Journal) -> None:
-        self._doors = Doors(settings, database, journal, holder(worker_id), models_root(settings))
+    def __init__(
+        self, settings: Settings, worker_id: str, database: Database, journal: Journal, *, tool: str = TOOL
+    ) -> None:
+        self._doors = Doors(settings, database, journal, holder(worker_id), models_root(settings), tool)
 
     def run(self) -> None:
         """Work until `close`; outages of PostgreSQL are waited out."""

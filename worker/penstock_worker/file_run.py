@@ -22,7 +22,7 @@ from penstock.errors import PenstockError
 from penstock.jobs.models import Job
 from penstock.registry.folder import verify
 
-from penstock_worker.tool_process import ToolProcess
+from penstock_worker.tool_process import TOOL, ToolProcess
 
 LOOK_SECONDS: Final = 0.2
 _STOPPED: Final = "stopped"
@@ -64,6 +64,7 @@ class FileRun:
     gather: Callable[[QuantizeRequest | EvaluateRequest], Gathered]
     tend: Callable[[bool], None]
     told: Callable[[Progress], None]
+    tool: str = TOOL
     tool_seconds: float = 0.0
     _cpu: float = 0.0
     _last: dict[str, Any] = field(default_factory=dict)
@@ -125,8 +126,7 @@ class FileRun:
                 self._verify(verified)
             arguments = ["evaluate", str(candidate), "--against", str(parent), "--data", str(self.folder.evaluation)]
             kept = self._tool("evaluate", arguments, lock)
-        figures: dict[str, Any] = kept["figures"]
-        return figures
+        return {name: _without_path(value) for name, value in kept["figures"].items()}
 
     def _made_model(self, name: str) -> Path:
         """Where what was made lies: moved already, where an earlier run came so far."""
@@ -148,7 +148,7 @@ class FileRun:
 
     def _tool(self, stage: str, arguments: list[str], lock: int) -> dict[str, Any]:
         """Run the tool to its end, tending all the while. What it told last is kept."""
-        tool = ToolProcess([*arguments, "--progress", "json"], self.folder.path / "log", lock)
+        tool = ToolProcess([*arguments, "--progress", "json"], self.folder.path / "log", lock, self.tool)
         began, ended = time.monotonic(), None
         self._cpu, self._last = 0.0, {}
         try:
@@ -209,6 +209,11 @@ class FileRun:
                 self.tend(True)
                 time.sleep(LOOK_SECONDS)
             yield file.fileno()
+
+
+def _without_path(figure: Any) -> Any:
+    """A model's figures without the folder where it lay: it is on the worker, and moves."""
+    return {name: value for name, value in figure.items() if name != "path"} if isinstance(figure, dict) else figure
 
 
 def _locked(descriptor: int) -> bool:

@@ -1,7 +1,7 @@
-"""A tool beside the engines: `python -m penstock_worker.tool_process PARENT_PID ARGUMENT...` runs `penstock_compress`.
+"""A tool beside the engines: `python -m penstock_worker.tool_process PARENT_PID MODULE ARGUMENT...` runs the module.
 
 It has the lowest priority, so that serving does not wait for it, and ends with its parent, however that ends. It tells
-by lines of JSON how far it is and how it ended (`penstock_compress.telling`).
+by lines of JSON how far it is and how it ended, as `penstock_compress.telling` has it.
 """
 
 import json
@@ -18,6 +18,7 @@ from typing import Any, Final
 from penstock_worker.engine_process import die_with
 
 TOOL: Final = "penstock_compress"
+"""The module that quantizes and evaluates."""
 _LOWEST_PRIORITY: Final = 19
 _STOP_SECONDS: Final = 5.0
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -29,11 +30,11 @@ class ToolProcess:
     Must be made by a thread that lives as long as the process should: Linux ends it with that thread.
     """
 
-    def __init__(self, arguments: list[str], log: Path, lock: int) -> None:
+    def __init__(self, arguments: list[str], log: Path, lock: int, tool: str = TOOL) -> None:
         self._log = log
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "penstock_worker.tool_process", str(os.getpid()), *arguments],
+                [sys.executable, "-m", "penstock_worker.tool_process", str(os.getpid()), tool, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -102,8 +103,8 @@ def main(arguments: list[str]) -> None:
     """Become the tool, tied to the process `arguments[0]`."""
     die_with(int(arguments[0]))
     os.nice(_LOWEST_PRIORITY)
-    sys.argv = [TOOL, *arguments[1:]]
-    runpy.run_module(TOOL, run_name="__main__", alter_sys=True)
+    sys.argv = arguments[1:]
+    runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

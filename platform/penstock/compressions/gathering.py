@@ -3,9 +3,10 @@
 Both are taken at once, so that no text is in both unless one file was named for both.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
@@ -69,14 +70,15 @@ class Gatherer:
         found = texts_of_jobs(self.session, self.model_name, self._of(texts), texts.count + data.count)
         first = min(texts.count, max(len(found) * texts.count // (texts.count + data.count), 1))
         return Gathered(
-            _some([text.to_calibrate for text in found[:first]]), _some([text.to_evaluate for text in found[first:]])
+            _some([_line(text.to_calibrate) for text in found[:first]]),
+            _some([_line(text.to_evaluate) for text in found[first:]]),
         )
 
     def _all(self, texts: FromJobs | FromFile, *, to_evaluate: bool = False) -> list[str]:
         if isinstance(texts, FromFile):
             return _some(self._lines(texts))
         found = texts_of_jobs(self.session, self.model_name, self._of(texts), texts.count)
-        return _some([text.to_evaluate if to_evaluate else text.to_calibrate for text in found])
+        return _some([_line(text.to_evaluate if to_evaluate else text.to_calibrate) for text in found])
 
     def _lines(self, texts: FromFile) -> list[str]:
         try:
@@ -90,6 +92,10 @@ class Gatherer:
 
     def _of(self, texts: FromJobs) -> str | None:
         return None if texts.all_tenants else self.tenant_id
+
+
+def _line(told: dict[str, Any]) -> str:
+    return json.dumps(told, ensure_ascii=False)
 
 
 def _some(lines: Sequence[str]) -> list[str]:

@@ -1,10 +1,9 @@
-"""Text of jobs that succeeded, as JSON lines: what a model was asked and what it wrote, to calibrate or to evaluate by.
+"""Text of jobs that succeeded: what a model was asked and what it wrote, to calibrate or to evaluate by.
 
 `messages` are left to the model's own chat template. Jobs with tools, of token ids, or that wrote nothing are left out:
 their text is not what the model saw.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -30,14 +29,14 @@ class JobText:
     written: str
 
     @property
-    def to_calibrate(self) -> str:
+    def to_calibrate(self) -> dict[str, Any]:
         """The line of a file that calibrates: the whole text."""
-        return _line(self._conversation or {"text": self.prompt + self.written})
+        return self._conversation or {"text": self.prompt + self.written}
 
     @property
-    def to_evaluate(self) -> str:
+    def to_evaluate(self) -> dict[str, Any]:
         """The line of a file that evaluates: what was written is what is scored."""
-        return _line(self._conversation or {"prompt": self.prompt, "completion": self.written})
+        return self._conversation or {"prompt": self.prompt, "completion": self.written}
 
     @property
     def _conversation(self) -> dict[str, Any]:
@@ -61,10 +60,6 @@ def text_of(asked: dict[str, Any], params: dict[str, Any], output: dict[str, Any
         return None
     said = tuple({"role": message["role"], "content": message["content"]} for message in messages)
     return JobText(said, asked.get("prompt") or "", written)
-
-
-def _line(told: dict[str, Any]) -> str:
-    return json.dumps(told, ensure_ascii=False)
 
 
 def _succeeded(session: Session, model_name: str, tenant_id: str | None) -> Iterator[Job]:

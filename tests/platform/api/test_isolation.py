@@ -82,8 +82,9 @@ BODIES: Mapping[tuple[str, str], Any] = {
 }
 """What is sent where a body is needed."""
 
-OWN_TESTS = {("POST", "/v1/files"), ("POST", "/v1/batches")}
-"""What needs a form, or a file of the sender's: `tests/platform/files` tries them as a stranger."""
+OWN_TESTS = {("POST", "/v1/files"), ("POST", "/v1/batches"), ("GET", "/v1/calibration")}
+"""What needs a form, a query, or a file of the sender's: `tests/platform/files` tries them as a stranger, and
+`tests/platform/compressions`."""
 
 
 @dataclass(frozen=True)
