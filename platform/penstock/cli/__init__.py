@@ -41,8 +41,11 @@ COMMANDS = {
     },
 }
 PLUGIN_HELP = {
+    "distil": "Teach a small model what a large one says.",
     "engine": "Look into an engine: who ran when.",
     "evaluate": "Hold a model against another.",
+    "prune": "Write a model without what matters least.",
+    "qat": "Write a smaller version that was trained as it will run.",
     "quantize": "Write a smaller version of a model.",
     "worker": "Run a worker with its engine.",
 }
