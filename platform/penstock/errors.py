@@ -36,6 +36,7 @@ PenstockError
 │   ├── TooManyBulkOperations 409 the tenant has as many going as it may
 │   ├── BulkOperationFinished 409 nothing is left of it to cancel
 │   ├── DeadLetterSettled   409   it was replayed or discarded before
+│   ├── RolloutMoveRefused  409   where the rollout stands, that move is none
 │   ├── BodyTooLarge        413
 │   ├── UnsupportedMediaType 415
 │   └── QuotaExceeded       429   the tenant's limit is reached
@@ -358,6 +359,14 @@ class DeadLetterSettled(RequestError):
     code = "dead_letter_settled"
     status = 409
     title = "The dead letter is settled"
+
+
+class RolloutMoveRefused(RequestError):
+    """Where the rollout stands, that move is none; `extra["state"]` says where that is."""
+
+    code = "rollout_move_refused"
+    status = 409
+    title = "The rollout cannot make that move"
 
 
 class BodyTooLarge(RequestError):

@@ -15,6 +15,7 @@ from penstock.jobs.models import Event, Job, JobJournal, JobRun, JobTag
 from penstock.openai_api.response_models import StoredResponse
 from penstock.outbox.models import OutboxMessage
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
+from penstock.rollouts.models import ControllerLease, Decision, GateResult, Rollout
 from penstock.usage.models import Price, TenantBudget, UsageDay, UsageEntry
 from penstock.webhooks.models import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 
@@ -27,7 +28,9 @@ __all__ = [
     "BulkItem",
     "BulkOperation",
     "Compression",
+    "ControllerLease",
     "DeadLetter",
+    "Decision",
     "Deployment",
     "Event",
     "FairShare",
@@ -35,6 +38,7 @@ __all__ = [
     "FeedHead",
     "Feedback",
     "File",
+    "GateResult",
     "Hosting",
     "IdempotencyKey",
     "Job",
@@ -43,6 +47,7 @@ __all__ = [
     "JobTag",
     "OutboxMessage",
     "Price",
+    "Rollout",
     "RoutingPolicy",
     "StoredResponse",
     "Tenant",

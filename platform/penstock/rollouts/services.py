@@ -1,0 +1,196 @@
+"""Rollouts as they are kept: started, paused, resumed and aborted by operators, judged by the one that leads.
+
+Takes a session and never commits. Every move is one transaction: the rollout's row, and a decision in the ledger that
+says who made it, by which policy, and on what evidence.
+"""
+
+import secrets
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from penstock.auth.audit import Actor, ActorKind
+from penstock.errors import AlreadyExists, IllegalTransition, ModelNotFound, NotFound, RolloutMoveRefused
+from penstock.ids import new_id
+from penstock.registry.models import Deployment, RoutingPolicy
+from penstock.rollouts.evidence import EVIDENCE, Evidence
+from penstock.rollouts.lead import Lead, hold
+from penstock.rollouts.models import UNDER_WAY, Decision, GateResult, Rollout
+from penstock.rollouts.policy import Policy
+from penstock.rollouts.states import START, Move, Position, move
+from penstock.rollouts.verdicts import Judgement, Verdict, judge
+
+CONTROLLER: Final = Actor(ActorKind.SYSTEM, "controller", "the controller of rollouts", None, ())
+JUDGEMENT: Final = TypeAdapter(Judgement)
+_MOVES: Final = {Verdict.PROMOTE: Move.PROMOTE, Verdict.ROLLBACK: Move.ROLLBACK}
+
+
+def start(session: Session, model_name: str, version: str, policy: Policy, actor: Actor) -> Rollout:
+    """A rollout of that version against the model's champion, in its first gate.
+
+    Raises `ModelNotFound` for a model or version that there is not, or that no champion serves, and `AlreadyExists`
+    while another rollout of the model is under way.
+    """
+    champion, candidate = _versions(session, model_name, version)
+    document = policy.model_dump(mode="json")
+    entered = move(START, Move.START, policy)
+    created = session.scalars(
+        insert(Rollout)
+        .values(
+            id=new_id("rol"),
+            model_name=model_name,
+            candidate_id=candidate.id,
+            champion_id=champion,
+            policy=document,
+            policy_version=policy.version,
+            seed=secrets.token_hex(16),
+            state=entered.state,
+            step=entered.step,
+            fence=1,
+        )
+        .on_conflict_do_nothing()
+        .returning(Rollout)
+    ).one_or_none()
+    if created is None:
+        raise AlreadyExists(f"a rollout of {model_name} is under way; wait for its end, or abort it", field="model")
+    _write(session, created, Move.START, START, actor)
+    return created
+
+
+def pause(session: Session, rollout_id: str, actor: Actor, reason: str | None = None) -> Rollout:
+    """The champion gets every new job until it is resumed. Raises `NotFound`, `RolloutMoveRefused`."""
+    return _operate(session, rollout_id, Move.PAUSE, actor, reason)
+
+
+def resume(session: Session, rollout_id: str, actor: Actor, reason: str | None = None) -> Rollout:
+    """It goes on where it was, its time in that gate beginning anew. Raises `NotFound`, `RolloutMoveRefused`."""
+    return _operate(session, rollout_id, Move.RESUME, actor, reason)
+
+
+def abort(session: Session, rollout_id: str, actor: Actor, reason: str | None = None) -> Rollout:
+    """It ends without a verdict. Raises `NotFound`, `RolloutMoveRefused`."""
+    return _operate(session, rollout_id, Move.ABORT, actor, reason)
+
+
+def roll_back(session: Session, rollout_id: str, actor: Actor, reason: str | None = None) -> Rollout:
+    """An operator's own verdict; takes back a promotion, too. Raises `NotFound`, `RolloutMoveRefused`."""
+    return _operate(session, rollout_id, Move.ROLLBACK, actor, reason)
+
+
+def under_way(session: Session) -> list[Rollout]:
+    """Rollouts that have not ended, oldest first."""
+    return list(session.scalars(select(Rollout).where(Rollout.state.in_(UNDER_WAY)).order_by(Rollout.id)))
+
+
+def ledger(session: Session, rollout_id: str) -> list[Decision]:
+    """Its moves, from the first on."""
+    return list(session.scalars(select(Decision).where(Decision.rollout_id == rollout_id).order_by(Decision.number)))
+
+
+def conclude(session: Session, lead: Lead, rollout_id: str, fence: int, evidence: Evidence) -> Judgement | None:
+    """Judge a rollout on the evidence, keep both, and move it if the verdict says so. The move is the record alone:
+    what it means for routing is for the caller to do, in this transaction.
+
+    Nothing happens, and the answer is none, where the rollout has moved since `fence`: the evidence is of another gate
+    then. Raises `LeadLost`.
+    """
+    hold(session, lead)
+    rollout = _locked(session, rollout_id)
+    position = rollout.position
+    if rollout.fence != fence or not position.state.gate:
+        return None
+    policy = Policy.model_validate(rollout.policy, strict=False)
+    judgement = judge(position, policy, evidence)
+    _keep(session, rollout, evidence, judgement)
+    if judgement.verdict is not Verdict.HOLD:
+        _move(session, rollout, policy, _MOVES[judgement.verdict], CONTROLLER, judgement=judgement, evidence=evidence)
+    return judgement
+
+
+def _versions(session: Session, model_name: str, version: str) -> tuple[str, Deployment]:
+    """The champion's id, and the candidate: the newest deployment of that version."""
+    champion = session.scalar(select(RoutingPolicy.champion_id).where(RoutingPolicy.model_name == model_name))
+    if champion is None:
+        raise ModelNotFound(
+            f"no version of {model_name!r} serves jobs, so there is nothing to compare with", field="model"
+        )
+    named = select(Deployment).where(Deployment.model_name == model_name, Deployment.model_version == version)
+    candidate = session.scalars(named.where(Deployment.state == "active").order_by(Deployment.id.desc())).first()
+    if candidate is None or candidate.id == champion:
+        told = "serves already" if candidate else "is hosted nowhere; give it the alias challenger"
+        raise ModelNotFound(f"version {version} of {model_name!r} {told}", field="version")
+    return champion, candidate
+
+
+def _operate(session: Session, rollout_id: str, how: Move, actor: Actor, reason: str | None) -> Rollout:
+    rollout = _locked(session, rollout_id)
+    try:
+        _move(session, rollout, Policy.model_validate(rollout.policy, strict=False), how, actor, reason=reason)
+    except IllegalTransition as error:
+        raise RolloutMoveRefused(error.message, state=rollout.state) from None
+    return rollout
+
+
+def _locked(session: Session, rollout_id: str) -> Rollout:
+    locked = select(Rollout).where(Rollout.id == rollout_id).with_for_update()
+    rollout = session.scalars(locked.execution_options(populate_existing=True)).one_or_none()
+    if rollout is None:
+        raise NotFound(f"no rollout {rollout_id!r}", field="id")
+    return rollout
+
+
+def _move(session: Session, rollout: Rollout, policy: Policy, how: Move, actor: Actor, **told: Any) -> None:
+    before = rollout.position
+    after = move(before, how, policy)
+    rollout.state, rollout.step = after.state, after.step
+    rollout.paused_in = after.paused_in
+    rollout.fence += 1
+    rollout.entered_at = session.scalars(select(func.clock_timestamp())).one()
+    session.flush()
+    _write(session, rollout, how, before, actor, **told)
+
+
+def _write(
+    session: Session,
+    rollout: Rollout,
+    how: Move,
+    before: Position,
+    actor: Actor,
+    *,
+    reason: str | None = None,
+    judgement: Judgement | None = None,
+    evidence: Evidence | None = None,
+) -> None:
+    session.add(
+        Decision(
+            id=new_id("dcs"),
+            rollout_id=rollout.id,
+            number=rollout.fence,
+            move=how,
+            from_state=before.state,
+            from_step=before.step,
+            to_state=rollout.state,
+            to_step=rollout.step,
+            actor_kind=actor.kind,
+            actor_id=actor.id,
+            actor_name=actor.name,
+            reason=reason,
+            policy_version=rollout.policy_version,
+            judgement=None if judgement is None else JUDGEMENT.dump_python(judgement, mode="json"),
+            evidence=None if evidence is None else EVIDENCE.dump_python(evidence, mode="json"),
+        )
+    )
+    session.flush()
+
+
+def _keep(session: Session, rollout: Rollout, evidence: Evidence, judgement: Judgement) -> None:
+    kept = {
+        "evidence": EVIDENCE.dump_python(evidence, mode="json"),
+        "judgement": JUDGEMENT.dump_python(judgement, mode="json"),
+        "judged_at": func.clock_timestamp(),
+    }
+    result = insert(GateResult).values(rollout_id=rollout.id, state=rollout.state, step=rollout.step, **kept)
+    session.execute(result.on_conflict_do_update(index_elements=["rollout_id", "state", "step"], set_=kept))
