@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from penstock.broker import make_redis
-from penstock.jobs.journal import Append, AppendResult, Journal, JournalEntry
+from penstock.jobs.journal import AppendResult, Journal, JournalEntry, Round
 from penstock.jobs.lease import Claim
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
@@ -22,13 +22,13 @@ from tests.worker.proxy import Proxy
 
 
 class CountingJournal(Journal):
-    """Counts its appends."""
+    """Counts its rounds."""
 
     calls = 0
 
-    def append(self, appends: list[Append]) -> list[AppendResult]:  # type: ignore[override]  # a list is what it gets
+    def write(self, work: Round) -> list[AppendResult]:
         self.calls += 1
-        return super().append(appends)
+        return super().write(work)
 
 
 def running_job(job_id: str, fence: int = 1, lease_seconds: float = 60) -> RunningJob:
@@ -142,6 +142,20 @@ def test_a_finished_jobs_journal_gets_its_time_to_live(journal: CountingJournal,
         assert job.settled.wait(10)
         writer.close(job)
         eventually(lambda: 0 < int(redis.ttl("penstock:journal:{job_a}")) <= 60, "a time to live")
+
+
+def test_a_journal_that_redis_lost_before_its_last_entries_gets_its_time_to_live_too(
+    journal: CountingJournal, redis: Redis
+) -> None:
+    job = running_job("job_a")
+    journal.open(job.id, job.fence)
+    redis.flushall()
+    grow(job, 3)
+    writer = JournalWriter(journal, linger_seconds=60)
+    writer.close(job)
+    with running(writer):
+        eventually(lambda: 0 < int(redis.ttl("penstock:journal:{job_a}")) <= 60, "a time to live")
+    assert texts(journal, job) == "t0 t1 t2 "
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,11 @@ from penstock_worker.running import Finished, GivenBack, RunningJob
 from penstock_worker.worker_metrics import WorkerMetrics
 from pydantic import SecretStr
 from redis import Redis
-from sqlalchemy import select
+from sqlalchemy import select, text
+from sqlalchemy.exc import DataError
 
 from tests.factories import make_deployment, make_tenant, submit_job
+from tests.worker.conftest import eventually
 from tests.worker.proxy import Proxy
 
 METRICS = WorkerMetrics().of("tiny", "1", "dep")
@@ -44,9 +47,9 @@ def results(database: Database, writer: JournalWriter, impatient: threading.Even
 
 
 def claim(database: Database, tokenizer: ModelTokenizer, worker: str = "wrk_a") -> RunningJob:
-    """The one waiting job, claimed, with three tokens of output."""
+    """The first waiting job, claimed, with three tokens of output."""
     with database.transaction() as session:
-        deployment_id = session.scalars(select(Job.deployment_id)).one()
+        deployment_id = session.scalars(select(Job.deployment_id).distinct()).one()
         claimed = lease.claim(session, worker_id=worker, deployment_id=deployment_id, lease_seconds=60)
     assert claimed is not None
     job = RunningJob(claimed, claimed_at=time.monotonic(), lease_until=time.monotonic() + 60)
@@ -104,6 +107,50 @@ def test_a_job_that_is_handed_back_leaves_every_token_in_postgresql(
         assert session.get_one(Job, job.id).state == "queued"
         assert lease.load_checkpoint(session, job.id) == job.entries
         assert session.scalars(select(JobRun.reason)).one() == "the engine crashed"
+
+
+def test_one_jobs_fault_is_its_own(database: Database, results: Results, tokenizer: ModelTokenizer) -> None:
+    """Three end at the same moment, one of them with text that PostgreSQL keeps nowhere."""
+    with database.transaction() as session:
+        make_deployment(session)
+        tenant = make_tenant(session)
+        for _ in range(3):
+            submit_job(session, tenant)
+    jobs = [claim(database, tokenizer) for _ in range(3)]
+    jobs[1].entries[0] = JournalEntry(0, 0, 0, "\x00", None, 1)
+    for job in jobs:
+        job.end(Finished(JobState.SUCCEEDED))
+    with ThreadPoolExecutor(3) as pool:
+        with results._ends._turn:
+            written = [pool.submit(results.write, job, METRICS) for job in jobs]
+            eventually(lambda: len(results._ends._waiting) == 3, "all three")
+        errors = [each.exception(timeout=30) for each in written]
+    assert [type(error) for error in errors] == [type(None), DataError, type(None)]
+    assert [stored(database, job).state for job in jobs] == ["succeeded", "running", "succeeded"]
+
+
+def test_results_of_one_moment_are_one_transaction(
+    database: Database, results: Results, tokenizer: ModelTokenizer
+) -> None:
+    with database.transaction() as session:
+        make_deployment(session)
+        tenant = make_tenant(session)
+        for _ in range(3):
+            submit_job(session, tenant)
+    jobs = [claim(database, tokenizer) for _ in range(3)]
+    with database.transaction() as session:
+        lease.hand_back(session, jobs[2].held, RunOutcome.LEASE_LOST, "it fell silent", max_own_crashes=3)
+    for job in jobs:
+        job.end(Finished(JobState.SUCCEEDED))
+    with ThreadPoolExecutor(3) as pool:
+        with results._ends._turn:
+            written = [pool.submit(results.write, job, METRICS) for job in jobs]
+            eventually(lambda: len(results._ends._waiting) == 3, "all three")
+        for each in written:
+            each.result(timeout=30)
+    assert [stored(database, job).state for job in jobs] == ["succeeded", "succeeded", "queued"]
+    with database.transaction() as session:
+        assert len(set(session.scalars(text("SELECT xmin::text FROM usage_entry")))) == 1
 
 
 @pytest.fixture

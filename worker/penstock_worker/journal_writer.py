@@ -8,12 +8,12 @@ so an outage loses nothing.
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from penstock.errors import LeaseLost
-from penstock.jobs.journal import Append, AppendResult, Journal
+from penstock.jobs.journal import Append, AppendResult, Journal, Round
 from penstock.logs import get_logger
 from redis.exceptions import RedisError
 
@@ -92,12 +92,13 @@ class JournalWriter:
 
     def _write(self, work: _Round) -> bool:
         """One round. False when it should be tried again later: Redis is away, or a lease is in doubt."""
+        if not work:
+            return True
         ended = {key: job for key, job in work.marked.items() if job.ending is not None}  # complete
         doubtful = {key: job for key, job in work.marked.items() if not _may_write(job)}
         try:
             sure = {key: job for key, job in work.marked.items() if key not in doubtful}
-            self._append((sure | work.closing).values())  # a job with a result was ours: what is left of it may go
-            self._close(work)
+            self._send(sure | work.closing, work)  # a job with a result was ours: what is left of it may go
             self._note_failure(None)
             left = _Round(marked=doubtful)
         except RedisError as error:
@@ -109,20 +110,25 @@ class JournalWriter:
             job.settled.set()
         return not left
 
-    def _append(self, jobs: Iterable[RunningJob]) -> None:
-        pairs = [(job, entries) for job in jobs if (entries := job.entries[job.journalled :])]
-        if not pairs:
-            return
+    def _send(self, jobs: dict[str, RunningJob], work: _Round) -> None:
+        pairs = [(job, entries) for job in jobs.values() if (entries := job.entries[job.journalled :])]
         appends = [Append(job.id, job.fence, job.journalled, entries) for job, entries in pairs]
-        for (job, entries), result in zip(pairs, self._journal.append(appends), strict=True):
-            match result:
-                case AppendResult.DONE:
-                    job.journalled += len(entries)
-                case AppendResult.FENCED:
-                    self._fenced()
-                    _lose(job)
-                case AppendResult.EMPTIED:
-                    self._rewrite(job)
+        closing = [(job.id, job.fence) for job in work.closing.values()]
+        results = self._journal.write(Round(appends, closing, self._linger_seconds, work.announced))
+        for (job, entries), result in zip(pairs, results, strict=True):
+            self._note(job, len(entries), result)
+            if result is AppendResult.EMPTIED and job.request_id in work.closing:
+                self._journal.close(job.id, job.fence, self._linger_seconds)
+
+    def _note(self, job: RunningJob, entries: int, result: AppendResult) -> None:
+        match result:
+            case AppendResult.DONE:
+                job.journalled += entries
+            case AppendResult.FENCED:
+                self._fenced()
+                _lose(job)
+            case AppendResult.EMPTIED:
+                self._rewrite(job)
 
     def _rewrite(self, job: RunningJob) -> None:
         """Redis lost the journal; memory has it."""
@@ -134,12 +140,6 @@ class JournalWriter:
         else:
             job.journalled = len(entries)
             log.warning("journal.rewritten", job=job.id, entries=len(entries))
-
-    def _close(self, work: _Round) -> None:
-        if work.closing:
-            self._journal.close_all([(job.id, job.fence) for job in work.closing.values()], self._linger_seconds)
-        if work.announced:
-            self._journal.announce(work.announced)
 
     def _put_back(self, left: _Round) -> None:
         with self._changed:

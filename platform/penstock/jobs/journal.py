@@ -13,6 +13,8 @@ from typing import Final, cast
 
 import msgspec
 from redis import Redis
+from redis.commands.core import Script
+from redis.exceptions import NoScriptError
 
 from penstock.broker import LIVE_CHANNEL_PREFIX
 from penstock.errors import LeaseLost
@@ -77,6 +79,17 @@ class Append:
     fence: int
     first_position: int
     entries: Sequence[JournalEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a process writes at one time: entries, finished jobs' journals that may go (each with its fence) after
+    `linger_seconds`, and jobs whose state events readers should look up."""
+
+    appends: Sequence[Append] = ()
+    closing: Sequence[tuple[str, int]] = ()
+    linger_seconds: int = 1
+    events: Sequence[str] = ()
 
 
 class AppendResult(IntEnum):
@@ -158,6 +171,8 @@ def _keys(job_id: str) -> tuple[str, str]:
     return f"penstock:journal:{{{job_id}}}", f"penstock:fence:{{{job_id}}}"
 
 
+_Call = tuple[Script, str, Sequence[int | bytes]]
+"""A script, the job whose keys it gets, and its arguments."""
 _NOBODY: Final = 2**53
 _NOBODY_SECONDS: Final = 60
 
@@ -182,23 +197,43 @@ class Journal:
 
     def append(self, appends: Sequence[Append]) -> list[AppendResult]:
         """Journal one step of every job in one round trip, then publish what was accepted; one result an append."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for append in appends:
-                arguments: list[int | bytes] = [
-                    append.fence,
-                    append.first_position,
-                    *map(_encoder.encode, append.entries),
-                ]
-                self._append(keys=_keys(append.job_id), args=arguments, client=pipe)
-            results = [AppendResult(int(code)) for code in pipe.execute()]
+        return self.write(Round(appends))
+
+    def write(self, work: Round) -> list[AppendResult]:
+        """A whole round in two round trips: one for the journals, one to publish; one result an append."""
+        calls: list[_Call] = [
+            (self._append, append.job_id, [append.fence, append.first_position, *map(_encoder.encode, append.entries)])
+            for append in work.appends
+        ]
+        calls += [(self._close, job_id, [fence, max(work.linger_seconds, 1)]) for job_id, fence in work.closing]
+        codes = self._call_all(calls)
+        results = [AppendResult(int(code)) for code in codes[: len(work.appends)]]
         accepted = [
             LiveAppend(append.job_id, append.first_position, list(append.entries))
-            for append, result in zip(appends, results, strict=True)
+            for append, result in zip(work.appends, results, strict=True)
             if result is AppendResult.DONE
         ]
-        if accepted:
-            self._publish(LiveMessage(appends=accepted))
+        if accepted or work.events:
+            self._publish(LiveMessage(accepted, list(work.events)))
         return results
+
+    def _call_all(self, calls: Sequence[_Call]) -> list[int]:
+        """Run scripts in one round trip; all of them again where Redis had forgotten one, which changes nothing."""
+        if not calls:
+            return []
+        try:
+            return self._pipelined(calls)
+        except NoScriptError:
+            for text in {script.script for script, _, _ in calls}:
+                self._redis.script_load(text)
+            return self._pipelined(calls)
+
+    def _pipelined(self, calls: Sequence[_Call]) -> list[int]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for script, job_id, arguments in calls:
+                keys = _keys(job_id)
+                pipe.evalsha(script.sha, len(keys), *keys, *arguments)
+            return pipe.execute()
 
     def rewrite(self, job_id: str, fence: int, entries: Sequence[JournalEntry]) -> None:
         """Put the holder's memory in place of a journal that Redis lost. Raises `LeaseLost` after a later holder."""
@@ -220,10 +255,7 @@ class Journal:
 
     def close_all(self, held: Sequence[tuple[str, int]], linger_seconds: int) -> None:
         """The same for many jobs, each with its fence, in one round trip."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for job_id, fence in held:
-                self._close(keys=_keys(job_id), args=[fence, max(linger_seconds, 1)], client=pipe)
-            pipe.execute()
+        self.write(Round(closing=held, linger_seconds=linger_seconds))
 
     def forget(self, job_ids: Sequence[str]) -> None:
         """Delete what Redis has of these jobs. Where a holder was lately, a fence keeps it from writing for a while."""

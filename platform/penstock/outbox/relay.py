@@ -6,11 +6,11 @@ looks before it rings: a deployment's queue never holds more doorbells than its 
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from celery import Celery
 from redis import Redis
-from sqlalchemy import delete, func, select
+from sqlalchemy import Integer, Row, bindparam, delete, func, select
 from sqlalchemy.orm import Session
 
 from penstock.broker import CONTROL_QUEUE, DELIVER_WEBHOOK_TASK, SERVE_TASK, serve_queue
@@ -24,6 +24,18 @@ from penstock.registry.models import Hosting, Worker
 
 _BATCH: Final = 200
 _WORKER_SILENCE_SECONDS: Final = 15.0
+
+
+_TAKE: Final = (
+    delete(OutboxMessage)
+    .where(
+        OutboxMessage.id.in_(
+            select(OutboxMessage.id).order_by(OutboxMessage.id).limit(_BATCH).with_for_update(skip_locked=True)
+        )
+    )
+    .returning(OutboxMessage.topic, OutboxMessage.payload)
+    .execution_options(synchronize_session=False)
+)
 
 
 class Relay:
@@ -44,10 +56,7 @@ class Relay:
     def pass_on(self) -> int:
         """Pass on a batch of what waits; returns how many messages it had."""
         with self._database.transaction() as session:
-            ids = select(OutboxMessage.id).order_by(OutboxMessage.id).limit(_BATCH).with_for_update(skip_locked=True)
-            batch = session.scalars(
-                delete(OutboxMessage).where(OutboxMessage.id.in_(ids)).returning(OutboxMessage)
-            ).all()
+            batch = session.execute(_TAKE).all()
             for deployment_id, jobs in _rung_for(batch).items():
                 self._ring(session, deployment_id, at_most=jobs)
             for message in batch:
@@ -77,7 +86,7 @@ class Relay:
         self._celery.send_task(DELIVER_WEBHOOK_TASK, args=[delivery_id], queue=CONTROL_QUEUE)
 
 
-def _rung_for(batch: Sequence[OutboxMessage]) -> dict[str, float]:
+def _rung_for(batch: Sequence[Row[tuple[str, dict[str, Any]]]]) -> dict[str, float]:
     """For how many jobs the batch's doorbells are, by deployment; those that do not say are for all that wait.
 
     Bells for others that wait would be rung again at every submit, for as long as a worker is on its way to them: the
@@ -91,29 +100,40 @@ def _rung_for(batch: Sequence[OutboxMessage]) -> dict[str, float]:
     return jobs
 
 
-def free_slots(session: Session, deployment_id: str) -> int:
-    """Slots that live workers with the deployment ready have free now."""
-    busy = (
-        select(func.count())
-        .where(Job.lease_holder == Worker.id, Job.state == JobState.RUNNING)
-        .correlate(Worker)
-        .scalar_subquery()
-    )
-    silence = func.make_interval(0, 0, 0, 0, 0, 0, _WORKER_SILENCE_SECONDS)
-    free = session.scalar(
-        select(func.sum(func.greatest(Worker.slots - busy, 0)))
-        .join(Hosting, Hosting.worker_id == Worker.id)
-        .where(
-            Hosting.deployment_id == deployment_id,
-            Hosting.state == "ready",
-            Worker.draining.is_(False),
-            Worker.heartbeat_at > func.now() - silence,
+_FREE_SLOTS: Final = (
+    select(
+        func.sum(
+            func.greatest(
+                Worker.slots
+                - select(func.count())
+                .where(Job.lease_holder == Worker.id, Job.state == JobState.RUNNING)
+                .correlate(Worker)
+                .scalar_subquery(),
+                0,
+            )
         )
     )
-    return int(free or 0)
+    .join(Hosting, Hosting.worker_id == Worker.id)
+    .where(
+        Hosting.deployment_id == bindparam("deployment_id"),
+        Hosting.state == "ready",
+        Worker.draining.is_(False),
+        Worker.heartbeat_at > func.now() - func.make_interval(0, 0, 0, 0, 0, 0, _WORKER_SILENCE_SECONDS),
+    )
+)
+_COUNT_WAITING: Final = select(func.count()).select_from(
+    select(Job.id)
+    .where(Job.deployment_id == bindparam("deployment_id"), claimable())
+    .limit(bindparam("at_most", type_=Integer))
+    .subquery()
+)
+
+
+def free_slots(session: Session, deployment_id: str) -> int:
+    """Slots that live workers with the deployment ready have free now."""
+    return int(session.scalar(_FREE_SLOTS, {"deployment_id": deployment_id}) or 0)
 
 
 def count_waiting(session: Session, deployment_id: str, *, at_most: int) -> int:
     """How many jobs may be claimed of the deployment, counted no further than `at_most`."""
-    waiting = select(Job.id).where(Job.deployment_id == deployment_id, claimable()).limit(at_most).subquery()
-    return session.scalar(select(func.count()).select_from(waiting)) or 0
+    return session.scalar(_COUNT_WAITING, {"deployment_id": deployment_id, "at_most": at_most}) or 0

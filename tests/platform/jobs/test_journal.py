@@ -8,6 +8,7 @@ from penstock.jobs.journal import (
     AppendResult,
     Journal,
     JournalEntry,
+    Round,
     pack_entries,
     unpack_entries,
     unpack_live,
@@ -89,6 +90,31 @@ def test_one_call_journals_many_jobs_and_publishes_only_what_was_accepted(journa
     assert [(append.job_id, append.first_position, append.entries) for append in published.appends] == [
         ("job_a", 0, [entry(0)])
     ]
+
+
+def test_a_round_is_published_in_one_message(journal: Journal, redis: Redis) -> None:
+    journal.open("job_a", 1)
+    journal.open("job_b", 2)
+    live = redis.pubsub(ignore_subscribe_messages=True)
+    live.subscribe(LIVE_CHANNEL_PREFIX + "tests")
+    live.get_message(timeout=1)
+    appends = [Append("job_a", 1, 0, [entry(0)])]
+    journal.write(Round(appends, closing=[("job_b", 2), ("job_a", 1)], linger_seconds=60, events=["job_b"]))
+    message = live.get_message(timeout=30)
+    assert message is not None
+    published = unpack_live(message["data"])
+    assert ([append.job_id for append in published.appends], published.events) == (["job_a"], ["job_b"])
+    assert live.get_message() is None
+    live.close()
+    assert journal.read("job_a") == [entry(0)]
+    assert 0 < redis.ttl("penstock:journal:{job_a}") <= 60
+
+
+def test_a_redis_that_forgot_the_scripts_gets_them_again(journal: Journal, redis: Redis) -> None:
+    journal.open(JOB, 1)
+    redis.script_flush()
+    assert journal.append([Append(JOB, 1, 0, [entry(0)])]) == [AppendResult.DONE]
+    assert journal.read(JOB) == [entry(0)]
 
 
 def test_a_closed_journal_goes_away_and_a_reopened_one_stays(journal: Journal, redis: Redis) -> None:

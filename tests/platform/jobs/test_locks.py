@@ -16,6 +16,7 @@ from penstock.jobs import lease
 from penstock.jobs.locks import lock_budgets, lock_queue
 from penstock.jobs.models import Job
 from penstock.jobs.reaper import expire_waiting, reap
+from penstock.jobs.states import JobState
 from penstock.registry.models import Deployment
 from penstock.usage.budgets import set_budget
 from penstock.usage.models import TenantBudget
@@ -167,3 +168,33 @@ def test_several_submits_near_the_queues_limit_wait_for_no_single_one(house: Hou
     house.race(begin, near, near)
     with house.database.transaction() as session:
         assert session.scalar(select(func.count()).select_from(Job)) == 3
+
+
+def lock_job(session: Session, job_id: str) -> None:
+    """As a cancel of it does."""
+    session.execute(update(Job).where(Job.id == job_id).values(cancel_requested_at=func.now()))
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda session, held: lease.renew(session, worker_id="wrk_a", held=held, lease_seconds=30),
+        lambda session, held: lease.finish_all(
+            session, [(each, lease.Finish(JobState.SUCCEEDED, [], prompt_tokens=2)) for each in held]
+        ),
+    ],
+    ids=["who renews", "who ends them"],
+)
+def test_several_jobs_are_locked_in_the_order_of_their_ids(
+    house: House, act: Callable[[Session, list[lease.Held]], object]
+) -> None:
+    ids = sorted(house.both())
+    held = [lease.Held(job_id, 1) for job_id in reversed(ids)]
+    with house.database.transaction() as session:
+        for deployment in (house.dollars, house.euros):
+            assert lease.claim(session, worker_id="wrk_a", deployment_id=deployment.id, lease_seconds=30)
+    with house.database.transaction() as session:
+        session.execute(update(Job).where(Job.id == ids[0]).values(priority=1))  # so that it lies behind the other
+    house.race(
+        lambda mine: lock_job(mine, ids[0]), lambda session: act(session, held), lambda mine: lock_job(mine, ids[1])
+    )
