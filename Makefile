@@ -44,6 +44,7 @@ bench: setup  ## Measure submit latency, doorbells, the platform and the engine;
 	@$(BIN)/python -m bench.claims --json bench/results/claims.json
 	@$(BIN)/python -m bench.platform --json bench/results/platform.json
 	@$(BIN)/python -m bench.engine --json bench/results/engine-cpu.json
+	@$(BIN)/python -m bench.gates --json bench/results/gates.json
 
 bench-peers: .venv-peers/.installed  ## Compile llama.cpp for this machine, for `make bench` to measure beside the engine
 

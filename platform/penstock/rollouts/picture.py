@@ -128,12 +128,21 @@ def _panel(panel: Panel, areas: Sequence[_Area], scale: _Scale, top: float) -> I
     floors = [0.0] * len(jobs)
     for area in areas:
         ceilings = [low + area.part(panel.rehearsal, job) for low, job in zip(floors, jobs, strict=True)]
-        there = zip(jobs, ceilings, strict=True)
-        back = zip(reversed(jobs), reversed(floors), strict=True)
-        points = " ".join(f"{scale.x(job):.1f},{_y(level, top):.1f}" for job, level in (*there, *back))
+        outline = [*_bends(jobs, ceilings), *reversed(_bends(jobs, floors))]
+        points = " ".join(f"{scale.x(job):.1f},{_y(level, top):.1f}" for job, level in outline)
         yield f'<polygon points="{points}" fill="var(--{area.colour})"/>'
         floors = ceilings
     yield from _axes(scale, top)
+
+
+def _bends(jobs: Sequence[float], levels: Sequence[float]) -> list[tuple[float, float]]:
+    """The points of a line without those between equals, which change nothing."""
+    last = len(jobs) - 1
+    return [
+        (jobs[at], levels[at])
+        for at in range(len(jobs))
+        if at in (0, last) or not levels[at - 1] == levels[at] == levels[at + 1]
+    ]
 
 
 def _axes(scale: _Scale, top: float) -> Iterator[str]:
