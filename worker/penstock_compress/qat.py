@@ -104,11 +104,11 @@ def _block(
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """A block's tensors as they are stored, and which scheme each layer is in."""
     before, prefix = source.block(index), source.prefix(index)
+    schemes = {name: recipe.scheme if prefix + name in rounded else None for name in matrices(before)}
     written: dict[str, Tensor] = {}
-    for name in linear_layers(before):
-        if prefix + name in rounded:
+    for name, scheme in schemes.items():
+        if scheme is not None:
             written |= to_tensors(prefix + name, rounded[prefix + name].rounded(), recipe.activations)
             del before[f"{name}.weight"]
     written |= {prefix + name: trained[prefix + name].to(tensor.dtype) for name, tensor in before.items()}
-    schemes = {name: recipe.scheme if prefix + name in rounded else None for name in matrices(source.block(index))}
     return written, [{"name": prefix + name, "scheme": scheme} for name, scheme in schemes.items()]

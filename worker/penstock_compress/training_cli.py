@@ -30,6 +30,13 @@ _OPTIONS = (
 )
 
 
+def _quiet() -> None:
+    """No bars of `transformers` across ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def training_options(command: Command) -> Command:
     for option in reversed(_OPTIONS):
         command = option(command)
@@ -66,6 +73,7 @@ def qat(
         from penstock_compress.recipe import Recipe
         from penstock_compress.training import Training
 
+        _quiet()
         recipe, training = Recipe(scheme, group=group, searched=searched), Training(**chosen)
         lessons = read_lessons(source, data, training.length)
         outcome = training_rounded.qat(source, out, recipe, training, lessons, teller.progress)
@@ -90,6 +98,7 @@ def distil(student: Path, teacher: Path, out: Path, data: Path, form: Form, **ch
         from penstock_compress.lessons import read_lessons
         from penstock_compress.training import Training
 
+        _quiet()
         training = Training(**chosen)
         distilling.check_same_tokens(student, teacher)
         lessons = read_lessons(teacher, data, training.length)
