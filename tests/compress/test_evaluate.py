@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from penstock_compress import answering
 from penstock_compress.errors import EvaluationDataUnusable, ModelRefused, ModelsDiffer
 from penstock_compress.evaluate_cli import evaluate as command
 from penstock_compress.evaluating import Steps, evaluate
@@ -36,6 +38,14 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors["model.layers.3.mlp.down_proj.weight"].neg_()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_rounds() -> Iterator[None]:
+    """Speed is measured, and is not what this is about."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(answering, "AT_ONCE", 4)
+        yield
 
 
 @pytest.fixture(scope="module")

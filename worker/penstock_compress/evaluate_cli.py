@@ -10,7 +10,7 @@ from penstock_compress.telling import Form, Teller, progress_option, telling
 
 if TYPE_CHECKING:
     from penstock_compress.evaluation_data import Match
-    from penstock_compress.figures import Divergence, Estimate, Evaluation
+    from penstock_compress.figures import Divergence, Estimate, Evaluation, ModelFigures
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -88,7 +88,7 @@ def summary(found: "Evaluation") -> str:
         f"{'bytes':24}{candidate.bytes:>14,}{against.bytes:>14,}",
         f"{'bytes of weights held':24}{candidate.held_bytes:>14,}{against.held_bytes:>14,}",
         f"{'bytes of KV a token':24}{candidate.kv_token_bytes:>14,}{against.kv_token_bytes:>14,}",
-        f"{'tokens a second':24}{candidate.tokens_per_second:>14,.0f}{against.tokens_per_second:>14,.0f}",
+        f"{'tokens a second':24}{_speed(candidate):>14}{_speed(against):>14}",
         f"{'perplexity':24}{candidate.perplexity.value:>14.5f}{against.perplexity.value:>14.5f}",
     ]
     if candidate.exact_match is not None and against.exact_match is not None:
@@ -105,6 +105,10 @@ def summary(found: "Evaluation") -> str:
         lines.append(_row("flipped answers", found.flips.share, floor, ".2%"))
         lines.append(f"{'':24}{found.flips.right_to_wrong} right to wrong, {found.flips.wrong_to_right} wrong to right")
     return "\n".join(lines)
+
+
+def _speed(model: "ModelFigures") -> str:
+    return "-" if model.tokens_per_second is None else f"{model.tokens_per_second:,.0f}"
 
 
 def _tails(apart: "Divergence") -> list[tuple[str, float]]:

@@ -81,16 +81,21 @@ class Reference:
         with _told_as_failed():
             self._right = self._answered(self._engine, steps)
 
-    def evaluate(self, candidate: Path, *, noise: bool = False, steps: Steps | None = None) -> Evaluation:
-        """The figures of `candidate` beside this one's. Raises CompressError."""
+    def evaluate(
+        self, candidate: Path, *, noise: bool = False, speed: bool = True, steps: Steps | None = None
+    ) -> Evaluation:
+        """The figures of `candidate` beside this one's; without `speed`, tokens a second are None.
+
+        Raises CompressError.
+        """
         check_alike(candidate, self._folder)
         steps = steps or Steps()
         steps.at("loading")
         engine = self._open(candidate, "candidate")
         with _told_as_failed():
-            return self._evaluated(candidate, engine, noise, steps)
+            return self._evaluated(candidate, engine, noise, speed, steps)
 
-    def _evaluated(self, candidate: Path, engine: Engine, noise: bool, steps: Steps) -> Evaluation:
+    def _evaluated(self, candidate: Path, engine: Engine, noise: bool, speed: bool, steps: Steps) -> Evaluation:
         steps.at("distributions")
         sides = [Side(engine), Side(self._engine, alone=True)] if noise else [Side(engine)]
         found, *itself = compare(self._engine, sides, self._data.texts, steps)
@@ -98,14 +103,14 @@ class Reference:
         right = self._answered(engine, steps)
         floor = [self._noise(each, steps) for each in itself]
         steps.at("speed")
-        speed, own_speed = speeds([engine, self._engine], self._data.texts, steps)
+        fast = speeds([engine, self._engine], self._data.texts, steps) if speed else (None, None)
         surprises, own = [each.surprise for each in found], [each.surprise_against for each in found]
         return Evaluation(
             sequences=len(found),
             positions=sum(map(len, surprises)),
             answers=len(right),
-            candidate=_figures(candidate, engine, speed, surprises, right),
-            against=_figures(self._folder, self._engine, own_speed, own, self._right),
+            candidate=_figures(candidate, engine, fast[0], surprises, right),
+            against=_figures(self._folder, self._engine, fast[1], own, self._right),
             divergence=Divergence.of(found),
             flips=Flips.of(right, self._right) if right else None,
             noise=floor[0] if floor else None,
@@ -144,7 +149,7 @@ def _longest(data: EvaluationData, context: int) -> int:
 
 
 def _figures(
-    folder: Path, engine: Engine, speed: float, surprises: Sequence[Numbers], right: Sequence[bool]
+    folder: Path, engine: Engine, speed: float | None, surprises: Sequence[Numbers], right: Sequence[bool]
 ) -> ModelFigures:
     return ModelFigures(
         path=str(folder),

@@ -117,13 +117,16 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class ModelFigures:
-    """One model by itself. `tokens_per_second` is what it generates, prefill included, many requests at once."""
+    """One model by itself. `tokens_per_second` is what it generates, prefill included, many requests at once.
+
+    It is None where it was not measured.
+    """
 
     path: str
     bytes: int  # of its files of weights
     held_bytes: int  # of its weights in memory, in the layout of the kernels that run
     kv_token_bytes: int  # what a token takes in the KV pool
-    tokens_per_second: float
+    tokens_per_second: float | None
     perplexity: Estimate
     exact_match: Estimate | None  # None where the data expect no answer
     kernels: dict[str, str] = field(default_factory=dict)

@@ -31,7 +31,8 @@ Reading order, from the data to the device:
     scoring         log probabilities of the prompt's own tokens, and whole distributions for who reads them
     grammar, masks  which tokens an output's grammar lets come next
     sampler         logits to tokens: penalties first, then filters, then a draw (drawing) with philox's noise
-    model_config, rope_config, config_fields, loading, sizing, admission, stats, config, errors     what each says
+    model_config, rope_config, config_fields, loading, sizing, weight_bytes, admission, stats, config, errors
+                    what each says
 """
 
 from penstock_engine.config import EngineConfig

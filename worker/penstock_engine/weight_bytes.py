@@ -1,12 +1,13 @@
 """What a model's weights take in memory, in the layout of the kernels that run them."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from torch import Tensor, nn
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and packed layers; what is held twice counts twice, what two layers share once."""
+    """Bytes of all parameters and packed layers. What is held twice counts twice, what two layers share once."""
     found = {(tensor.data_ptr(), tensor.numel() * tensor.itemsize) for tensor in _weights(model)}
     return sum(size for _, size in found)
 
@@ -14,18 +15,16 @@ def weight_bytes(model: nn.Module) -> int:
 def _weights(model: nn.Module) -> Iterator[Tensor]:
     yield from model.parameters()
     for module in model.modules():
-        for held in vars(module).values():
-            if type(held).__module__.startswith("penstock_kernels."):
-                yield from _inside(held)
+        yield from _tensors(getattr(module, "packed", None))  # on a CPU
+        product = getattr(module, "product", None)  # on a GPU
+        if isinstance(product, partial):
+            yield from _tensors(product.keywords["weight"])
 
 
-def _inside(held: object) -> Iterator[Tensor]:
-    """The tensors of a packed weight: its own, and those of the records in it."""
-    if isinstance(held, Tensor):
-        yield held
-    elif isinstance(held, tuple):
-        for part in held:
-            yield from _inside(part)
-    elif type(held).__name__ != "Workspace":
-        for part in vars(held).values() if hasattr(held, "__dict__") else ():
-            yield from _inside(part)
+def _tensors(packed: object) -> Iterator[Tensor]:
+    """Those of a packed weight, and of the records in it."""
+    for held in packed if isinstance(packed, tuple) else vars(packed).values() if packed is not None else ():
+        if isinstance(held, Tensor):
+            yield held
+        elif isinstance(held, tuple):
+            yield from _tensors(held)
