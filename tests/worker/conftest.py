@@ -89,6 +89,7 @@ class WorkerProcess:
             "PENSTOCK_SWEEP_SECONDS": "0.2",
             "PENSTOCK_CHECKPOINT_SECONDS": "0.3",
             "PENSTOCK_ENGINE_THREADS": "1",
+            "PENSTOCK_COMPRESSIONS": "0",
             "PENSTOCK_ENGINE_KV_BYTES": str(2**27),
             "PENSTOCK_LOG_LEVEL": "info",
             "PENSTOCK_LOG_FORMAT": "console",

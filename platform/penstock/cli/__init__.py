@@ -18,6 +18,7 @@ COMMANDS = {
         "batch": Lazy("penstock.cli.batches:batch", "Run files of requests, a line each."),
         "events": Lazy("penstock.cli.events:events", "Show all that happened, or follow it."),
         "feedback": Lazy("penstock.cli.feedback:feedback", "Judge a job's answer, or see what was said."),
+        "calibration": Lazy("penstock.cli.calibration:calibration", "Fetch the text of stored jobs, to quantize by."),
         "webhooks": Lazy("penstock.cli.webhooks:webhooks", "Keep webhook endpoints; see and replay deliveries."),
     },
     "Operation": {

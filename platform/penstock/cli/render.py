@@ -129,6 +129,9 @@ def _facts(job: Job) -> Table:
     for event in job.timeline:
         at = seconds_between(job.created_at, event.created_at)
         table.add_row(f"+{at}", Text(f"{event.type}  ").append(timeline_note(event.data), style="dim"))
+    if job.output is not None and job.output.version is not None:
+        share = f", {job.output.ratio:.0%} of the bytes" if job.output.ratio is not None else ""
+        table.add_row("came of it", printable(f"{job.output.model} version {job.output.version}{share}"))
     table.add_row(
         "tokens",
         f"{job.usage.prompt_tokens} in ({job.usage.cached_tokens} cached), {job.usage.output_tokens} out",

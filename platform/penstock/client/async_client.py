@@ -243,6 +243,9 @@ class AsyncClient(_Awaited[House]):
         self.batches = AsyncBatches(transport, lambda asking: Batches(asking, Files(asking), patience_seconds=patience))
 
     models = _awaited(House.models)
+    quantize = _awaited(House.quantize)
+    evaluate = _awaited(House.evaluate)
+    calibration = _awaited(House.calibration)
     events = _iterated(House.events)
     follow_events = _iterated(House.follow_events)
     usage = _iterated(House.usage)

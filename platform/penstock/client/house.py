@@ -6,13 +6,14 @@ from typing import Any
 
 from penstock.client.feed import FeedReader, feed
 from penstock.client.jobs import in_utc
+from penstock.client.model_work import ModelWork
 from penstock.client.models import FeedEvent, Model, ModelList, WebhookSecret, parse
 from penstock.client.patience import OnLost, Patience
 from penstock.client.reading import Asking, Pages
 from penstock.client.usage import BudgetList, Quotas, TenantBudget, UsagePage, UsageRow
 
 
-class House:
+class House(ModelWork):
     """The server as the key's tenant sees it."""
 
     def __init__(self, transport: Asking, *, patience_seconds: float) -> None:

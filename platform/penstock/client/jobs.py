@@ -63,7 +63,7 @@ class Jobs:
             "tags": list(tags) if tags is not None else None,
             "metadata": dict(metadata) if metadata is not None else None,
         }
-        return self._job("POST", _PATH, body=given(**body), headers=_idempotency(idempotency_key))
+        return self._job("POST", _PATH, body=given(**body), headers=idempotency(idempotency_key))
 
     def score(
         self,
@@ -98,7 +98,7 @@ class Jobs:
             "tags": list(tags) if tags is not None else None,
             "metadata": dict(metadata) if metadata is not None else None,
         }
-        return self._job("POST", _PATH, body=given(**body), headers=_idempotency(idempotency_key))
+        return self._job("POST", _PATH, body=given(**body), headers=idempotency(idempotency_key))
 
     def get(self, job_id: str) -> Job:
         """The job as it stands. Raises `NotFound`."""
@@ -155,7 +155,7 @@ class Jobs:
 
     def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
         """A new job with the request of a finished one; its `retry_of` names the old one."""
-        return self._job("POST", f"{_path(job_id)}/retry", headers=_idempotency(idempotency_key))
+        return self._job("POST", f"{_path(job_id)}/retry", headers=idempotency(idempotency_key))
 
     def wait(self, job_id: str, timeout: float | None = None) -> Job:
         """The job once it has finished, however it ended.
@@ -195,7 +195,7 @@ class Jobs:
         Raises `JobNotFinished`, and `ValidationFailed` for a choice that the job has not.
         """
         body = given(score=score, label=label, comment=comment, choice=choice, user=user)
-        headers = _idempotency(idempotency_key)
+        headers = idempotency(idempotency_key)
         return parse(Feedback, self._transport.request("POST", f"{_path(job_id)}/feedback", body=body, headers=headers))
 
     def feedback(self, job_id: str, *, page_size: int | None = None) -> Iterator[Feedback]:
@@ -246,7 +246,8 @@ def given(**members: Any) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
 
 
-def _idempotency(key: str | None) -> dict[str, str]:
+def idempotency(key: str | None) -> dict[str, str]:
+    """The header that makes a call act once; a key is drawn where none is given."""
     return {IDEMPOTENCY_HEADER: key or str(uuid4())}
 
 

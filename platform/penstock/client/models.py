@@ -135,11 +135,26 @@ class Score(Document):
 
 
 class Output(Document):
-    """What the model wrote. `prompt_logprobs` are those of the prompt's tokens, where `params` asked for them."""
+    """What the model wrote. `prompt_logprobs` are those of the prompt's tokens, where `params` asked for them.
 
-    choices: list[Choice]
+    Of `quantize` and `evaluate` there are no choices, but the `model` and `version` that was made or judged, and what
+    was found: `figures`, and the `ratio` of `bytes` to `source_bytes`.
+    """
+
+    choices: list[Choice] = []
     prompt_logprobs: list[TokenLogprob] | None = None
     score: Score | None = None
+    model: str | None = None
+    version: str | None = None
+    against: str | None = None
+    created: bool | None = None
+    source: str | None = None
+    bytes: int | None = None
+    source_bytes: int | None = None
+    ratio: float | None = None
+    recipe: dict[str, Any] | None = None
+    figures: dict[str, Any] | None = None
+    run_id: str | None = None
 
 
 class Budget(Document):
@@ -210,6 +225,12 @@ class Model(Document):
     def name(self) -> str:
         """What jobs ask for."""
         return self.id
+
+
+class CalibrationTexts(Document):
+    """Text of jobs, to calibrate by."""
+
+    data: list[dict[str, Any]]
 
 
 class WebhookSecret(Document):

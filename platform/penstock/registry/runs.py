@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from penstock.registry.registration import experiment_id, silence, typed_errors
+from penstock.registry.version_tags import DIGEST_TAG
 from penstock.settings import MlflowSettings
 
 JOB_TAG: Final = "penstock.job"
@@ -46,14 +47,22 @@ class VersionRun:
         with typed_errors(self._failure), silence():
             if self._run.info.status == "FINISHED":
                 return
-            model_id = self._client.get_model_version(*model).model_id
-            if model_id:
+            model_id = self._logged_model(*model)
+            if model_id is not None:
                 self._link(model_id, made)
             self._tell(facts, model_id)
             self._client.set_terminated(self.id)
 
     def _begin(self, job_id: str) -> Any:
         return self._client.create_run(self._experiment, tags={JOB_TAG: job_id}, run_name=job_id)
+
+    def _logged_model(self, name: str, version: str) -> str | None:
+        """The id of the version's logged model, found by its files: MLflow's registry does not tell it."""
+        digest = self._client.get_model_version(name, version).tags.get(DIGEST_TAG, "")
+        found = self._client.search_logged_models(
+            [self._experiment], f"tags.`{DIGEST_TAG}` = '{digest}' AND name = '{name}'", max_results=1
+        )
+        return str(found[0].model_id) if found else None
 
     def _link(self, model_id: str, made: bool) -> None:
         from mlflow.entities import LoggedModelInput, LoggedModelOutput
