@@ -237,7 +237,7 @@ def read_policy(text: str) -> Policy:
         raise InvalidJson(f"the policy is not YAML: {' '.join(str(error).split())}") from None
     try:
         plain = json.dumps({} if document is None else document)
-    except (TypeError, ValueError) as error:  # a date, or an anchor within itself
+    except TypeError as error:  # a date
         raise InvalidJson(f"the policy holds what JSON cannot: {error}") from None
     try:
         return Policy.model_validate_json(plain)
@@ -252,7 +252,12 @@ def _located(error: Exception) -> Exception:
 
 
 class _GivenOnce(yaml.SafeLoader):
-    """YAML lets a key be given twice, and takes the last: here that is an error."""
+    """YAML lets a key be given twice, and takes the last; and by aliases a few lines can be gigabytes. Not here."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name) is not taken; write out what it stands for")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value]
