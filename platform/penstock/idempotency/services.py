@@ -38,7 +38,7 @@ class KeyedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The job as it was accepted. `replayed` when an earlier request with the same key has made it; else with its `job`."""
+    """The job as it was accepted. `replayed` when an earlier request with the same key has made it; else with `job`."""
 
     document: dict[str, Any]
     replayed: bool

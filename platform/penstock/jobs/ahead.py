@@ -28,6 +28,5 @@ def judge(prompts: PromptCounter, deployment: Deployment, asked: Asked) -> None:
     """
     with suppress(PenstockError):
         asked.count(prompts, deployment)
-        structure = structure_of(asked.params, prompts.get(deployment))
-        if structure is not None:
+        if asked.wants_structure and (structure := structure_of(asked.params, prompts.get(deployment))) is not None:
             prompts.vocabulary(deployment).problem_with(*structure)

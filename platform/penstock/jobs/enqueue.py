@@ -7,14 +7,14 @@ it is, so that a schema's properties keep their order.
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import ARRAY, Boolean, Text, column, text
 from sqlalchemy.orm import Session, make_transient_to_detached
 
-from penstock.clock import iso
 from penstock.fairness.counters import wake
-from penstock.fairness.lanes import awake
+from penstock.fairness.lanes import sleeps
 from penstock.ids import new_id
 from penstock.jobs.events import EventType, Happening, tell
 from penstock.jobs.models import Job
@@ -56,7 +56,7 @@ _WRITE: Final = text(
         WHERE tenant_id IN (SELECT tenant_id FROM lane) AND disabled_at IS NULL AND '{EventType.QUEUED}' = ANY (events)
         GROUP BY tenant_id
     ), asleep AS MATERIALIZED (
-        SELECT tenant_id, deployment_id FROM lane WHERE NOT {awake("lane.deployment_id", "lane.tenant_id")}
+        SELECT tenant_id, deployment_id FROM lane WHERE {sleeps("lane.deployment_id", "lane.tenant_id")}
     )
     SELECT written.id, {_TOLD}, listening.endpoints, asleep.tenant_id IS NOT NULL AS sleeps
     FROM written LEFT JOIN listening USING (tenant_id) LEFT JOIN asleep USING (tenant_id, deployment_id)
@@ -74,7 +74,7 @@ def enqueue(session: Session, rows: Sequence[dict[str, Any]]) -> list[Job]:
     # They are queued at one moment, so that it is their ids that keep them in order.
     ids = sorted(new_id("job") for _ in rows)
     named = {job_id: row | {"id": job_id} for job_id, row in zip(ids, rows, strict=True)}
-    document = json.dumps([*named.values()], ensure_ascii=False, separators=(",", ":"), default=iso)
+    document = json.dumps([*named.values()], ensure_ascii=False, separators=(",", ":"), default=datetime.isoformat)
     found = {row["id"]: dict(row) for row in session.execute(_WRITE, {"rows": document}).mappings()}
     jobs = [_as_written(session, row, found[job_id]) for job_id, row in named.items()]
     for job in jobs:

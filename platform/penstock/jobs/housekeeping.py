@@ -33,13 +33,14 @@ from penstock.jobs.reaper import database_uptime_seconds, expire_waiting, reap
 from penstock.jobs.silence import Silence
 from penstock.logs import get_logger
 from penstock.metrics import HouseMetrics
-from penstock.outbox.relay import Relay
+from penstock.outbox.relay import BATCH, Relay
 from penstock.registry.models import Deployment
 from penstock.settings import Settings
 from penstock.webhooks.services import due_deliveries
 
 OUTBOX_CHANNEL: Final = "penstock_outbox"
 _MOST_DEPLOYMENTS: Final = 1000
+_GATHERING_SECONDS: Final = 0.01  # after a round, so that of many submits a second several share the next one
 _MOST_DELIVERIES: Final = 200
 
 log = get_logger(__name__)
@@ -118,10 +119,12 @@ class Housekeeper:
                     next_sweep = time.monotonic() + self._settings.sweep_seconds
                 elif _notified(listener, max(next_sweep - time.monotonic(), 0.0)):
                     self._drain()
+                    stop.wait(_GATHERING_SECONDS)
 
     def _drain(self) -> None:
-        taken = 1
-        while taken:
+        """Pass on all that is there. What is committed meanwhile tells of itself."""
+        taken = BATCH
+        while taken == BATCH:
             self._silence.asked()
             taken = self._relay.pass_on()
             self._silence.answered()

@@ -92,6 +92,11 @@ class Asked:
     def of(cls, request: JobRequest) -> Self:
         return cls(request, request.stored_input(), request.stored_params())
 
+    @property
+    def wants_structure(self) -> bool:
+        """Whether the output is held to a grammar."""
+        return bool(self.params["tools"]) or self.params["response_format"] is not None
+
     def count(self, prompts: PromptCounter, deployment: Deployment) -> int:
         """The prompt's tokens, which are counted once."""
         if deployment.id not in self.tokens:

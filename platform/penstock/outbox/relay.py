@@ -22,7 +22,9 @@ from penstock.outbox.models import OutboxMessage
 from penstock.outbox.services import Topic
 from penstock.registry.models import Hosting, Worker
 
-_BATCH: Final = 200
+BATCH: Final = 200
+"""Messages that are passed on at once."""
+
 _WORKER_SILENCE_SECONDS: Final = 15.0
 
 
@@ -30,7 +32,7 @@ _TAKE: Final = (
     delete(OutboxMessage)
     .where(
         OutboxMessage.id.in_(
-            select(OutboxMessage.id).order_by(OutboxMessage.id).limit(_BATCH).with_for_update(skip_locked=True)
+            select(OutboxMessage.id).order_by(OutboxMessage.id).limit(BATCH).with_for_update(skip_locked=True)
         )
     )
     .returning(OutboxMessage.topic, OutboxMessage.payload)
