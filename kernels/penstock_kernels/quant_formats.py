@@ -1,4 +1,4 @@
-"""4-bit weights as the world publishes them, read into one logical form.
+"""Weights of 4 bits, and of 3, as the world publishes them, read into one logical form.
 
     published       packed codes                zeros                  scales   order of the eight nibbles
     compressed-     int32 [N, K/8] along K      int32 [N/8, G] or none [N, G]   0 1 2 3 4 5 6 7, low first
@@ -8,6 +8,7 @@
 
 N is the output width of the linear layer, K its input width, G the number of groups along K that share a scale and a
 zero. In each of them a weight is `(code - zero) * scale`, with code and zero in 0..15; symmetric weights have zero 8.
+compressed-tensors packs 3 bits alike, densely and across words; codes and zeros lie in 0..7 then, around 4.
 """
 
 from dataclasses import dataclass
@@ -31,13 +32,14 @@ class Int4Codes:
     """Unpacked 4-bit weights `(codes[n, k] - zeros[n, g]) * scales[n, g]`, where g is the group of column k.
 
     `codes` uint8 [N, K] and `zeros` uint8 [N, G] lie in 0..15, `scales` [N, G] is floating. `g_idx` [K] names each
-    column's group; None says that a group is K / G neighbouring columns.
+    column's group; None says that a group is K / G neighbouring columns. With `bits` 3 both lie in 0..7.
     """
 
     codes: Tensor
     scales: Tensor
     zeros: Tensor
     g_idx: Tensor | None = None
+    bits: int = BITS
 
     def __post_init__(self) -> None:
         check_dtype("codes", self.codes, torch.uint8)
@@ -94,22 +96,51 @@ def unpack_nibbles(words: Tensor, dim: int, length: int, order: tuple[int, ...] 
     return values.flatten(-2)[..., :length].movedim(-1, dim).contiguous()
 
 
+def unpack_dense(words: Tensor, dim: int, length: int, bits: int) -> Tensor:
+    """The first `length` numbers of `bits` along `dim`, uint8, that lie one after the other, low bits first, also
+    across words."""
+    check_dtype("words", words, torch.int32)
+    if bits == BITS:
+        return unpack_nibbles(words, dim, length)
+    moved = words.movedim(dim, -1)
+    filled = torch.nn.functional.pad(moved, (0, -moved.shape[-1] % bits)).long() & 0xFFFFFFFF
+    cycles = filled.view(*filled.shape[:-1], -1, bits)  # as many words hold 32 numbers
+    values = torch.empty((*cycles.shape[:-1], WORD_BITS), dtype=torch.uint8, device=words.device)
+    for at in range(WORD_BITS):
+        word, shift = divmod(at * bits, WORD_BITS)
+        found = cycles[..., word] >> shift
+        if shift + bits > WORD_BITS:
+            found = found | cycles[..., word + 1] << (WORD_BITS - shift)
+        values[..., at] = found & ((1 << bits) - 1)
+    return values.flatten(-2)[..., :length].movedim(-1, dim).contiguous()
+
+
 def from_compressed_tensors(
-    packed: Tensor, scales: Tensor, shape: tuple[int, int], zeros: Tensor | None = None, g_idx: Tensor | None = None
+    packed: Tensor,
+    scales: Tensor,
+    shape: tuple[int, int],
+    zeros: Tensor | None = None,
+    g_idx: Tensor | None = None,
+    *,
+    bits: int = BITS,
 ) -> Int4Codes:
     """Read `pack-quantized`: `weight_packed`, `weight_scale`, `weight_shape`, `weight_zero_point`, `weight_g_idx`.
 
     Source: github.com/vllm-project/compressed-tensors, `compressors/pack_quantized`.
     """
     rows, columns = shape
-    check_shape("packed", packed, (rows, -(-columns // PER_WORD)))
+    check_shape("packed", packed, (rows, _words(columns, bits)))
     check_shape("scales", scales, (rows, None))
     if zeros is None:
-        read_zeros = torch.full(scales.shape, SYMMETRIC_ZERO, dtype=torch.uint8, device=scales.device)
+        read_zeros = torch.full(scales.shape, 1 << (bits - 1), dtype=torch.uint8, device=scales.device)
     else:
-        check_shape("zeros", zeros, (-(-rows // PER_WORD), scales.shape[1]))
-        read_zeros = unpack_nibbles(zeros, 0, rows)
-    return Int4Codes(unpack_nibbles(packed, 1, columns), scales, read_zeros, _grouping(g_idx))
+        check_shape("zeros", zeros, (_words(rows, bits), scales.shape[1]))
+        read_zeros = unpack_dense(zeros, 0, rows, bits)
+    return Int4Codes(unpack_dense(packed, 1, columns, bits), scales, read_zeros, _grouping(g_idx), bits)
+
+
+def _words(numbers: int, bits: int) -> int:
+    return -(-numbers * bits // WORD_BITS)
 
 
 def from_gptq(

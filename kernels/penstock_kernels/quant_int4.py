@@ -56,7 +56,7 @@ def pack_int4(weight: Int4Codes) -> Int4Weight:
     size, (n, k) = weight.group_size, weight.codes.shape
     if size not in (32, 64) and size % TILE:
         raise ShapeError(f"the group size is {size} and should be 32, 64 or a multiple of {TILE}")
-    order = None if weight.g_idx is None else _act_order(weight)
+    order = act_order(weight)
     codes = weight.codes if order is None else weight.codes[:, order]
     slab = min(size, TILE)
     codes = torch.nn.functional.pad(codes, (0, -k % TILE, 0, -n % TILE))
@@ -77,8 +77,13 @@ def unpack_int4(weight: Int4Weight) -> Int4Codes:
     return Int4Codes(codes.to(torch.uint8).contiguous(), scales, (scale_words & 0xFF).to(torch.uint8))
 
 
-def _act_order(weight: Int4Codes) -> Tensor | None:
-    """The permutation that brings each group's columns together, in their order; None where they are."""
+def act_order(weight: Int4Codes) -> Tensor | None:
+    """The permutation that brings each group's columns together, in their order; None where they are.
+
+    Raises ShapeError where groups are not of one size.
+    """
+    if weight.g_idx is None:
+        return None
     group = weight.column_group
     sizes = torch.bincount(group, minlength=weight.scales.shape[1])
     if bool((sizes != weight.group_size).any()):

@@ -2,6 +2,7 @@
 weights restored: on a CPU's kernels, and on a GPU's in the interpreter."""
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from penstock_compress import Recipe, compress
 from penstock_compress.gptq import nearest
 from penstock_compress.grids import Grid
-from penstock_compress.packing import from_tensors
+from penstock_compress.packing import from_tensors, to_tensors
 from penstock_engine import Engine, EngineConfig, InvalidConfig
 from penstock_engine.errors import ModelCorrupt, ModelUnsupported
 from penstock_engine.kernel_choice import choose_kernels
@@ -21,6 +22,7 @@ from penstock_engine.models import CausalLM
 from penstock_kernels.quant_formats import AWQ_ORDER, Int4Codes, pack_nibbles
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from tests.engine.test_gpu_formats import e4m3 as e4m3
 from tests.engine.tiny import TinyModel, compiled_only, make_tiny, random_prompt
@@ -99,14 +101,154 @@ def int4_of(weight: Tensor, group: int = 64) -> Int4Codes:
     return Int4Codes(codes.to(torch.uint8), rounded.scales.scale, zeros.to(torch.uint8))
 
 
+def gptq(plain: TinyModel, folder: Path, version: int, ordered: bool, told_version: int | None = None) -> Tensors:
+    """Store `plain` as GPTQ, which says that it is `told_version`; its layers' weights, restored."""
+    restored: Tensors = {}
+
+    def write(layer: str, weight: Tensor) -> Tensors:
+        order = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(weight.shape[1]))
+        group = torch.empty_like(order)
+        group[order] = torch.arange(len(order)) // 64
+        codes = int4_of(weight[:, order] if ordered else weight)
+        back = torch.argsort(order) if ordered else torch.arange(len(order))
+        restored[f"{layer}.weight"] = codes.dequantize()[:, back]
+        zeros = (codes.zeros.T.int() - (1 if version == 1 else 0)) & 15
+        return {
+            f"{layer}.qweight": pack_nibbles(codes.codes[:, back].T.contiguous(), 0),
+            f"{layer}.qzeros": pack_nibbles(zeros.contiguous(), 1),
+            f"{layer}.scales": codes.scales.T.contiguous(),
+            f"{layer}.g_idx": (group if ordered else torch.arange(len(order)) // 64).int(),
+        }
+
+    told = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": ordered}
+    named = {"checkpoint_format": "gptq_v2"} if (told_version or version) == 2 else {}
+    rewritten(plain, folder, told | named, write)
+    return restored
+
+
+def awq(plain: TinyModel, folder: Path) -> Tensors:
+    """Store `plain` as AWQ; its layers' weights, restored."""
+    restored: Tensors = {}
+
+    def write(layer: str, weight: Tensor) -> Tensors:
+        codes = int4_of(weight)
+        restored[f"{layer}.weight"] = codes.dequantize()
+        return {
+            f"{layer}.qweight": pack_nibbles(codes.codes.T.contiguous(), 1, AWQ_ORDER),
+            f"{layer}.qzeros": pack_nibbles(codes.zeros.T.contiguous(), 1, AWQ_ORDER),
+            f"{layer}.scales": codes.scales.T.contiguous(),
+        }
+
+    rewritten(plain, folder, {"quant_method": "awq", "bits": 4, "version": "gemm"}, write)
+    return restored
+
+
+def told_of(folder: Path, **others: Any) -> None:
+    """Add to what a checkpoint says of its rounding."""
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= others
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def tensors_of(folder: Path) -> tuple[Path, Tensors]:
+    """The one file that holds its first layer, and all that is in it."""
+    found = {path: load_file(path) for path in folder.glob("*.safetensors")}
+    return next((path, held) for path, held in found.items() if any("layers.0.self_attn" in name for name in held))
+
+
 @compiled_only
-@pytest.mark.parametrize(
-    ("scheme", "kind"), [("int8", "Int8"), ("int8-weights", "Int8"), ("int4", "Int4"), ("int4-channel", "Int4")]
-)
-def test_a_cpu_runs_the_codes_themselves(plain: TinyModel, tmp_path: Path, scheme: str, kind: str) -> None:
-    restored = made(plain, tmp_path / scheme, scheme)
-    assert furthest(plain, tmp_path / scheme, restored) < ROUNDED_INPUTS
-    assert engine_of(tmp_path / scheme).kernels[kind] == "4"
+class TestOnACpu:
+    @pytest.mark.parametrize(
+        ("scheme", "kind", "bits"),
+        [
+            ("int8", "Int8", None),
+            ("int8-weights", "Int8", None),
+            ("int4", "Int4", 4 + 16 / 64),
+            ("int4-asym", "Int4 with zeros", 4 + 24 / 64),
+            ("int4-channel", "Int4", None),
+            ("int3", "Int3", 3 + 16 / 64),
+            ("int3-asym", "Int3 with zeros", 3 + 24 / 64),
+            ("fp8", "Float8", None),
+            ("fp8-tensor", "Float8", None),
+            ("fp8-block", "Float8", None),
+        ],
+    )
+    def test_it_runs_the_codes_themselves(
+        self, plain: TinyModel, tmp_path: Path, scheme: str, kind: str, bits: float | None
+    ) -> None:
+        restored = made(plain, tmp_path / scheme, scheme)
+        assert furthest(plain, tmp_path / scheme, restored) < (INPUTS["FP8"] if "fp8" in scheme else ROUNDED_INPUTS)
+        told = engine_of(tmp_path / scheme).kernels
+        assert told[kind] == "4"
+        if bits is not None:
+            numbers = sum(weight.numel() for weight in restored.values())
+            assert f"{kind} {int(numbers * bits / 8)}," in told["bytes held"]
+
+    @pytest.mark.parametrize("scheme", ["int8", "int4-channel", "int3", "fp8"])
+    def test_logits_are_those_of_transformers_with_compressed_tensors(
+        self, plain: TinyModel, tmp_path: Path, scheme: str
+    ) -> None:
+        """Which rounds the inputs of `int8` and `fp8` too, those of whole numbers by a slightly other step."""
+        made(plain, tmp_path / scheme, scheme)
+        theirs = replace(plain, folder=tmp_path / scheme, reference=opened(tmp_path / scheme)).logprobs(PROMPT)
+        ours = torch.tensor(engine_of(tmp_path / scheme).score(PROMPT))
+        off = float((ours - theirs[range(len(PROMPT) - 1), PROMPT[1:]]).abs().max())
+        assert off < (1e-4 if scheme == "fp8" else ROUNDED_INPUTS)
+
+    @pytest.mark.parametrize("version", [1, 2])
+    @pytest.mark.parametrize("ordered", [False, True])
+    def test_gptq(self, plain: TinyModel, tmp_path: Path, version: int, ordered: bool) -> None:
+        restored = gptq(plain, tmp_path / "gptq", version, ordered)
+        assert furthest(plain, tmp_path / "gptq", restored) < ROUNDED_INPUTS
+        assert engine_of(tmp_path / "gptq").kernels["Int4 with zeros"] == "4"
+
+    def test_zeros_that_are_off_by_one_are_seen(self, plain: TinyModel, tmp_path: Path) -> None:
+        restored = gptq(plain, tmp_path / "gptq", 2, ordered=False, told_version=1)
+        assert furthest(plain, tmp_path / "gptq", restored) > 4 * ROUNDED_INPUTS
+
+    def test_awq(self, plain: TinyModel, tmp_path: Path) -> None:
+        assert furthest(plain, tmp_path / "awq", awq(plain, tmp_path / "awq")) < ROUNDED_INPUTS
+
+    def test_layers_in_different_formats(self, plain: TinyModel, tmp_path: Path) -> None:
+        """Also scales for inputs, which are coarser than those found for each token, and are not needed."""
+        restored: Tensors = {}
+
+        def write(layer: str, weight: Tensor) -> Tensors:
+            whole = "self_attn" in layer
+            rounded = nearest(weight, Grid(8, "float") if whole else Grid(4, scope="group", group=64), torch.float32)
+            restored[f"{layer}.weight"] = rounded.dequantize()
+            scales = {f"{layer}.input_scale": torch.ones(1)} if whole else {}
+            return to_tensors(layer, rounded, "fp8" if whole else None) | scales
+
+        told = {"quant_method": "compressed-tensors", "format": "mixed-precision"}
+        rewritten(plain, tmp_path / "mixed", told, write)
+        assert furthest(plain, tmp_path / "mixed", restored) < INPUTS["FP8"]
+        kernels = engine_of(tmp_path / "mixed").kernels
+        assert (kernels["Float8"], kernels["Int4"]) == ("2", "2")
+
+    @pytest.mark.parametrize(("kind", "kept"), [("int", "int8"), ("float", "fp8")])
+    def test_a_checkpoint_asks_for_8_bits_of_k_and_v(
+        self, plain: TinyModel, tmp_path: Path, kind: str, kept: str
+    ) -> None:
+        folder = tmp_path / "kv"
+        made(plain, folder, "int8")
+        file, tensors = tensors_of(folder)
+        scales = {f"model.layers.0.self_attn.{side}_scale": torch.ones(1) for side in "kv"}
+        save_file(tensors | scales, file)
+        told_of(folder, kv_cache_scheme={"num_bits": 8, "type": kind, "symmetric": True, "strategy": "tensor"})
+        engine = engine_of(folder)
+        assert (engine.kernels["kv"], engine.config.kv_dtype, engine._cache.kept_as) == (kept, kept, kept)  # type: ignore[attr-defined]
+        other = "fp8" if kept == "int8" else "int8"
+        assert engine_of(folder, kv_dtype=other).kernels["kv"] == other
+        as_given, asked = (engine_of(folder, kv_dtype=each).score(PROMPT) for each in ("auto", kept))
+        assert as_given == asked
+
+
+def opened(folder: Path) -> Any:
+    """As `transformers` reads it, with compressed-tensors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 @compiled_only
@@ -126,6 +268,7 @@ class TestOnAGpu:
             ("int8", "W8A8"),
             ("int4", "W4A16"),
             ("int4-asym", "W4A16"),
+            ("int3-asym", "W4A16"),
             ("fp8", "FP8"),
             ("fp8-tensor", "FP8"),
             ("fp8-block", "FP8 blocks"),
@@ -142,41 +285,10 @@ class TestOnAGpu:
     @pytest.mark.parametrize("version", [1, 2])
     @pytest.mark.parametrize("ordered", [False, True])
     def test_gptq(self, plain: TinyModel, tmp_path: Path, version: int, ordered: bool) -> None:
-        restored: Tensors = {}
-
-        def write(layer: str, weight: Tensor) -> Tensors:
-            order = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(weight.shape[1]))
-            group = torch.empty_like(order)
-            group[order] = torch.arange(len(order)) // 64
-            codes = int4_of(weight[:, order] if ordered else weight)
-            back = torch.argsort(order) if ordered else torch.arange(len(order))
-            restored[f"{layer}.weight"] = codes.dequantize()[:, back]
-            zeros = (codes.zeros.T.int() - (1 if version == 1 else 0)) & 15
-            return {
-                f"{layer}.qweight": pack_nibbles(codes.codes[:, back].T.contiguous(), 0),
-                f"{layer}.qzeros": pack_nibbles(zeros.contiguous(), 1),
-                f"{layer}.scales": codes.scales.T.contiguous(),
-                f"{layer}.g_idx": (group if ordered else torch.arange(len(order)) // 64).int(),
-            }
-
-        told = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": ordered}
-        rewritten(plain, tmp_path / "gptq", told | ({"checkpoint_format": "gptq_v2"} if version == 2 else {}), write)
-        assert furthest(plain, tmp_path / "gptq", restored) < EXACT_INPUTS
+        assert furthest(plain, tmp_path / "gptq", gptq(plain, tmp_path / "gptq", version, ordered)) < EXACT_INPUTS
 
     def test_awq(self, plain: TinyModel, tmp_path: Path) -> None:
-        restored: Tensors = {}
-
-        def write(layer: str, weight: Tensor) -> Tensors:
-            codes = int4_of(weight)
-            restored[f"{layer}.weight"] = codes.dequantize()
-            return {
-                f"{layer}.qweight": pack_nibbles(codes.codes.T.contiguous(), 1, AWQ_ORDER),
-                f"{layer}.qzeros": pack_nibbles(codes.zeros.T.contiguous(), 1, AWQ_ORDER),
-                f"{layer}.scales": codes.scales.T.contiguous(),
-            }
-
-        rewritten(plain, tmp_path / "awq", {"quant_method": "awq", "bits": 4, "version": "gemm"}, write)
-        assert furthest(plain, tmp_path / "awq", restored) < EXACT_INPUTS
+        assert furthest(plain, tmp_path / "awq", awq(plain, tmp_path / "awq")) < EXACT_INPUTS
 
     def test_e4m3_needs_a_gpu_that_has_it(
         self, plain: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -204,11 +316,24 @@ class TestOnAGpu:
 
 @compiled_only
 class TestRefusals:
-    @pytest.mark.parametrize("scheme", ["int4-asym", "int3", "fp8", "fp8-block"])
-    def test_what_a_cpu_has_no_kernel_for(self, plain: TinyModel, tmp_path: Path, scheme: str) -> None:
-        made(plain, tmp_path / scheme, scheme)
-        with pytest.raises(ModelUnsupported, match=r"layers\.0"):
-            engine_of(tmp_path / scheme)
+    def test_what_a_cpu_has_no_kernel_for(self, plain: TinyModel, tmp_path: Path) -> None:
+        made(plain, tmp_path / "fp8", "fp8")
+        file, tensors = tensors_of(tmp_path / "fp8")
+        name = "model.layers.0.self_attn.o_proj.weight"
+        codes = tensors[name].view(torch.uint8).clone()
+        codes[1, 2] = 0x7F
+        save_file(tensors | {name: codes.view(torch.float8_e4m3fn)}, file)
+        with pytest.raises(ModelUnsupported, match=r"layers\.0\.self_attn\.o_proj.* NaN"):
+            engine_of(tmp_path / "fp8")
+
+    @pytest.mark.parametrize(
+        "scheme", [{"num_bits": 4, "type": "int"}, {"num_bits": 8, "type": "int", "symmetric": False}]
+    )
+    def test_k_and_v_in_other_ways(self, plain: TinyModel, tmp_path: Path, scheme: Any) -> None:
+        made(plain, tmp_path / "int8", "int8")
+        told_of(tmp_path / "int8", kv_cache_scheme=scheme)
+        with pytest.raises(ModelUnsupported, match="kv_cache_scheme"):
+            engine_of(tmp_path / "int8")
 
     def test_other_settings_that_do_not_go_with_it(self, plain: TinyModel, tmp_path: Path) -> None:
         made(plain, tmp_path / "int8", "int8")

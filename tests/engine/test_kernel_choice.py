@@ -1,5 +1,6 @@
 """Which kernels run, and what is said of it."""
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -38,9 +39,9 @@ class TestWhereTheyRun:
         model = models("gpt2", num_key_value_heads=4)
         assert "transformers' own code" in Engine.from_folder(model.folder, EngineConfig()).kernels["layers"]
 
-    @pytest.mark.parametrize("quantization", ["int8", "int4"])
+    @pytest.mark.parametrize("quantization", ["int8", "int4", "fp8"])
     def test_quantized_products_stay_near_the_others(self, models: Any, quantization: Any) -> None:
-        """Their own rounding is what keeps them apart: 8 bits change a logprob by hundredths, 4 bits by tenths."""
+        """Their own rounding is what keeps them apart: int8 changes a logprob by hundredths, the others by tenths."""
         model = models("llama", hidden_size=128, intermediate_size=256, initializer_range=0.08)
         prompts = [random_prompt(40, seed=seed) for seed in range(4)]
 
@@ -50,12 +51,15 @@ class TestWhereTheyRun:
             return torch.tensor([engine.score(prompt) for prompt in prompts])
 
         apart = (scores(quantization) - scores(None)).abs().mean().item()
-        assert 1e-4 < apart < {"int8": 0.1, "int4": 1.0}[quantization]
+        assert 1e-4 < apart < {"int8": 0.1, "int4": 1.0, "fp8": 0.4}[quantization]
 
     def test_what_is_quantized_is_told(self, models: Any) -> None:
         model = models("llama", hidden_size=128, intermediate_size=256)
         chosen = Engine.from_folder(model.folder, EngineConfig(quantization="int4")).kernels
         assert (chosen["Int4"], chosen["Int8"]) == (str(4 * LAYERS), "1")  # the head has 8 bits
+        assert re.fullmatch(r"Int4 \d+, Int8 \d+", chosen["bytes held"])
+        chosen = Engine.from_folder(model.folder, EngineConfig(quantization="fp8")).kernels
+        assert (chosen["Float8"], chosen["Int8"]) == (str(4 * LAYERS), "1")
 
     def test_a_router_is_not_quantized(self, models: Any) -> None:
         model = models("mixtral", num_local_experts=4)
@@ -94,7 +98,7 @@ class TestWhereTheyDoNot:
 def test_a_machine_without_the_instructions_is_told_so(tmp_path: Any) -> None:
     info = tmp_path / "cpuinfo"
     info.write_text("flags\t\t: fpu avx512f avx512bw avx512vl avx512_vnni\n")
-    assert support.lacking(info) == "this processor has no avx512_bf16"
+    assert support.lacking(info) == "this processor has no avx512_bf16, avx512vbmi"
     assert "does not tell" in support.lacking(tmp_path / "none")
 
 

@@ -15,10 +15,14 @@ if support.lacking():
     pytest.skip(f"compiled kernels: {support.lacking()}", allow_module_level=True)
 
 from penstock_kernels.cpu.attention import attend, scratch_bytes
-from penstock_kernels.cpu.packing import GROUP, Int4, Int8, Plain, round_to_int4, round_to_int8
+from penstock_kernels.cpu.packing import Int8, Plain, round_to_int8
+from penstock_kernels.cpu.packing_e4m3 import Float8
+from penstock_kernels.cpu.packing_few_bits import GROUP, FewBits, round_to_int4
 from penstock_kernels.cpu.rows import norm_rows, turn_and_store
 from penstock_kernels.cpu.workspace import Places, Workspace
+from penstock_kernels.quant_rows import quantize_fp8
 
+KINDS = (Plain, Int8, FewBits, Float8)
 DTYPES = (torch.bfloat16, torch.float32)
 TOLERANCE = {torch.bfloat16: 8e-3, torch.float32: 2e-6}  # of the largest number: one rounding of the answer
 GATES: dict[str | None, Any] = {
@@ -57,12 +61,12 @@ class TestLinear:
         outputs = 2 * width if gate else width
         weight, x = random(outputs, columns, dtype=dtype), random(rows, columns, dtype=dtype, seed=1)
         bias = random(outputs, dtype=dtype, seed=2) if biased else None
-        for kind in (Plain, Int8, Int4):
+        for kind in KINDS:
             out = kind(weight, bias, gate=gate)(x, unset(rows, width, dtype=out_dtype))
             expected = GATES[gate](reference_product(kind, x, weight, bias))
             assert apart(out, expected) < max(TOLERANCE[out_dtype], 1e-4 if kind is not Plain else 1e-5)
 
-    @pytest.mark.parametrize("kind", [Plain, Int8, Int4])
+    @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_a_rows_numbers_are_its_own(self, kind: Any, dtype: torch.dtype) -> None:
         layer, x = kind(random(70, 256, dtype=dtype)), random(33, 256, dtype=dtype, seed=1)
@@ -71,7 +75,7 @@ class TestLinear:
             part = layer(x[first:end], unset(end - first, 70, dtype=torch.float32))
             assert torch.equal(part, together[first:end])
 
-    @pytest.mark.parametrize("kind", [Plain, Int8, Int4])
+    @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
     def test_what_is_not_finite_stays_so_in_its_row(self, kind: Any, poison: float) -> None:
         x = random(3, 64)
@@ -80,7 +84,7 @@ class TestLinear:
         assert not out[1].isfinite().any()
         assert out[[0, 2]].isfinite().all()
 
-    @pytest.mark.parametrize("kind", [Int8, Int4])
+    @pytest.mark.parametrize("kind", KINDS[1:])
     def test_a_row_of_zeros_gives_the_bias(self, kind: Any) -> None:
         bias = random(64, seed=3)
         out = kind(random(64, 64), bias)(torch.zeros(2, 64), unset(2, 64, dtype=torch.float32))
@@ -99,10 +103,12 @@ def reference_product(kind: Any, x: Tensor, weight: Tensor, bias: Tensor | None)
     if kind is Int8:
         codes, scales = round_to_int8(weight)
         weight, x = codes * scales[:, None], rounded(x)
-    elif kind is Int4:
-        codes, scales = round_to_int4(weight, GROUP)
-        grouped = (codes.float() - 8).unflatten(-1, (-1, GROUP)) * scales[..., None]  # type: ignore[no-untyped-call]
-        weight, x = grouped.flatten(-2), rounded(x.unflatten(-1, (-1, GROUP))).flatten(-2)  # type: ignore[no-untyped-call]
+    elif kind is FewBits:
+        weight = round_to_int4(weight, GROUP).dequantize()
+        x = rounded(x.unflatten(-1, (-1, GROUP))).flatten(-2)  # type: ignore[no-untyped-call]
+    elif kind is Float8:
+        (codes, scales), (x_codes, x_scales) = quantize_fp8(weight), quantize_fp8(x.float())
+        weight, x = codes.float() * scales[:, None], x_codes.double() * x_scales[:, None]
     return x @ weight.double().T + (0 if bias is None else bias.double())
 
 
@@ -110,7 +116,8 @@ def rounded(x: Tensor) -> Tensor:
     """To whole multiples of a 127th of the largest in the last dimension, as float32 arithmetic finds them."""
     x = x.float()
     highest = x.abs().amax(-1, keepdim=True)
-    return ((x * (127 / highest)).round() * (highest * (1 / 127))).double()
+    steps = torch.full_like(highest, 127) / highest  # by a tensor: of a number torch multiplies the reciprocal
+    return ((x * steps).round() * (highest * (1 / 127))).double()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -161,6 +168,8 @@ def test_heads_are_turned_on_their_way_into_the_pool(dtype: torch.dtype, dims: i
         cos.data_ptr(),
         sin.data_ptr(),
         pool.data_ptr(),
+        0,
+        0,
         positions,
         slots,
     )
@@ -250,6 +259,8 @@ class TestAttention:
             context,
             out.data_ptr(),
             stride,
+            0,
+            0,
             *places,
         )
         return out

@@ -23,7 +23,7 @@ from penstock_engine.determinism import check_determinism
 from penstock_engine.errors import EngineBusy, InvalidRequest, InvalidSampling, QueueFull, ScoringFailed, StepFailed
 from penstock_engine.flight import Flight
 from penstock_engine.graphs import GraphPlan
-from penstock_engine.kernel_choice import choose_kernels, loading_device
+from penstock_engine.kernel_choice import choose_kernels, loading_device, with_stored_kv
 from penstock_engine.loading import Progress, load_model, resolve_dtype
 from penstock_engine.measures import Meter
 from penstock_engine.model_config import read_model_config
@@ -110,8 +110,9 @@ class Engine:
 
         `progress` is called with (stage, done, total) while weights load.
         """
-        folder, config = Path(folder), config or EngineConfig()
+        folder = Path(folder)
         model_config = read_model_config(folder)
+        config = with_stored_kv(config or EngineConfig(), model_config)
         dtype = resolve_dtype(config.dtype, model_config, folder)
         length = context_length(config, model_config)
         torch.set_num_threads(thread_count(config, model_config))

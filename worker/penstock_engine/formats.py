@@ -1,22 +1,24 @@
 """Checkpoints whose linear layers are stored in fewer bits, as the world publishes them.
 
     format            tensors of a layer                                                       becomes
-    pack-quantized    weight_packed, weight_scale, weight_shape (weight_zero_point, _g_idx)    4 bits, or 8
-    int-quantized     weight (int8), weight_scale                                              8 bits
-    float-quantized   weight (e4m3), weight_scale                                              e4m3, rows or blocks
+    pack-quantized    weight_packed, weight_scale, weight_shape (weight_zero_point, _g_idx)    4 bits, or 3, or 8
+    int-quantized     weight (int8), weight_scale (input_scale)                                8 bits
+    float-quantized   weight (e4m3), weight_scale (input_scale)                                e4m3, rows or blocks
+    mixed-precision   those of any of the three, layer by layer                                any of these
     fp8               weight (e4m3), weight_scale_inv                                          e4m3, blocks
     gptq, gptq_v2     qweight, qzeros, scales (g_idx)                                          4 bits
     awq               qweight, qzeros, scales                                                  4 bits
 
-The first three are compressed-tensors'. A layer that has a plain `weight` is left as it is. What a checkpoint says of
-the inputs is not read: each kernel rounds its inputs in its own way, or not at all.
+The first four are compressed-tensors'. A layer that has a plain `weight` is left as it is. What a checkpoint says of
+the inputs is not read: each kernel rounds its inputs in its own way, or not at all. Where one says that K and V have 8
+bits, they do; its scales for them are left aside, since ours are found for each token and head.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from penstock_kernels.checks import ShapeError
@@ -37,24 +39,25 @@ from penstock_engine.errors import ModelCorrupt, ModelUnsupported
 
 RoundedWeight = Int4Codes | ChannelWeight | BlockWeight
 FP8: Final = torch.float8_e4m3fn
+PACKED: Final = frozenset({"weight_packed", "weight_scale", "weight_shape"})
+PACKED_OR_NOT: Final = frozenset({"weight_zero_point", "weight_g_idx"})
+WHOLE: Final = frozenset({"weight", "weight_scale"})
+WHOLE_OR_NOT: Final = frozenset({"input_scale"})  # one for all tokens, coarser than a kernel's own
+KV_SCALES: Final = frozenset({"k_scale", "v_scale"})  # of an attention
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
     """How the rounded layers of a checkpoint are stored: their tensors, and what makes a weight [N, K] of them.
 
-    `read` takes tensors by suffix and raises ShapeError where they do not go together.
+    `read` takes tensors by suffix, and raises ShapeError where they do not go together.
     """
 
     name: str
     needed: frozenset[str]
     optional: frozenset[str]
     read: Callable[[Mapping[str, Tensor]], RoundedWeight]
-
-    @property
-    def floats(self) -> bool:
-        """Whether its numbers are e4m3, which not every GPU multiplies."""
-        return self.name in ("float-quantized", "fp8")
+    kv_dtype: Literal["int8", "fp8"] | None = None  # of K and V, where the checkpoint says so
 
     @property
     def suffixes(self) -> frozenset[str]:
@@ -93,6 +96,11 @@ class StoredPart:
     name: str
     format: Format
     tensors: Mapping[str, Tensor]
+
+    @property
+    def floats(self) -> bool:
+        """Whether its numbers are e4m3, which not every GPU multiplies."""
+        return any(tensor.dtype == FP8 for tensor in self.tensors.values())
 
     def weight(self) -> RoundedWeight:
         """Raises ModelLoadError where the tensors are not all there, or do not go together."""
@@ -137,15 +145,33 @@ def _of(suffixes: str) -> frozenset[str]:
 
 
 def _compressed_tensors(told: Fields) -> Format:
-    name = told.raw.get("format")
-    if told.raw.get("kv_cache_scheme"):
-        raise told.unsupported("kv_cache_scheme", told.raw["kv_cache_scheme"], "K and V as `kv_dtype` says")
+    name, kv_dtype = told.raw.get("format"), _kv_dtype(told)
     if name == "pack-quantized":
-        optional = _of("weight_zero_point weight_g_idx")
-        return Format(name, _of("weight_packed weight_scale weight_shape"), optional, _read_packed)
+        return Format(name, PACKED, PACKED_OR_NOT, _read_packed, kv_dtype)
     if name in ("int-quantized", "float-quantized"):
-        return Format(name, _of("weight weight_scale"), frozenset(), _read_whole)
-    raise told.unsupported("format", name, "pack-quantized, int-quantized and float-quantized")
+        return Format(name, WHOLE, WHOLE_OR_NOT, _read_whole, kv_dtype)
+    if name == "mixed-precision":
+        return Format(name, PACKED & WHOLE, (PACKED ^ WHOLE) | PACKED_OR_NOT | WHOLE_OR_NOT, _read_either, kv_dtype)
+    raise told.unsupported("format", name, "pack-quantized, int-quantized, float-quantized and mixed-precision")
+
+
+def _kv_dtype(told: Fields) -> Literal["int8", "fp8"] | None:
+    scheme = told.raw.get("kv_cache_scheme")
+    if not scheme:
+        return None
+    asked = scheme.get("num_bits"), scheme.get("type"), scheme.get("symmetric", True)
+    if asked == (8, "int", True):
+        return "int8"
+    if asked == (8, "float", True):
+        return "fp8"
+    raise told.unsupported("kv_cache_scheme", scheme, "K and V in 8 bits, whole numbers or floats, without zero points")
+
+
+def _read_either(tensors: Mapping[str, Tensor]) -> RoundedWeight:
+    read = _read_packed if "weight_packed" in tensors else _read_whole
+    if lacking := (PACKED if read is _read_packed else WHOLE) - tensors.keys():
+        raise ShapeError(f"{min(lacking)} is lacking")
+    return read(tensors)
 
 
 def _read_packed(tensors: Mapping[str, Tensor]) -> RoundedWeight:
@@ -153,12 +179,13 @@ def _read_packed(tensors: Mapping[str, Tensor]) -> RoundedWeight:
     rows, columns = (int(size) for size in tensors["weight_shape"])
     zeros = tensors.get("weight_zero_point")
     bits = packed.shape[1] * WORD_BITS // columns
-    if bits == BITS:
-        return from_compressed_tensors(packed, scale, (rows, columns), zeros, tensors.get("weight_g_idx"))
+    if bits in (BITS, BITS - 1):
+        return from_compressed_tensors(packed, scale, (rows, columns), zeros, tensors.get("weight_g_idx"), bits=bits)
     if bits == 2 * BITS and scale.shape[1] == 1 and zeros is None:
         codes = packed.contiguous().view(torch.uint8)[:, :columns].int() - 128
         return ChannelWeight(codes.to(torch.int8), scale.float().flatten())
-    raise ShapeError(f"weight_packed has {bits} bits and {scale.shape[1]} scales a row: 4 bits, or 8 with one, are run")
+    served = "4 bits or 3, or 8 with one scale, are run"
+    raise ShapeError(f"weight_packed has {bits} bits and {scale.shape[1]} scales a row: {served}")
 
 
 def _read_whole(tensors: Mapping[str, Tensor]) -> RoundedWeight:
@@ -185,7 +212,8 @@ def _read_awq(tensors: Mapping[str, Tensor]) -> RoundedWeight:
 
 def _agreed(part: RoundedWeight) -> Any:
     """What has to agree between layers that are stacked."""
-    return part.codes.shape[1], part.codes.dtype, part.scales.shape[1:]
+    bits = part.bits if isinstance(part, Int4Codes) else None
+    return part.codes.shape[1], part.codes.dtype, part.scales.shape[1:], bits
 
 
 def _stacked_int4(parts: Sequence[Int4Codes]) -> Int4Codes:
@@ -195,4 +223,4 @@ def _stacked_int4(parts: Sequence[Int4Codes]) -> Int4Codes:
     codes, scales, zeros = (
         torch.cat([getattr(part, field) for part in parts]) for field in ("codes", "scales", "zeros")
     )
-    return Int4Codes(codes, scales, zeros, parts[0].g_idx)
+    return Int4Codes(codes, scales, zeros, parts[0].g_idx, parts[0].bits)

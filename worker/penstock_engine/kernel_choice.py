@@ -5,6 +5,7 @@ What was chosen, and why not another, is told by `Engine.kernels`: nothing is re
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -14,6 +15,7 @@ from penstock_engine.config import EngineConfig
 from penstock_engine.errors import InvalidConfig, ModelUnsupported
 from penstock_engine.formats import StoredPart
 from penstock_engine.layers.prepack import prepack_linears
+from penstock_engine.model_config import ModelConfig
 from penstock_engine.models import CausalLM, DecoderLM
 
 BLOCK = 16  # slots that compiled attention takes at a time on a CPU: they must lie in one page
@@ -51,6 +53,12 @@ def choose_kernels(
     model.kernels = {"layers": f"torch ({obstacle or 'as asked for'})", "prepacked": str(prepacked)}
 
 
+def with_stored_kv(config: EngineConfig, model: ModelConfig) -> EngineConfig:
+    """`config`, with K and V in the 8 bits that a checkpoint asks for where `kv_dtype` leaves it to that."""
+    stored = model.format.kv_dtype if model.format is not None else None
+    return replace(config, kv_dtype=stored) if stored is not None and config.kv_dtype == "auto" else config
+
+
 def loading_device(config: EngineConfig, device: torch.device, *, stored: bool = False) -> torch.device:
     """Where weights are read to. Those that are rounded for a GPU wait in the host's memory for their turn.
 
@@ -64,11 +72,11 @@ def _compile(
 ) -> Mapping[str, str]:
     if _on_gpu(config):
         return _use_gpu(model, config, device or next(model.parameters()).device)
-    _refuse_formats_on_cpu(config)
-    from penstock_engine.layers.cpu import use_cpu_kernels  # where compiled kernels run, and not before
+    from penstock_engine.layers.cpu import held_bytes, use_cpu_kernels  # where compiled kernels run, and not before
 
     counts = use_cpu_kernels(model, dtype=dtype, threads=threads, quantization=config.quantization)
-    return {"layers": "compiled for AVX-512", **_told(counts)}
+    held = ", ".join(f"{kind} {size}" for kind, size in sorted(held_bytes(model).items()))
+    return {"layers": "compiled for AVX-512", **_told(counts), "bytes held": held, **_kept(config)}
 
 
 def _use_gpu(model: DecoderLM, config: EngineConfig, device: torch.device) -> Mapping[str, str]:
@@ -84,8 +92,8 @@ def _use_gpu(model: DecoderLM, config: EngineConfig, device: torch.device) -> Ma
         rounded = round_linears(model, config.quantization, device, deterministic=config.deterministic)
         model.to(device)
     counts = use_gpu_kernels(model, deterministic=config.deterministic)
-    kept = {} if config.kv_dtype == "auto" else {"kv": config.kv_dtype}
-    return {"layers": "compiled by Triton", "tiles": table_of(device).source, **_told(counts + rounded), **kept}
+    told = _told(counts + rounded)
+    return {"layers": "compiled by Triton", "tiles": table_of(device).source, **told, **_kept(config)}
 
 
 def _stored_parts(model: DecoderLM) -> list[StoredPart]:
@@ -96,16 +104,13 @@ def _told(counts: Counter[str]) -> dict[str, str]:
     return {kind: str(count) for kind, count in sorted(counts.items())}
 
 
-def _refuse_formats_on_cpu(config: EngineConfig) -> None:
-    if config.quantization == "fp8":
-        raise InvalidConfig("quantization", "cannot be 'fp8' on a CPU, which multiplies no such numbers; use 'int8'")
-    if config.kv_dtype != "auto":
-        raise InvalidConfig("kv_dtype", "must be 'auto' on a CPU: K and V in 8 bits need the kernels of a GPU")
+def _kept(config: EngineConfig) -> dict[str, str]:
+    return {} if config.kv_dtype == "auto" else {"kv": config.kv_dtype}
 
 
 def _refuse_formats_on_gpu(config: EngineConfig, stored: Sequence[StoredPart]) -> None:
     capability = torch.cuda.get_device_capability(config.device)
-    floats = next((part for part in stored if part.format.floats), None)
+    floats = next((part for part in stored if part.floats), None)
     if floats is not None and capability < FP8_CAPABILITY:
         problem = f"{floats.name} is in {floats.format.name}, e4m3, and {config.device} has compute capability"
         problem = f"{problem} {capability[0]}.{capability[1]}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from penstock_engine.errors import ModelUnsupported
-from penstock_engine.formats import StoredPart
+from penstock_engine.formats import KV_SCALES, StoredPart
 from penstock_engine.layers.linear import Linear
 from penstock_engine.models import DecoderLM
 
@@ -26,6 +26,8 @@ class RoundedLayers:
     def takes(self, path: Path, name: str, tensor: Tensor) -> bool:
         """Keep `tensor` if it is one of a rounded layer's; of a `weight` its numbers tell whether it is."""
         stem, _, suffix = name.rpartition(".")
+        if self._format is not None and self._format.kv_dtype is not None and suffix in KV_SCALES:
+            return True  # which nothing needs: K and V get scales of their own as they are computed
         if self._format is None or stem not in self._layers or suffix not in self._format.suffixes:
             return False
         if suffix == "weight" and tensor.dtype in PLAIN:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from penstock_kernels.cpu.emit import BYTES, LANES, PAIRS, Emitter, Value, micro_kernel
+from penstock_kernels.cpu.emit import Emitter, micro_kernel
+from penstock_kernels.cpu.kinds import BYTES, LANES, PAIRS, Value
 
 MOST_HEADS = 4  # weighed together: 16 sums and the values of one slot in registers
 DIMS = 4 * LANES  # weighed together
@@ -30,6 +31,7 @@ class Scores(NamedTuple):
     end: Value
     numbers: Value  # float32: scale, soft cap
     capped: Value  # 1: scores are pressed into (-soft cap, soft cap)
+    scales: Value  # float32 [16], of the keys
     out: Value  # float32 [16]
 
 
@@ -81,7 +83,8 @@ def f32_scores(e: Emitter, given: Scores) -> None:
 
 
 def _write_scores(e: Emitter, given: Scores, products: list[Value]) -> None:
-    scores = e.times(e.totals(products), e.load_number(e.add(given.numbers, SCALE)))
+    scores = e.times(e.totals(products), e.load(given.scales))
+    scores = e.times(scores, e.load_number(e.add(given.numbers, SCALE)))
 
     def write(scores: Value) -> None:
         seen = e.choose(e.below(given.first), e.splat(float("-inf")), scores)

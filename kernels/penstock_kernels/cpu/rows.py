@@ -1,23 +1,17 @@
-"""What happens to each row of activations between the products: norms, rotation into the pool, rounding to 8 bits.
+"""What happens to each row of activations between the products: norms, and rotation into the pool.
 
 Each is a micro-kernel for one row, or one head of it, and a loop over the rows that threads share.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from numba import prange
 
 from penstock_kernels.cpu.compiled import compiled
-from penstock_kernels.cpu.emit import LANES, Emitter, Value, micro_kernel
-
-
-class Number(NamedTuple):
-    """How numbers of one kind are read and written: (address, how many lanes lie within)."""
-
-    size: int
-    load: Callable[[Value, Value], Value]
-    store: Callable[[Value, Value, Value], None]
+from penstock_kernels.cpu.emit import Emitter, micro_kernel
+from penstock_kernels.cpu.kinds import LANES, Value
+from penstock_kernels.cpu.numbers import Number, each, of_bf16, of_f32
+from penstock_kernels.cpu.rounding import keep_heads
 
 
 class Norm(NamedTuple):
@@ -45,24 +39,6 @@ class Turn(NamedTuple):
     dims: Value
 
 
-class Round(NamedTuple):
-    """One row, or one group of it, as 8-bit numbers."""
-
-    x: Value
-    width: Value
-    out: Value
-    scale: Value  # float32, written: what one step is worth
-    correction: Value  # int32, written where numbers are signed: 8 times their sum
-
-
-def _bf16(e: Emitter) -> Number:
-    return Number(2, e.load_first_bf16, lambda at, value, lanes: e.store_first(at, e.to_bf16(value), lanes))
-
-
-def _f32(e: Emitter) -> Number:
-    return Number(4, e.load_first, e.store_first)
-
-
 class Copy(NamedTuple):
     x: Value
     out: Value
@@ -76,51 +52,27 @@ def copy(e: Emitter, given: Copy) -> None:
     def move(at: Value, left: Value) -> None:
         e.store_first(e.add(given.out, e.mul(at, 2)), e.load_halves(e.add(given.x, e.mul(at, 2)), left), left)
 
-    _each(e, e.steps(given.size, 2), move)
+    each(e, e.steps(given.size, 2), move)
 
 
 @micro_kernel(Norm)
 def bf16_norm(e: Emitter, row: Norm) -> None:
-    _norm(e, row, _bf16(e))
+    _norm(e, row, of_bf16(e))
 
 
 @micro_kernel(Norm)
 def f32_norm(e: Emitter, row: Norm) -> None:
-    _norm(e, row, _f32(e))
+    _norm(e, row, of_f32(e))
 
 
 @micro_kernel(Turn)
 def bf16_turn(e: Emitter, head: Turn) -> None:
-    _turn(e, head, _bf16(e))
+    _turn(e, head, of_bf16(e))
 
 
 @micro_kernel(Turn)
 def f32_turn(e: Emitter, head: Turn) -> None:
-    _turn(e, head, _f32(e))
-
-
-@micro_kernel(Round)
-def bf16_unsigned(e: Emitter, row: Round) -> None:
-    """From 1 to 255, 128 above their value."""
-    _round_unsigned(e, row, _bf16(e))
-
-
-@micro_kernel(Round)
-def f32_unsigned(e: Emitter, row: Round) -> None:
-    """From 1 to 255, 128 above their value."""
-    _round_unsigned(e, row, _f32(e))
-
-
-@micro_kernel(Round)
-def bf16_signed(e: Emitter, group: Round) -> None:
-    """From -127 to 127."""
-    _round_signed(e, group, _bf16(e))
-
-
-@micro_kernel(Round)
-def f32_signed(e: Emitter, group: Round) -> None:
-    """From -127 to 127."""
-    _round_signed(e, group, _f32(e))
+    _turn(e, head, of_f32(e))
 
 
 def _norm(e: Emitter, row: Norm, number: Number) -> None:
@@ -130,7 +82,7 @@ def _norm(e: Emitter, row: Norm, number: Number) -> None:
         number.store(place, total, left)
 
     added = e.less(e.constant(0), row.residual)
-    e.when(added, lambda: _each(e, row.width, add))
+    e.when(added, lambda: each(e, row.width, add))
     source = e.either(added, row.residual, row.x)
     scale = _norm_scale(e, source, row.width, row.numbers, number)
 
@@ -139,7 +91,7 @@ def _norm(e: Emitter, row: Norm, number: Number) -> None:
         weight = e.load_first(e.add(row.weight, e.mul(at, 4)), left)
         number.store(e.add(row.out, e.mul(at, number.size)), e.times(e.times(value, scale), weight), left)
 
-    _each(e, row.width, write)
+    each(e, row.width, write)
 
 
 def _norm_scale(e: Emitter, source: Value, width: Value, numbers: Value, number: Number) -> Value:
@@ -177,59 +129,9 @@ def _turn(e: Emitter, head: Turn, number: Number) -> None:
         dim = e.add(at, head.half, head.half)
         number.store(e.add(head.out, e.mul(dim, size)), scaled(dim, left), left)
 
-    _each(e, head.half, turn)
+    each(e, head.half, turn)
     rest = e.sub(head.dims, e.mul(head.half, 2))
-    e.when(e.less(e.constant(0), rest), lambda: _each(e, rest, keep))
-
-
-def _round_unsigned(e: Emitter, row: Round, number: Number) -> None:
-    steps = _steps_per_unit(e, row, number)
-
-    def write(at: Value, left: Value) -> None:
-        value = number.load(e.add(row.x, e.mul(at, number.size)), left)
-        e.store_first(e.add(row.out, at), e.to_bytes(e.plus(e.round(e.times(value, steps)), e.splat(128.0))), left)
-
-    _each(e, row.width, write)
-
-
-def _round_signed(e: Emitter, group: Round, number: Number) -> None:
-    steps = _steps_per_unit(e, group, number)
-
-    def write(index: Value, total: list[Value]) -> list[Value]:
-        at = e.mul(index, LANES)
-        left = e.sub(group.width, at)
-        value = e.round(e.times(number.load(e.add(group.x, e.mul(at, number.size)), left), steps))
-        e.store_first(e.add(group.out, at), e.to_bytes(value), left)
-        return [e.plus(total[0], value)]
-
-    total = e.loop(e.steps(group.width, LANES), [e.splat(0.0)], write)[0]
-    e.store(group.correction, e.to_integer(e.total(e.times(total, e.splat(8.0)))))
-
-
-def _steps_per_unit(e: Emitter, row: Round, number: Number) -> Value:
-    """127 over the greatest magnitude, in every lane; its inverse becomes the row's scale: NaN where the row holds NaN
-    or infinity, so that whatever it is multiplied with is seen to mean nothing."""
-
-    def look(index: Value, found: list[Value]) -> list[Value]:
-        at = e.mul(index, LANES)
-        value = number.load(e.add(row.x, e.mul(at, number.size)), e.sub(row.width, at))
-        return [e.greater(found[0], e.magnitude(value)), e.fma(value, e.splat(0.0), found[1])]
-
-    greatest, check = e.loop(e.steps(row.width, LANES), [e.splat(0.0), e.splat(0.0)], look)
-    highest, unsound = e.spread(e.greatest(greatest)), e.spread(e.total(check))
-    e.store(row.scale, e.first(e.plus(e.times(highest, e.splat(1 / 127)), unsound)))
-    return e.over(e.splat(127.0), e.greater(highest, e.splat(1e-30)))
-
-
-def _each(e: Emitter, count: Value, body: Callable[[Value, Value], None]) -> None:
-    """`body(at, left)` for each block of sixteen of `count` numbers, of which `left` remain."""
-
-    def step(index: Value, _: list[Value]) -> list[Value]:
-        at = e.mul(index, LANES)
-        body(at, e.sub(count, at))
-        return []
-
-    e.loop(e.steps(count, LANES), [], step)
+    e.when(e.less(e.constant(0), rest), lambda: each(e, rest, keep))
 
 
 @compiled
@@ -262,45 +164,30 @@ def turn_and_store(
     cos: int,
     sin: int,
     pool: int,
+    kept: int,
+    scales: int,
     positions: Any,
     slots: Any,
 ) -> None:
     """Addresses; where the tokens belong: see `workspace.Places`.
 
-    Turn the query heads of each row of `qkv` in place, its key heads into their slot of the pool, and
-    copy its value heads there."""
-    head_bytes = dims * size
+    Turn the query heads of each row of `qkv` in place, its key heads into their slot of the pool, and copy its value
+    heads there. Where the pool keeps 8 bits, key heads are turned in place too, and both are rounded into it."""
+    head_bytes, slot_numbers = dims * size, 2 * kv_heads * dims
     for token in prange(len(slots)):
         row = qkv + token * (heads + 2 * kv_heads) * head_bytes
-        slot = pool + slots[token] * 2 * kv_heads * head_bytes
+        slot = pool + slots[token] * slot_numbers * (1 if kept else size)
         angle = positions[token] * half * size
         for head in range(heads + kv_heads):
             source = row + head * head_bytes
-            target = source if head < heads else slot + (head - heads) * head_bytes
+            target = source if head < heads or kept else slot + (head - heads) * head_bytes
             weight = q_weight if head < heads else k_weight
             if size == 2:
                 bf16_turn(source, normed, weight, numbers, cos + angle, sin + angle, half, target, dims)
             else:
                 f32_turn(source, normed, weight, numbers, cos + angle, sin + angle, half, target, dims)
-        values, target = row + (heads + kv_heads) * head_bytes, slot + kv_heads * head_bytes
-        copy(values, target, kv_heads * head_bytes)
-
-
-@compiled
-def round_rows(
-    size: int, rows: int, width: int, group: int, x: int, x_stride: int, out: int, scales: int, corrections: int
-) -> None:
-    """Addresses, and strides in bytes. Whole rows as unsigned numbers where `group` is 0, else signed groups of it."""
-    groups = width // group if group else 1
-    for task in prange(rows * groups):
-        row, part = task // groups, task % groups
-        source, target = x + row * x_stride + part * group * size, out + row * width + part * group
-        scale, correction = scales + 4 * task, corrections + 4 * task
-        if group and size == 2:
-            bf16_signed(source, group, target, scale, correction)
-        elif group:
-            f32_signed(source, group, target, scale, correction)
-        elif size == 2:
-            bf16_unsigned(source, width, target, scale, 0)
+        if kept:
+            place = scales + 2 * slots[token] * 2 * kv_heads
+            keep_heads(kept, size, 2 * kv_heads, dims, row + heads * head_bytes, slot, place)
         else:
-            f32_unsigned(source, width, target, scale, 0)
+            copy(row + (heads + kv_heads) * head_bytes, slot + kv_heads * head_bytes, kv_heads * head_bytes)

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"}
+NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512vbmi"}
 PACKAGES = ("numba", "llvmlite")
 
 

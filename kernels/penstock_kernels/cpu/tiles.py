@@ -12,14 +12,14 @@ else is in the batch.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from penstock_kernels.cpu.emit import BYTES, LANES, Emitter, Value, micro_kernel
+from penstock_kernels.cpu.emit import Emitter, micro_kernel
+from penstock_kernels.cpu.kinds import BYTES, LANES, Value
 
 BLOCKS = 4
 PANEL = BLOCKS * LANES  # columns
 MOST_ROWS = 6  # 24 sums, 4 vectors of weights and one of activations: what 32 registers hold
-MOST_ROWS_INT4 = 4  # with as many sums of whole groups, which are touched once a group
 AHEAD = 1024  # bytes; one row waits for memory alone, and 774 MB of bfloat16 then took 3% less (2-core AMD EPYC)
 WORD = 4  # bytes of a row of activations that one step takes
 
@@ -30,6 +30,29 @@ GELU_SCALE, GELU_CUBE = 0.7978845608028654, 0.044715  # sqrt(2 / pi), and the co
 
 Grid = list[list[Value]]  # [rows][blocks]
 Multiply = Callable[[Emitter, Value, Value, Value], Value]  # total, weights, word of activations: the new total
+
+
+class Tile(Protocol):
+    """What all tiles read and write, whatever the weights: addresses, strides in bytes, counts."""
+
+    @property
+    def x(self) -> Value: ...
+    @property
+    def x_stride(self) -> Value: ...
+    @property
+    def weights(self) -> Value: ...
+    @property
+    def steps(self) -> Value: ...
+    @property
+    def bias(self) -> Value: ...
+    @property
+    def out(self) -> Value: ...
+    @property
+    def out_stride(self) -> Value: ...
+    @property
+    def columns(self) -> Value: ...
+    @property
+    def finish(self) -> Value: ...
 
 
 class Panel(NamedTuple):
@@ -65,26 +88,6 @@ class Int8Panel(NamedTuple):
     corrections: Value  # int32 [64]: 128 times the sum of each column's weights
 
 
-class Int4Panel(NamedTuple):
-    """A Panel of groups of nibbles, 8 above their value: the low ones of a vector belong to one word, the high to the
-    next. `steps` counts the vectors of a block in one group."""
-
-    rows: Value
-    x: Value
-    x_stride: Value
-    weights: Value
-    steps: Value
-    bias: Value
-    out: Value
-    out_stride: Value
-    columns: Value
-    finish: Value
-    groups: Value
-    scales: Value  # float16 [groups, 64]
-    x_scales: Value  # float32 [rows, groups]
-    corrections: Value  # int32 [rows, groups]: 8 times the sum of the group's activations
-
-
 @micro_kernel(Panel)
 def bf16_tile(e: Emitter, panel: Panel) -> None:
     """Rows of bfloat16."""
@@ -110,112 +113,60 @@ def int8_tile(e: Emitter, panel: Int8Panel) -> None:
             for row, row_scale in enumerate(row_scales):
                 exact = e.to_float(e.minus(sums[row][block], correction))
                 sums[row][block] = e.times(exact, e.times(scale, row_scale))
-        _finish(e, sums, panel)
+        finish(e, sums, panel)
 
-    _for_each_count(e, panel.rows, MOST_ROWS, write)
-
-
-@micro_kernel(Int4Panel)
-def int4_tile(e: Emitter, panel: Int4Panel) -> None:
-    """Rows of bytes against nibbles: exact within a group, whose sum is then scaled and added to the others."""
-
-    def write(rows: int) -> None:
-        def group(index: Value, totals: list[Value]) -> list[Value]:
-            exact = _nibble_sums(e, rows, panel, index)
-            scales = e.add(panel.scales, e.mul(index, 2 * PANEL))
-            return _add_group(e, totals, exact, scales, _group_cells(e, rows, panel, index))
-
-        flat = e.loop(panel.groups, [e.splat(0.0)] * (rows * BLOCKS), group)
-        _finish(e, _grid(flat, rows), panel)
-
-    _for_each_count(e, panel.rows, MOST_ROWS_INT4, write)
+    for_each_count(e, panel.rows, MOST_ROWS, write)
 
 
 def _float_tile(e: Emitter, panel: Panel, multiply: Multiply) -> None:
     def write(rows: int) -> None:
-        _finish(e, _sums(e, rows, e.splat(0.0), panel, multiply), panel)
+        finish(e, _sums(e, rows, e.splat(0.0), panel, multiply), panel)
 
-    _for_each_count(e, panel.rows, MOST_ROWS, write)
+    for_each_count(e, panel.rows, MOST_ROWS, write)
 
 
-def _for_each_count(e: Emitter, rows: Value, most: int, write: Callable[[int], None]) -> None:
+def for_each_count(e: Emitter, rows: Value, most: int, write: Callable[[int], None]) -> None:
     """Code for every number of rows, and the choice among them."""
     e.switch(rows, {count: partial(write, count) for count in range(1, most + 1)})
 
 
-def _sums(e: Emitter, rows: int, zero: Value, panel: Panel | Int8Panel, multiply: Multiply) -> Grid:
+def _sums(e: Emitter, rows: int, zero: Value, panel: Tile, multiply: Multiply) -> Grid:
     def step(index: Value, totals: list[Value]) -> list[Value]:
         first = e.add(panel.weights, e.mul(index, BLOCKS * BYTES))
         weights = [e.load_integers(e.add(first, BYTES * block), align=BYTES) for block in range(BLOCKS)]
         if rows == 1:
-            _prefetch(e, e.add(first, AHEAD))
-        words = [_word(e, panel, row, index) for row in range(rows)]
+            prefetch(e, e.add(first, AHEAD))
+        words = [word(e, panel, row, index) for row in range(rows)]
         products = [(block, word) for word in words for block in weights]
         return [multiply(e, total, *product) for total, product in zip(totals, products, strict=True)]
 
-    return _grid(e.loop(panel.steps, [zero] * (rows * BLOCKS), step), rows)
+    return grid(e.loop(panel.steps, [zero] * (rows * BLOCKS), step), rows)
 
 
-def _prefetch(e: Emitter, first: Value) -> None:
+def prefetch(e: Emitter, first: Value) -> None:
     for block in range(BLOCKS):
         e.prefetch(e.add(first, BYTES * block))
 
 
-def _word(e: Emitter, panel: Panel | Int8Panel | Int4Panel, row: int, index: Value) -> Value:
+def word(e: Emitter, panel: Tile, row: int, index: Value) -> Value:
     return e.load_word(e.add(panel.x, e.mul(panel.x_stride, row), e.mul(index, WORD)))
 
 
-def _nibble_sums(e: Emitter, rows: int, panel: Int4Panel, group: Value) -> list[Value]:
-    """The exact sums [rows * blocks] of one group, as if nibbles had no offset."""
-    start = e.mul(group, panel.steps)
-
-    def step(index: Value, totals: list[Value]) -> list[Value]:
-        at = e.add(start, index)
-        first = e.add(panel.weights, e.mul(at, BLOCKS * BYTES))
-        blocks = [e.load_integers(e.add(first, BYTES * block), align=BYTES) for block in range(BLOCKS)]
-        low, high = [e.low_nibbles(each) for each in blocks], [e.high_nibbles(each) for each in blocks]
-        words = [
-            (_word(e, panel, row, e.mul(at, 2)), _word(e, panel, row, e.add(e.mul(at, 2), 1))) for row in range(rows)
-        ]
-        cells = [(block, word) for word in words for block in range(BLOCKS)]
-        halfway = [e.dot_u8s8(t, low[b], even) for t, (b, (even, _)) in zip(totals, cells, strict=True)]
-        return [e.dot_u8s8(t, high[b], odd) for t, (b, (_, odd)) in zip(halfway, cells, strict=True)]
-
-    return e.loop(panel.steps, [e.splat_int(0)] * (rows * BLOCKS), step)
-
-
-def _group_cells(e: Emitter, rows: int, panel: Int4Panel, group: Value) -> list[tuple[Value, Value]]:
-    """Each row's (scale, correction) for a group."""
-    at = [e.mul(e.add(e.mul(panel.groups, row), group), 4) for row in range(rows)]
-    return [(e.load_number(e.add(panel.x_scales, each)), e.load_word(e.add(panel.corrections, each))) for each in at]
-
-
-def _add_group(
-    e: Emitter, totals: list[Value], exact: list[Value], scales: Value, rows: list[tuple[Value, Value]]
-) -> list[Value]:
-    columns = [e.load_f16(e.add(scales, 2 * LANES * block)) for block in range(BLOCKS)]
-    cells = [(column, *row) for row in rows for column in columns]
-    return [
-        e.fma(e.to_float(e.minus(found, correction)), e.times(column, row_scale), total)
-        for total, found, (column, row_scale, correction) in zip(totals, exact, cells, strict=True)
-    ]
-
-
-def _grid(flat: list[Value], rows: int) -> Grid:
+def grid(flat: list[Value], rows: int) -> Grid:
     return [flat[row * BLOCKS : (row + 1) * BLOCKS] for row in range(rows)]
 
 
-def _finish(e: Emitter, sums: Grid, panel: Panel | Int8Panel | Int4Panel) -> None:
+def finish(e: Emitter, sums: Grid, panel: Tile) -> None:
     """Add the bias and write the outputs as `panel.finish` says."""
     biases = [e.load(e.add(panel.bias, BYTES * block)) for block in range(BLOCKS)]
-    grid = [[e.plus(each, bias) for each, bias in zip(row, biases, strict=True)] for row in sums]
+    biased = [[e.plus(each, bias) for each, bias in zip(row, biases, strict=True)] for row in sums]
 
     def plain(narrow: bool) -> None:
-        _write(e, grid, panel, narrow)
+        _write(e, biased, panel, narrow)
 
     def gated(gate: Callable[[Emitter, Value], Value], narrow: bool) -> None:
         half = BLOCKS // 2
-        _write(e, [[e.times(gate(e, row[at]), row[half + at]) for at in range(half)] for row in grid], panel, narrow)
+        _write(e, [[e.times(gate(e, row[at]), row[half + at]) for at in range(half)] for row in biased], panel, narrow)
 
     cases = {
         AS_FLOAT: partial(plain, False),
@@ -228,7 +179,7 @@ def _finish(e: Emitter, sums: Grid, panel: Panel | Int8Panel | Int4Panel) -> Non
     e.switch(panel.finish, cases)
 
 
-def _write(e: Emitter, grid: Grid, panel: Panel | Int8Panel | Int4Panel, narrow: bool) -> None:
+def _write(e: Emitter, grid: Grid, panel: Tile, narrow: bool) -> None:
     block_bytes = LANES * (2 if narrow else 4)
     for row, blocks in enumerate(grid):
         start = e.add(panel.out, e.mul(panel.out_stride, row))

@@ -16,11 +16,14 @@ from torch import Tensor
 
 from penstock_kernels.cpu.attention import attend
 from penstock_kernels.cpu.compiled import part
-from penstock_kernels.cpu.linear import multiply, multiply_int4, multiply_int8
-from penstock_kernels.cpu.rows import norm_rows, round_rows, turn_and_store
+from penstock_kernels.cpu.linear import multiply, multiply_e4m3, multiply_few_bits, multiply_int8
+from penstock_kernels.cpu.rounding import round_rows, round_rows_to_e4m3, take_columns
+from penstock_kernels.cpu.rows import norm_rows, turn_and_store
 
-NORM, ROUND, MULTIPLY, MULTIPLY_INT8, MULTIPLY_INT4, TURN, ATTEND = range(7)
-PLACELESS = (norm_rows, round_rows, multiply, multiply_int8, multiply_int4)
+PLACELESS = (
+    norm_rows, round_rows, round_rows_to_e4m3, take_columns, multiply, multiply_int8, multiply_few_bits, multiply_e4m3,
+)  # fmt: skip
+NORM, ROUND, ROUND_TO_E4M3, TAKE, MULTIPLY, MULTIPLY_INT8, MULTIPLY_FEW_BITS, MULTIPLY_E4M3, TURN, ATTEND = range(10)
 LINE = 20  # numbers: which kernel, and its arguments
 
 Program = NDArray[np.int64]  # [kernels, LINE]
@@ -112,17 +115,27 @@ def run_program(program: Any, pages: Any, rows: Any, positions: Any, slots: Any)
             multiply_int8(
                 n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13], n[14], n[15]
             )  # fmt: skip
-        elif n[0] == MULTIPLY_INT4:
-            multiply_int4(
-                n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13], n[14], n[15], n[16]
+        elif n[0] == MULTIPLY_FEW_BITS:
+            multiply_few_bits(
+                n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13], n[14], n[15], n[16],
+                n[17], n[18], n[19],
             )  # fmt: skip
+        elif n[0] == MULTIPLY_E4M3:
+            multiply_e4m3(
+                n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13], n[14], n[15], n[16],
+                n[17], n[18],
+            )  # fmt: skip
+        elif n[0] == ROUND_TO_E4M3:
+            round_rows_to_e4m3(n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8])
+        elif n[0] == TAKE:
+            take_columns(n[1], n[2], n[3], n[4], n[5], n[6], n[7])
         elif n[0] == TURN:
             turn_and_store(
-                n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13],
+                n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13], n[14], n[15],
                 positions, slots,
             )  # fmt: skip
         else:
             attend(
                 n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13], n[14], n[15], n[16],
-                pages, rows, positions,
+                n[17], n[18], pages, rows, positions,
             )  # fmt: skip

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 
 import numba
 import torch
+from penstock_kernels.checks import ShapeError
 from penstock_kernels.cpu.attention import scratch_bytes
-from penstock_kernels.cpu.packing import GATES, GROUP, Int4, Int8, Packed, Plain, lacks_of_int4
+from penstock_kernels.cpu.packing import GATES, Int8, Packed, Plain
+from penstock_kernels.cpu.packing_e4m3 import Float8
+from penstock_kernels.cpu.packing_few_bits import GROUP, FewBits
+from penstock_kernels.cpu.rounding import AS_IS, E4M3, INT8
 from penstock_kernels.cpu.workspace import ATTEND, NORM, TURN, Places, Program, Workspace
 from penstock_kernels.quant_formats import Int4Codes
-from penstock_kernels.quant_matmul import ChannelWeight
+from penstock_kernels.quant_matmul import BlockWeight
 from torch import Tensor, nn
 
 from penstock_engine.errors import ModelUnsupported
@@ -27,7 +31,8 @@ from penstock_engine.models.decoder import DecoderLayer, DecoderLM
 
 FINE = {"gate"}  # products that stay as they are in a quantized model: a router decides by small differences
 HEAD = "lm_head"  # at 4 bits it would cost more quality than it saves time: it gets 8
-SERVED = "8 bits with a scale for an output, and 4 bits in groups of multiples of 32 without zero points"
+SERVED = "layers of multiples of 4 inputs, and groups of multiples of 8, evenly shared"
+KEPT = {torch.int8: INT8, torch.float8_e4m3fn: E4M3}  # how attention reads a pool of a type; any other as it is
 RECORDED_ROWS = 256  # a step of more is long enough for Python not to show
 
 
@@ -47,20 +52,24 @@ class Workshop:
         weight, bias = linear.weight.detach(), linear.bias
         columns, quantization = weight.shape[1], None if name in FINE else self.quantization
         if quantization == "int4" and name != HEAD and columns % GROUP == 0:
-            return Int4(weight, bias, gate=gate, space=self.space)
+            return FewBits(weight, bias, gate=gate, space=self.space)
+        if quantization == "fp8" and name != HEAD:
+            return Float8(weight, bias, gate=gate, space=self.space)
         if quantization is not None and columns % 4 == 0:
             return Int8(weight, bias, gate=gate, space=self.space)
         return Plain(weight, bias, gate=gate, space=self.space) if columns * weight.itemsize % 4 == 0 else None
 
     def _pack_stored(self, linear: Linear, gate: str | None) -> Packed:
         weight, bias = linear.rounded(), linear.bias
-        if isinstance(weight, ChannelWeight) and weight.codes.dtype == torch.int8 and weight.codes.shape[1] % 4 == 0:
+        try:
+            if isinstance(weight, Int4Codes):
+                return FewBits(weight, bias, gate=gate, space=self.space)
+            if isinstance(weight, BlockWeight) or weight.codes.dtype == torch.float8_e4m3fn:
+                return Float8(weight, bias, gate=gate, space=self.space)
             return Int8(weight, bias, gate=gate, space=self.space)
-        if isinstance(weight, Int4Codes) and not (lacking := lacks_of_int4(weight)):
-            return Int4(weight, bias, gate=gate, space=self.space)
-        part = linear.stored[0]
-        problem = f"{part.name} is in {part.format.name}, and {lacking if isinstance(weight, Int4Codes) else 'e4m3'}"
-        raise ModelUnsupported(part.path, problem, f"on a CPU this engine runs {SERVED}")
+        except ShapeError as error:
+            part = linear.stored[0]
+            raise ModelUnsupported(part.path, f"{part.name}: {error}", f"on a CPU this engine runs {SERVED}") from None
 
 
 class PackedLinear(nn.Module):
@@ -140,7 +149,9 @@ class PoolAttention(nn.Module):
 
     def forward(self, x: Tensor, angles: tuple[Angles, ...], batch: ForwardBatch) -> Tensor:
         qkv = self.qkv_proj(x)
-        pool = batch.pool.slots(self.layer).data_ptr()
+        pool = batch.pool.slots(self.layer)
+        kept, scales = KEPT.get(pool.dtype, AS_IS), batch.pool.slot_scales(self.layer)
+        places = pool.data_ptr(), kept, 0 if scales is None else scales.data_ptr()
         cos, sin = angles[self.rope]
         self._shop.space.launch(
             TURN,
@@ -156,13 +167,14 @@ class PoolAttention(nn.Module):
             self.norm_numbers.data_ptr(),
             cos.data_ptr(),
             sin.data_ptr(),
-            pool,
+            *places,
         )
-        out: Tensor = self.o_proj(self._attend(qkv, pool, batch.pool.page_size, batch.tokens.context))
+        out: Tensor = self.o_proj(self._attend(qkv, places, batch.pool.page_size, batch.tokens.context))
         return out
 
-    def _attend(self, qkv: Tensor, pool: int, page_size: int, context: int) -> Tensor:
+    def _attend(self, qkv: Tensor, places: tuple[int, int, int], page_size: int, context: int) -> Tensor:
         shop, size = self._shop, qkv.itemsize
+        pool, kept, scales = places
         out = shop.space.take("attended", len(qkv), self.heads * self.head_dim, shop.dtype)
         floats = scratch_bytes(self.heads, self.kv_heads, self.head_dim, context) // 4
         scratch = shop.space.take("scores", shop.threads, floats, torch.float32)
@@ -184,6 +196,8 @@ class PoolAttention(nn.Module):
             context,
             out.data_ptr(),
             out.stride(0) * size,
+            kept,
+            scales,
         )
         return out
 
@@ -253,6 +267,15 @@ def use_cpu_kernels(model: DecoderLM, *, dtype: torch.dtype, threads: int, quant
     )
 
 
+def held_bytes(model: nn.Module) -> Counter[str]:
+    """Bytes of memory that the weights of `model`'s packed layers take, by kind: codes, scales and zeros."""
+    held: Counter[str] = Counter()
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            held[module.packed.kind] += module.packed.held_bytes
+    return held
+
+
 def _visit(parent: nn.Module, shop: Workshop) -> None:
     for name, child in list(parent.named_children()):
         found = _compiled(child, name, shop)
@@ -289,4 +312,4 @@ def _feed_forward(block: FeedForward, shop: Workshop) -> PackedFeedForward | Non
 
 
 def _kind(layer: nn.Module) -> str:
-    return type(layer.packed if isinstance(layer, PackedLinear) else layer).__name__
+    return layer.packed.kind if isinstance(layer, PackedLinear) else type(layer).__name__
