@@ -174,11 +174,11 @@ def measure(runs: int) -> tuple[dict[str, object], bool]:
         return false_alarms_and_power(world, alpha=ALPHA, runs=runs, seed=1)
 
     false = {name: rate_of(simulated(world), ALPHA) for name, world in HARMLESS_WORLDS.items()}
-    false |= means_at_their_margin(max(runs // 4, 50))
+    false |= means_at_their_margin(max(runs // 4, 1))
     wrong = {name: rate_of(simulated(world), None) for name, world in WRONG_WORLDS.items()}
     power = {name: detection_of(simulated(world)) for name, world in HARMFUL_WORLDS.items()}
     median = power["10x at 10%"].median_jobs
-    policy = rehearsals(max(runs // 5, 40))
+    policy = rehearsals(max(runs // 5, 1))
     kept = float(str(policy["without harm"]["rollback"])) <= Policy().alphas.rollback
     met = kept and all(rate.met for rate in false.values()) and median is not None and median <= MEDIAN_TARGET
     measured: dict[str, object] = {
