@@ -41,13 +41,16 @@ def null_worker(step_seconds: float) -> tuple[str, ...]:
     return ("-m", "bench.platform_parts.null_worker", "--step-seconds", str(step_seconds))
 
 
-def until(look: Callable[[], T | None], what: str, seconds: float = START_SECONDS) -> T:
-    """What `look` finds as soon as it finds anything. Raises SystemExit when that takes too long."""
+def until(look: Callable[[], T | None], what: str, seconds: float = START_SECONDS, *, pause: float = 0.02) -> T:
+    """What `look` finds as soon as it finds anything. Raises SystemExit when that takes too long.
+
+    Between looks it pauses so many seconds: a look at the database is work that what is measured has to wait for.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := look():
             return found
-        time.sleep(0.02)
+        time.sleep(pause)
     raise SystemExit(f"waited {seconds:.0f} s in vain for {what}")
 
 

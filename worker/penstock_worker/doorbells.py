@@ -37,7 +37,7 @@ class Doorbells:
         listening = set(self._app.amqp.queues.consume_from)
         queues = self._app.amqp.queues
         for queue in sorted(self._wanted - listening):
-            queues[queue].no_ack = True  # a lost doorbell costs a second, acknowledging each of them half its work
+            queues[queue].no_ack = True  # a lost doorbell costs a second: none is kept aside until it is acknowledged
             self._consumer.add_task_queue(queue)
         for queue in sorted(listening - self._wanted):
             self._consumer.cancel_task_queue(queue)
