@@ -28,6 +28,7 @@ class Blocks:
             self._model = AutoModelForCausalLM.from_config(config, dtype=source.dtype).eval()
         self._body = self._model.get_decoder()
         self._layers: list[nn.Module] = list(self._body.layers)
+        self._norm = self._body.norm
         self._calls: list[dict[str, Any]] = []
         self.states: list[Tensor] = []
 
@@ -79,22 +80,40 @@ class Blocks:
 
         hooks = [layer.get_submodule(name).register_forward_pre_hook(noted(name)) for name in names]
         try:
-            for _ in self._run(index, layer):
+            for _ in self._run(index, layer, self.states):
                 pass
         finally:
             for hook in hooks:
                 hook.remove()
         return inputs
 
-    def advance(self, index: int, layer: nn.Module) -> None:
-        """Run the block as it is now; what it makes is what the next one gets."""
-        self.states = list(self._run(index, layer))
+    def advance(self, index: int, layer: nn.Module, cache: Any = None) -> None:
+        """Run the block as it is now; what it makes is what the next one gets. `cache` is told its keys and values."""
+        self.states = list(self._run(index, layer, self.states, past_key_values=cache))
 
-    def _run(self, index: int, layer: nn.Module) -> Iterator[Tensor]:
-        for state in self.states:
+    def through(self, index: int, layer: nn.Module, states: list[Tensor]) -> list[Tensor]:
+        """What the block makes of `states`, one for each sequence in their order."""
+        return list(self._run(index, layer, states))
+
+    def _run(self, index: int, layer: nn.Module, states: list[Tensor], **others: Any) -> Iterator[Tensor]:
+        for state in states:
             with torch.no_grad():
-                out = layer(state, **self._calls[index])
+                out = layer(state, **{**self._calls[index], **others})
             yield out[0] if isinstance(out, tuple) else out
+
+    def logits(self, state: Tensor) -> Tensor:
+        """What follows each position, float32 [positions, vocabulary], from what the last block made of a sequence."""
+        if self._body.norm is not self._norm:
+            self._prepare_head()
+        with torch.no_grad():
+            logits: Tensor = self._model(inputs_embeds=state, use_cache=False).logits[0].float()
+        return logits
+
+    def _prepare_head(self) -> None:
+        """Give memory to what runs after the blocks, and take these out."""
+        self._body.norm, self._body.layers = self._norm, nn.ModuleList()
+        self._model.load_state_dict(self._source.read(self._source.outside()), strict=False, assign=True)
+        self._model.tie_weights()
 
     def _prepare(self) -> None:
         """Give memory to what runs before the blocks: embeddings and angles."""

@@ -38,6 +38,8 @@ def _schemes(context: click.Context, _parameter: click.Parameter, asked: bool) -
 @click.option("--samples", default=64, show_default=True, help="Sequences of calibration.")
 @click.option("--length", default=512, show_default=True, help="Tokens of each.")
 @click.option("--seed", default=0, show_default=True, help="Which sequences.")
+@click.option("--target-bytes", help="Scheme mixed: the most it may take, as 900kB, 1.2GB, or 40% of the source.")
+@click.option("--kv", type=click.Choice(["int8", "fp8"]), help="Cache keys and values in 8 bits.")
 @click.option("--schemes", is_flag=True, is_eager=True, expose_value=False, callback=_schemes, help="List them.")
 @progress_option
 def quantize(source: Path, out: Path, calibration: Path | None, form: Form, **chosen: Any) -> None:
@@ -58,7 +60,7 @@ def _quantize(source: Path, out: Path, calibration: Path | None, chosen: dict[st
     tokens = None
     if recipe.calibrated:
         if calibration is None:
-            raise CalibrationUnusable(f"--method {recipe.method} needs --calibration FILE")
+            raise CalibrationUnusable(f"the recipe {recipe.as_dict()} needs --calibration FILE")
         tokens = read_tokens(source, calibration, samples=recipe.samples, length=recipe.length, seed=recipe.seed)
     outcome = compress(source, out, recipe, tokens, teller.progress)
     share = outcome.bytes / outcome.source_bytes

@@ -3,20 +3,22 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from penstock_compress import smoothing
+from penstock_compress import mixed, smoothing
 from penstock_compress.blocks import Blocks
 from penstock_compress.clipping import clipped, takes_clipping
 from penstock_compress.errors import CalibrationUnusable, SourceUnusable
 from penstock_compress.gptq import gptq, nearest
-from penstock_compress.grids import SMALLEST, Rounded
+from penstock_compress.grids import SMALLEST, Grid, Rounded
+from penstock_compress.kv_scales import KVRanges
 from penstock_compress.packing import quantization_config, to_tensors
-from penstock_compress.recipe import Recipe
+from penstock_compress.recipe import MIXED, Recipe
 from penstock_compress.source import Source, linear_layers, matrices
 from penstock_compress.statistics import InputStatistics, multiplied_as, output_error
 from penstock_compress.target import REPORT, Target, finished
@@ -70,95 +72,128 @@ class _Run:
     """One model on its way through one recipe."""
 
     def __init__(self, source: Source, target: Target, recipe: Recipe, tokens: Tensor | None) -> None:
-        self.source, self.target, self.recipe = source, target, recipe
+        self.source, self.target, self.recipe, self.tokens = source, target, recipe, tokens
         self.dtype = source.dtype
         self.blocks = Blocks(source, tokens) if recipe.calibrated and tokens is not None else None
+        self.plan: dict[str, Any] | None = None
 
     def through(self, report: Report) -> None:
-        total = self.source.blocks + 1
+        before = self.source.blocks if self.recipe.scheme == MIXED else 0  # parts of the way that measure
+        total = before + self.source.blocks + 1
+        if self.recipe.scheme == MIXED and self.tokens is not None:
+            self.plan = self.target.plan()
+            if self.plan is None:
+                measured = partial(_of_more, report, total)
+                self.plan = mixed.plan(self.source, self.tokens, self.recipe, measured)
+                self.target.keep_plan(self.plan)
         if OUTSIDE not in self.target.done:
             self.target.write(OUTSIDE, self.source.read(self.source.outside()), [])
         first = len(self.target.done) - 1
         if self.blocks is not None and first < self.source.blocks:
             self.blocks.begin(self.target.states(first) if first else None)
-        report(first + 1, total, f"block {first}")
+        report(before + first + 1, total, f"block {first}")
         for index in range(first, self.source.blocks):
             self._block(index)
-            report(index + 2, total, f"block {index}")
+            report(before + index + 2, total, f"block {index}")
 
     def finish(self) -> int:
         """Give the folder its name; the bytes of its weights."""
         kept = ["lm_head", *(told["name"] for told in self.target.report if told["scheme"] is None)]
-        described = quantization_config({self.recipe.grid: ["Linear"]}, self.recipe.activations, kept)
-        config = {**self.source.config, "quantization_config": described}
+        grids = self._grids()
+        described = quantization_config(grids, self.recipe.activations, kept, self.recipe.kv)
+        config = self.source.config | ({"quantization_config": described} if grids or self.recipe.kv else {})
         told = {"recipe": self.recipe.as_dict(), "source_sha256": self.source.digest, "source_bytes": self.source.bytes}
-        self.target.finish(self.source.folder, config, told)
+        self.target.finish(self.source.folder, config, told | ({} if self.plan is None else {"mixed": self.plan}))
         return _weights(self.target.folder)
+
+    def _grids(self) -> dict[Grid, list[str]]:
+        """What is on each grid: all linear layers, or those that the plan puts there, by name."""
+        if self.plan is None:
+            return {self.recipe.grid: ["Linear"]}
+        grids: dict[Grid, list[str]] = {}
+        for told in self.target.report:
+            if told["scheme"] is not None:
+                grids.setdefault(self.recipe.of(told["scheme"]).grid, []).append(told["name"])
+        return grids
 
     def _block(self, index: int) -> None:
         tensors = self.source.block(index)
-        names = linear_layers(tensors)
+        recipes = self._recipes(index, tensors)
+        extra: dict[str, Tensor] = {}
         if self.blocks is None:
-            rounded = {name: self._nearest(tensors[f"{name}.weight"]) for name in names}
-            told = [self._told(index, name, rounded[name]) for name in names]
+            rounded = {name: _nearest(recipe, tensors[f"{name}.weight"]) for name, recipe in recipes.items()}
+            told = [self._told(index, name, rounded[name], recipe) for name, recipe in recipes.items()]
         else:
-            rounded, told = self._calibrated(self.blocks, index, tensors, names)
+            rounded, told, extra = self._calibrated(self.blocks, index, tensors, recipes)
             self.target.keep_states(index + 1, self.blocks.states)
-        told += [self._told(index, name, None) for name in matrices(tensors) if name not in names]
-        self.target.write(f"block-{index:04}", self._written(index, tensors, rounded), told)
+        told += [self._told(index, name, None, None) for name in matrices(tensors) if name not in recipes]
+        self.target.write(f"block-{index:04}", self._written(index, tensors | extra, rounded), told)
         self.target.drop_states(index)
 
+    def _recipes(self, index: int, tensors: dict[str, Tensor]) -> dict[str, Recipe | None]:
+        """The recipe of each of a block's linear layers; None for one that stays."""
+        if self.plan is None:
+            return dict.fromkeys(linear_layers(tensors), self.recipe)
+        schemes = mixed.schemes_of(self.plan, index, tensors)
+        return {name: None if scheme is None else self.recipe.of(scheme) for name, scheme in schemes.items()}
+
     def _calibrated(
-        self, blocks: Blocks, index: int, tensors: dict[str, Tensor], names: list[str]
-    ) -> tuple[dict[str, Rounded | None], list[dict[str, Any]]]:
+        self, blocks: Blocks, index: int, tensors: dict[str, Tensor], recipes: dict[str, Recipe | None]
+    ) -> tuple[dict[str, Rounded | None], list[dict[str, Any]], dict[str, Tensor]]:
         with blocks.block(index, tensors) as layer:
-            inputs = blocks.observe(index, layer, names)
-            silent = [name for name in names if name not in inputs]
+            inputs = blocks.observe(index, layer, list(recipes))
+            silent = [name for name in recipes if name not in inputs]
             if silent:
                 raise SourceUnusable(self.source.folder, f"block {index} never ran {silent[0]} over the calibration")
-            self._smooth(tensors, inputs)
-            rounded = {name: self._round(name, tensors[f"{name}.weight"], inputs[name]) for name in names}
+            self._smooth(tensors, inputs, recipes)
+            rounded = {
+                name: self._round(name, recipe, tensors[f"{name}.weight"], inputs[name])
+                for name, recipe in recipes.items()
+            }
             told = [
-                self._told(index, name, rounded[name])
+                self._told(index, name, rounded[name], recipe)
                 | _moved(rounded[name], tensors[f"{name}.weight"], inputs[name].mean_hessian, self.dtype)
-                for name in names
+                for name, recipe in recipes.items()
             ]
             layer.load_state_dict({**tensors, **_values(rounded, self.dtype)}, assign=True)
-            blocks.advance(index, layer)
-        return rounded, told
+            ranges = KVRanges()
+            blocks.advance(index, layer, None if self.recipe.kv is None else ranges)
+        return rounded, told, {} if self.recipe.kv is None else ranges.tensors(self.recipe.kv, self.dtype)
 
-    def _smooth(self, tensors: dict[str, Tensor], inputs: dict[str, InputStatistics]) -> None:
+    def _smooth(
+        self, tensors: dict[str, Tensor], inputs: dict[str, InputStatistics], recipes: dict[str, Recipe | None]
+    ) -> None:
         """Fold what AWQ or SmoothQuant find into the block's tensors; inputs become what they are then."""
         if self.recipe.method not in ("awq", "smoothquant"):
             return
         gemma = str(self.source.config.get("model_type", "")).startswith("gemma")
         for fold in smoothing.folds_of(tensors, gemma=gemma):
-            shared = inputs[fold.targets[0]]
-            factors = self._factors([tensors[f"{name}.weight"] for name in fold.targets], shared)
+            shared, recipe = inputs[fold.targets[0]], recipes[fold.targets[0]]
+            factors = self._factors([tensors[f"{name}.weight"] for name in fold.targets], shared, recipe)
             if factors is None:
                 continue
             smoothing.apply_factors(tensors, fold, factors)
             scaled = smoothing.scaled_statistics(shared, factors)
             inputs.update(dict.fromkeys(fold.targets, scaled))
 
-    def _factors(self, weights: list[Tensor], inputs: InputStatistics) -> Tensor | None:
-        if self.recipe.method == "smoothquant":
+    def _factors(self, weights: list[Tensor], inputs: InputStatistics, recipe: Recipe | None) -> Tensor | None:
+        if recipe is None:
+            return None
+        if recipe.method == "smoothquant":
             return smoothing.smoothquant_factors(weights, inputs)
-        return smoothing.awq_factors(weights, inputs, self.recipe.grid, self.dtype)
+        with multiplied_as(self.dtype):
+            return smoothing.awq_factors(weights, inputs, recipe.grid, self.dtype)
 
-    def _round(self, name: str, weight: Tensor, inputs: InputStatistics) -> Rounded | None:
-        recipe, hessian = self.recipe, inputs.mean_hessian
-        if not recipe.grid.takes(weight.shape[1]):
+    def _round(self, name: str, recipe: Recipe | None, weight: Tensor, inputs: InputStatistics) -> Rounded | None:
+        if recipe is None or not recipe.grid.takes(weight.shape[1]):
             return None
         if recipe.method == "gptq":
+            hessian = inputs.mean_hessian
             return gptq(weight, hessian, recipe.grid, self.dtype, damping=recipe.damping, act_order=recipe.act_order)
         if recipe.method == "awq" and takes_clipping(name):
-            return clipped(weight, hessian, recipe.grid, self.dtype)
-        return self._nearest(weight)
-
-    def _nearest(self, weight: Tensor) -> Rounded | None:
-        """None for a weight whose rows the groups do not divide: it stays as it is."""
-        return nearest(weight, self.recipe.grid, self.dtype) if self.recipe.grid.takes(weight.shape[1]) else None
+            with multiplied_as(self.dtype):
+                return clipped(weight, inputs.mean_hessian, recipe.grid, self.dtype)
+        return _nearest(recipe, weight)
 
     def _written(self, index: int, tensors: dict[str, Tensor], rounded: dict[str, Rounded | None]) -> dict[str, Tensor]:
         """The block's tensors as they are stored, under their full names."""
@@ -170,9 +205,22 @@ class _Run:
                 written |= to_tensors(prefix + name, one, self.recipe.activations)
         return written | {prefix + name: tensor for name, tensor in tensors.items() if name not in replaced}
 
-    def _told(self, index: int, name: str, rounded: Rounded | None) -> dict[str, Any]:
+    def _told(self, index: int, name: str, rounded: Rounded | None, recipe: Recipe | None) -> dict[str, Any]:
         """What the report says of a layer: the scheme that it is in, or None for one that stays as it was."""
-        return {"name": self.source.prefix(index) + name, "scheme": None if rounded is None else self.recipe.scheme}
+        scheme = None if rounded is None or recipe is None else recipe.scheme
+        return {"name": self.source.prefix(index) + name, "scheme": scheme}
+
+
+def _nearest(recipe: Recipe | None, weight: Tensor) -> Rounded | None:
+    """None for a weight that stays, as one does whose rows the groups do not divide."""
+    if recipe is None or not recipe.grid.takes(weight.shape[1]):
+        return None
+    return nearest(weight, recipe.grid, weight.dtype)
+
+
+def _of_more(report: Report, total: int, done: int, _of: int, what: str) -> None:
+    """Tells of the first steps of a way that has more of them."""
+    report(done, total, what)
 
 
 def _weights(folder: Path) -> int:

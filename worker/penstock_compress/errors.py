@@ -2,6 +2,7 @@
 
     CompressError
     ├── InvalidRecipe       a field of the recipe cannot be
+    ├── BudgetTooSmall      no version of the model is as small as that
     ├── SourceUnusable      the model to compress is missing, damaged, or of a kind that the recipe does not take
     ├── TargetUnusable      the folder to write to holds something else
     ├── CalibrationUnusable there is no text, or too little of it
@@ -33,6 +34,17 @@ class InvalidRecipe(CompressError):
     def __init__(self, field: str, remedy: str) -> None:
         self.field = field
         super().__init__(f"recipe field {field!r}: {remedy}")
+
+
+class BudgetTooSmall(CompressError):
+    """The smallest version of the model has more bytes than are asked for; `least` says how many."""
+
+    code = "budget_too_small"
+    field = "target_bytes"
+
+    def __init__(self, budget: int, least: int) -> None:
+        self.least = least
+        super().__init__(f"recipe field 'target_bytes': {budget:,} bytes are too few; the smallest has {least:,}")
 
 
 class SourceUnusable(CompressError):

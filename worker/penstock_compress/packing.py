@@ -10,6 +10,8 @@ Packed codes lie densely, low bits first, each plus `2^(bits-1)`, also across wo
 Source: github.com/vllm-project/compressed-tensors, `compressors/pack_quantized`.
 """
 
+import json
+from math import prod
 from typing import Any, Final
 
 import numpy
@@ -17,9 +19,11 @@ import torch
 from torch import Tensor
 
 from penstock_compress.grids import Grid, Rounded, Scales
+from penstock_compress.kv_scales import KV, kv_cache_scheme
 from penstock_compress.recipe import Activations
 
 WORD: Final = 32  # bits
+FILE_BYTES: Final = 64  # of a file of tensors beside the tensors and what it says of each, at most
 
 
 def format_of(grid: Grid, activations: Activations | None) -> str:
@@ -54,6 +58,34 @@ def from_tensors(prefix: str, tensors: dict[str, Tensor], grid: Grid, activation
     return Rounded(grid, codes, Scales(scale, zero))
 
 
+def stored_bytes(prefix: str, weight: Tensor, grid: Grid) -> int:
+    """What the linear layer `prefix` of this `weight` [N, K] takes in a file, packed; as it is, where `grid` cannot.
+
+    Counts what the file says of each tensor too, and never too little. Scales are of the weight's dtype.
+    """
+    if not grid.takes(weight.shape[1]):
+        return whole_bytes(f"{prefix}.weight", weight)
+    rows, columns = weight.shape
+    shares = columns // grid.group if grid.scope == "group" else 1
+    words = {"packed": (rows, -(-columns * grid.bits // WORD)), "zero_point": (-(-rows * grid.bits // WORD), shares)}
+    if grid.symmetric:
+        del words["zero_point"]
+    packed = sum(_entry(f"{prefix}.weight_{name}", shape) + 4 * prod(shape) for name, shape in words.items())
+    scale = _entry(f"{prefix}.weight_scale", (rows, shares)) + rows * shares * weight.element_size()
+    return packed + scale + _entry(f"{prefix}.weight_shape", (2,)) + 16
+
+
+def whole_bytes(name: str, tensor: Tensor) -> int:
+    """What the tensor takes in a file as it is."""
+    return _entry(name, tuple(tensor.shape)) + tensor.nbytes
+
+
+def _entry(name: str, shape: tuple[int, ...]) -> int:
+    """Bytes of what a file says of a tensor, at most: offsets have no more digits than these."""
+    told = {"dtype": "BF16", "shape": shape, "data_offsets": (10**11, 10**11)}
+    return len(json.dumps({name: told}, separators=(",", ":")))
+
+
 def pack(values: Tensor, bits: int) -> Tensor:
     """Numbers 0 .. 2^bits - 1 [N, K] as int32 [N, ceil(K * bits / 32)]."""
     flat = torch.zeros(len(values), -(-values.shape[1] * bits // WORD) * WORD, dtype=torch.uint8)
@@ -71,19 +103,22 @@ def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
 
 
 def quantization_config(
-    grids: dict[Grid, list[str]], activations: Activations | None, kept: list[str]
+    grids: dict[Grid, list[str]], activations: Activations | None, kept: list[str], kv: KV | None = None
 ) -> dict[str, Any]:
-    """`quantization_config` of a config.json. `grids` names the layers of each grid, `kept` those left as they were."""
+    """`quantization_config` of a config.json.
+
+    `grids` names the layers of each grid, `kept` those left as they were, `kv` what keys and values are cached in.
+    """
     groups = {
         f"group_{index}": _group(grid, targets, activations) for index, (grid, targets) in enumerate(grids.items())
     }
     return {
         "quant_method": "compressed-tensors",
-        "format": format_of(next(iter(grids)), activations),
+        "format": next((format_of(grid, activations) for grid in grids), "dense"),
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": kept,
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": kv_cache_scheme(kv),
     }
 
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+import re
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 from penstock_compress.errors import InvalidRecipe
@@ -12,7 +13,13 @@ Method = Literal["rtn", "gptq", "awq", "smoothquant"]
 Activations = Literal["int8", "fp8"]
 METHODS: Final = ("rtn", "gptq", "awq", "smoothquant")
 CALIBRATED: Final = ("gptq", "awq", "smoothquant")
+MIXED: Final = "mixed"
+"""The scheme that gives each part of the model one of several: the least loss that `target_bytes` buy."""
 KEPT: Final = ("lm_head", "gate", "router", "shared_expert_gate", "embed_tokens")
+
+FINEST: Final = "int4"  # of what `mixed` chooses from, one that has groups
+_UNITS: Final = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4}
+_SIZE: Final = re.compile(r"^\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>%|[kmgt]?b|)\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,9 @@ class Recipe:
     """How a model is compressed.
 
     `group` columns share a scale where the scheme has groups. `searched`: ranges are shrunk where that loses less.
-    `damping` and `act_order` are GPTQ's. `samples` sequences of `length` tokens calibrate, drawn by `seed`.
+    `damping` and `act_order` are GPTQ's. `target_bytes`, as 900kB, 1.2GB or 40% of the source, is the most that the
+    scheme `mixed` may take. With `kv`, int8 or fp8, keys and values are cached in 8 bits. `samples` sequences of
+    `length` tokens calibrate, drawn by `seed`.
     """
 
     scheme: str
@@ -52,17 +61,27 @@ class Recipe:
     searched: bool = False
     damping: float = 0.01
     act_order: bool = False
+    target_bytes: str | None = None
+    kv: Activations | None = None
     samples: int = 64
     length: int = 512
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise InvalidRecipe("scheme", f"must be one of {', '.join(SCHEMES)}, not {self.scheme!r}")
+        if self.scheme not in (*SCHEMES, MIXED):
+            raise InvalidRecipe("scheme", f"must be one of {', '.join((*SCHEMES, MIXED))}, not {self.scheme!r}")
         if self.method not in METHODS:
             raise InvalidRecipe("method", f"must be one of {', '.join(METHODS)}, not {self.method!r}")
+        if self.kv not in ("int8", "fp8", None):
+            raise InvalidRecipe("kv", f"must be int8 or fp8, or be left out, not {self.kv!r}")
         if self.method == "smoothquant" and self.activations != "int8":
             raise InvalidRecipe("method", "smoothquant goes with the scheme int8, whose inputs are rounded too")
+        if self.target_bytes is not None and self.scheme != MIXED:
+            raise InvalidRecipe("target_bytes", f"is what the scheme {MIXED} keeps to; leave it out, or use that")
+        if self.scheme == MIXED:
+            if self.target_bytes is None:
+                raise InvalidRecipe("target_bytes", f"must say how large the scheme {MIXED} may be, as in 40% or 900kB")
+            bytes_of(self.target_bytes, 0)
         if self.act_order and self.method != "gptq":
             raise InvalidRecipe("act_order", "is an order of gptq's columns; leave it out, or use gptq")
         if not 0 < self.damping <= 1:
@@ -70,25 +89,35 @@ class Recipe:
         for name in ("samples", "length"):
             if getattr(self, name) < 1:
                 raise InvalidRecipe(name, f"must be at least 1, not {getattr(self, name)}")
-        _ = self.grid  # which refuses a group that cannot be
+        _ = self.of(FINEST).grid if self.scheme == MIXED else self.grid  # which refuses a group that cannot be
+
+    def of(self, scheme: str) -> "Recipe":
+        """The same with a scheme of its own, for one of the parts of `mixed`."""
+        return replace(self, scheme=scheme, target_bytes=None)
 
     @property
     def grid(self) -> Grid:
+        """What all layers are rounded to; `mixed` has no one grid."""
         grid = SCHEMES[self.scheme].grid
         return Grid(grid.bits, grid.kind, grid.symmetric, grid.scope, self.group, grid.block, self.searched)
 
     @property
     def activations(self) -> Activations | None:
-        return SCHEMES[self.scheme].activations
+        """What inputs are rounded to; None: they stay."""
+        return None if self.scheme == MIXED else SCHEMES[self.scheme].activations
 
     @property
     def calibrated(self) -> bool:
-        return self.method in CALIBRATED
+        """Whether it needs text."""
+        return self.method in CALIBRATED or self.scheme == MIXED or self.kv is not None
 
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, and no more: parameters that the method does not use are left out."""
         told = asdict(self)
-        if self.grid.scope != "group":
+        for name in ("target_bytes", "kv"):
+            if told[name] is None:
+                del told[name]
+        if self.scheme != MIXED and self.grid.scope != "group":
             del told["group"]
         if self.method != "gptq":
             del told["damping"], told["act_order"]
@@ -102,4 +131,11 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
 
 
-RECIPE_FIELDS: Final = tuple(field.name for field in fields(Recipe))
+def bytes_of(target: str, source_bytes: int) -> int:
+    """The number of bytes that "900kB", "1.2GB", "123456" or "40%" (of `source_bytes`) says. Raises InvalidRecipe."""
+    match = _SIZE.match(target)
+    unit = None if match is None else match["unit"].lower()
+    number = 0.0 if match is None else float(match["number"])
+    if unit is None or (unit not in _UNITS and unit != "%") or number <= 0:
+        raise InvalidRecipe("target_bytes", f"must be like 900kB, 1.2GB, 123456 or 40%, not {target!r}")
+    return int(source_bytes * number / 100) if unit == "%" else int(number * _UNITS[unit])

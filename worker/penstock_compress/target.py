@@ -12,6 +12,7 @@ from torch import Tensor
 from penstock_compress.errors import TargetUnusable
 
 PROGRESS: Final = "progress.json"
+PLAN: Final = "plan.json"
 REPORT: Final = "compression.json"
 _CARRIED: Final = (".json", ".model", ".txt", ".jinja", ".tiktoken")
 _NOT_CARRIED: Final = ("config.json", "model.safetensors.index.json", REPORT)
@@ -28,7 +29,7 @@ class Target:
         if folder.exists():
             raise TargetUnusable(folder, "is there already; remove it, or name another")
         self._identity = identity
-        kept = _read_progress(self.work / PROGRESS)
+        kept = _read_json(self.work / PROGRESS)
         if kept is not None and kept.get("identity") != identity:
             raise TargetUnusable(self.work, "holds the beginning of another run; remove it, or name another folder")
         self.report: list[dict[str, Any]] = [] if kept is None else kept["report"]
@@ -68,9 +69,17 @@ class Target:
         for path in source.iterdir():
             if path.is_file() and path.suffix in _CARRIED and path.name not in _NOT_CARRIED:
                 shutil.copy2(path, self.work / path.name)
-        for path in (self.work / PROGRESS, *self.work.glob("states-*.tensors")):
+        for path in (self.work / PROGRESS, self.work / PLAN, *self.work.glob("states-*.tensors")):
             path.unlink(missing_ok=True)
         self.work.rename(self.folder)
+
+    def plan(self) -> dict[str, Any] | None:
+        """What a killed run had planned; None where it had not come to it."""
+        return _read_json(self.work / PLAN)
+
+    def keep_plan(self, plan: dict[str, Any]) -> None:
+        """Keep what the run is going by."""
+        _replace(self.work / PLAN, lambda to: to.write_text(json.dumps(plan)))
 
     def states(self, block: int) -> list[Tensor]:
         """The hidden states that `block` gets, as a killed run kept them."""
@@ -108,7 +117,7 @@ def _write_json(path: Path, told: dict[str, Any]) -> None:
     path.write_text(json.dumps(told, indent=2) + "\n")
 
 
-def _read_progress(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         kept = json.loads(path.read_text())
     except FileNotFoundError:
