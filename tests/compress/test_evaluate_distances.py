@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from penstock_compress.distances import Scored, Side, compare, distances, windows
+from penstock_compress.distances import Scored, Side, compare, distances, read, windows
 from penstock_compress.errors import EvaluationFailed
 from penstock_compress.figures import Compared
 from penstock_engine import Engine, EngineConfig
@@ -33,6 +33,12 @@ def engines(tiny: TinyModel, other: TinyModel) -> tuple[Engine, Engine]:
     """With few pages and a small step: chunks, preemption and eviction are part of it."""
     small = {"kv_pages": 6, "max_running": 4, "token_budget": 24}
     return engine_of(tiny, **small), engine_of(other, **small)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(engines: tuple[Engine, Engine]) -> None:
+    """After the engines, whose kernels start threads of their own."""
+    torch.set_num_threads(1)
 
 
 def reference(model: TinyModel, against: TinyModel, text: Scored) -> Compared:
@@ -78,6 +84,28 @@ def test_windows_hold_every_scored_position_once(texts: list[tuple[int, int]], m
     assert positions == [
         (at, place) for at, text in enumerate(given_texts) for place in range(text.start, len(text[0]))
     ]
+
+
+def test_alone_each_span_has_the_engine_to_itself(tiny: TinyModel) -> None:
+    """And finds nothing of what others computed."""
+    engine = engine_of(tiny, max_running=4, token_budget=512)
+    together: list[int] = []
+    alone: list[int] = []
+    for side, requests in ((Side(engine), together), (Side(engine, alone=True), alone)):
+        step, before = engine.step, engine.stats().tokens_cached
+
+        def watched(step: Any = step, requests: list[int] = requests) -> Any:
+            output = step()
+            requests.append(output.counts.requests)
+            return output
+
+        engine.step = watched  # type: ignore[method-assign]
+        (window,) = windows(TEXTS, 1000)
+        read(side, TEXTS, window, lambda _span, _row, _logprobs: None, lambda: None)
+        engine.step = step  # type: ignore[method-assign]
+        assert engine.stats().tokens_cached == before
+    assert max(together) == len(TEXTS)
+    assert max(alone) == 1
 
 
 def test_what_cannot_come_weighs_nothing() -> None:
