@@ -8,13 +8,12 @@ from penstock.jobs.models import Job
 from penstock.jobs.params import asked_for
 from penstock.jobs.presentation import budget_of
 from penstock.jobs.states import JobClass
+from penstock.registry.models import LANE_ID
 
 
 def request_body(job: Job) -> dict[str, Any]:
     """The job's request, leaving out whatever is a default."""
-    body: dict[str, Any] = {"model": job.model, "input": job.input, "params": _asked(job)}
-    if job.job_class != JobClass.INTERACTIVE:
-        body["class"] = JobClass(job.job_class).name.lower()
+    body = _on_files(job) if job.deployment_id == LANE_ID else _on_an_engine(job)
     optional = {
         "budget": budget_of(job),
         "priority": job.priority,
@@ -34,6 +33,18 @@ def as_curl(job: Job, address: str) -> str:
         "  -H 'Content-Type: application/json' \\\n"
         f"  -d {shlex.quote(body)}"
     )
+
+
+def _on_an_engine(job: Job) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": job.model, "input": job.input, "params": _asked(job)}
+    if job.job_class != JobClass.INTERACTIVE:
+        body["class"] = JobClass(job.job_class).name.lower()
+    return body
+
+
+def _on_files(job: Job) -> dict[str, Any]:
+    asked = {name: value for name, value in job.input.items() if value is not None}
+    return {"kind": job.kind, "model": job.model, **asked}
 
 
 def _asked(job: Job) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from penstock.jobs.events import EventType
 from penstock.jobs.models import Event, Job, JobRun
 from penstock.jobs.params import asked_for
 from penstock.jobs.states import JobState, RunOutcome
+from penstock.registry.models import LANE_ID
 
 _OUTCOMES: Final[Mapping[str, str]] = {
     RunOutcome.FINISHED: "Finished",
@@ -75,10 +76,21 @@ def telling_params(job: Job) -> dict[str, str]:
 
 def excerpt(job: Job, length: int = 160) -> str:
     """What the job said, or else why it failed or what it was asked, on one line."""
-    said = " ".join(_told(choice) for choice in (job.output or {}).get("choices", []))
+    said = " ".join(_told(choice) for choice in (job.output or {}).get("choices", [])) or made(job)
     asked = job.input.get("prompt") or " ".join(message["content"] for message in job.input.get("messages", [])[-1:])
+    if job.deployment_id == LANE_ID:
+        asked = job.kind
     error = (job.error or {}).get("message", "")
     return " ".join((said or error or f"Asked: {asked}")[: length * 2].split())[:length]
+
+
+def made(job: Job) -> str:
+    """Of a job that works on a model's files: the version that it made or judged. Empty for others, and before."""
+    output = job.output or {}
+    if output.get("version") is None:
+        return ""
+    share = f", {output['ratio']:.0%} of its bytes" if output["ratio"] is not None else ""
+    return f"{output['model']} version {output['version']}, beside {output['against']}{share}"
 
 
 def _told(choice: Mapping[str, Any]) -> str:
@@ -118,6 +130,10 @@ def event_line(event: Event) -> tuple[str, str]:
             return "Submitted", f"for version {data.get('model_version')}"
         case EventType.RUNNING:
             return f"Run {data.get('run')} started", f"on worker {short_id(str(data.get('worker')))}"
+        case EventType.PROGRESS:
+            return f"{str(data.get('stage')).capitalize()}: {data.get('done')} of {data.get('of')}", str(
+                data.get("what")
+            )
         case EventType.REQUEUED:
             return "Back in the queue", str(data.get("reason", ""))
         case EventType.CANCEL_REQUESTED:

@@ -12,6 +12,7 @@ from penstock.db import Database
 from penstock.jobs import lease
 from penstock.jobs.models import Job
 from penstock.jobs.schemas import JobRequest
+from penstock.outbox.relay import free_slots
 from penstock.registry.hosting_services import WorkerCard, register_worker, wanted_deployments
 from penstock.registry.models import LANE_ID, Deployment
 from penstock.registry.reconcile import reconcile
@@ -25,6 +26,7 @@ from tests.platform.batches.conftest import form, upload
 
 __all__ = ["app", "caller", "deployment", "make_caller", "worker"]  # fixtures
 
+SLOTS = 4  # of a worker that a test makes
 QUANTIZE: dict[str, Any] = {"kind": "quantize", "model": "tiny@champion", "recipe": {"scheme": "int4"}}
 EVALUATE: dict[str, Any] = {"kind": "evaluate", "model": "tiny:1", "against": "tiny"}
 WITHOUT_TEXT: dict[str, Any] = QUANTIZE | {"evaluate": False}
@@ -81,6 +83,8 @@ def test_neither_path_claims_what_is_the_others(caller: Caller, worker: Worker, 
         return found
 
     assert claimed(holder(worker.id), LANE_ID) == [quantization]
+    with database.transaction() as session:
+        assert free_slots(session, worker.deployment_id) == SLOTS, "it takes a slot of those who generate"
     assert claimed(worker.id, worker.deployment_id) == [ordinary]
 
 
