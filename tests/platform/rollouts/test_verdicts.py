@@ -1,12 +1,13 @@
 """Verdicts: harm rolls back, proven harmlessness promotes, anything else holds and says how many jobs it wants."""
 
+import math
 from dataclasses import replace
 
 import pytest
 from penstock.rollouts.evidence import Comparison, Evidence, OfflineFigures, paired
 from penstock.rollouts.policy import AB, Breaker, Policy, read_policy
 from penstock.rollouts.states import START, Position, State, course
-from penstock.rollouts.statistics import Sample, Tally
+from penstock.rollouts.statistics import Sample, Tally, log_mean_evidence, log_threshold
 from penstock.rollouts.verdicts import Judgement, Verdict, guardrails, judge, units_needed
 
 POLICY = Policy(ab=AB())
@@ -51,6 +52,21 @@ def test_a_version_that_is_no_worse_passes() -> None:
     assert judgement.jobs_needed == 0
     errors = judgement.reasons[0]
     assert errors.figures["low"] < 0 < errors.figures["high"] < errors.figures["margin"] == 0.02
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.001])
+def test_nothing_passes_before_it_is_proven_as_surely_as_the_policy_wants(alpha: float) -> None:
+    policy = read_policy(f"{{alphas: {{promotion: {alpha}}}, latency: null}}")
+
+    def verdict(pairs: int) -> Verdict:
+        return judge(LAST, policy, replace(GOOD, pairs={"errors": Sample(((0, pairs),))})).verdict
+
+    def proven(pairs: int) -> bool:
+        return log_mean_evidence(Sample(((0, pairs),)), 0.02, above=False) >= log_threshold(alpha)
+
+    enough = next(pairs for pairs in range(1, 2000) if proven(pairs))
+    assert enough > math.log(1 / alpha) / math.log(1.02)
+    assert (verdict(enough - 1), verdict(enough)) == (Verdict.HOLD, Verdict.PROMOTE)
 
 
 @pytest.mark.parametrize("missing", ["errors", "slow"])
