@@ -22,9 +22,11 @@ def say(**told: Any) -> None:
 
 
 def spin() -> None:
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(say(event="failed", code="stopped", message="stopped", field=None) or 143)
-    )
+    def stop(*_: object) -> None:
+        say(event="failed", code="stopped", message="stopped", field=None)
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, stop)
     while True:
         time.sleep(0.001)
 

@@ -20,6 +20,7 @@ import pytest
 from penstock.auth.models import Tenant
 from penstock.clock import utc_now
 from penstock.compressions.models import Compression
+from penstock.compressions.publishing import withdraw
 from penstock.compressions.schemas import asked_by
 from penstock.compressions.services import Asked, Submission, submit
 from penstock.compressions.versions import find
@@ -290,6 +291,27 @@ def test_what_the_registry_refuses_fails_and_leaves_no_folder(world: World) -> N
             session.execute(update(Compression).values(problem=problem))
     assert (world.job(job_id).state, world.job(job_id).error) == ("failed", problem)
     assert not (world.root / "tiny" / job_id).exists()
+
+
+def test_what_waits_for_the_registry_can_still_be_cancelled(world: World) -> None:
+    job_id = world.submit()
+    with world.at_work(world.lane()):
+        eventually(lambda: "register 0" in world.told(job_id), "the end of the work")
+        with world.database.transaction() as session:
+            row = session.get_one(Compression, job_id, with_for_update=True)
+            assert not withdraw_elsewhere(world, job_id), "it is being published"
+            assert row.made is not None
+        with world.database.transaction() as session:
+            jobs.cancel(session, world.tenant.id, job_id)
+    assert world.job(job_id).state == "cancelled"
+    with world.database.transaction() as session:
+        assert session.get_one(Compression, job_id).made is None
+    assert not (world.root / "tiny" / job_id).exists()
+
+
+def withdraw_elsewhere(world: World, job_id: str) -> bool:
+    with world.database.transaction() as session:
+        return withdraw(session, job_id)
 
 
 def test_a_model_whose_files_have_changed_is_refused(world: World, deployment: Deployment) -> None:

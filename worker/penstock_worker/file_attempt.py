@@ -15,7 +15,7 @@ from typing import Any, Final
 from penstock.compressions.folders import MakingFolder
 from penstock.compressions.gathering import Gathered, Gatherer
 from penstock.compressions.models import Compression
-from penstock.compressions.publishing import note_made
+from penstock.compressions.publishing import note_made, withdraw
 from penstock.compressions.schemas import EvaluateRequest, QuantizeRequest
 from penstock.compressions.versions import FiledVersion
 from penstock.db import Database
@@ -88,7 +88,7 @@ class Attempt:
         self._beat_seconds = min(1.0, doors.settings.lease_seconds / 3)
         self._alive_at = self._renewed_at = time.monotonic()
         self._told_at, self._stage_told = float("-inf"), ""
-        self._committed = False  # what is made is on its way to MLflow: too late to stop
+        self._offered = False  # what was made is a control process's to register
 
     def run(self) -> None:
         """Do the work and write down how it ended, whatever that was."""
@@ -125,7 +125,7 @@ class Attempt:
 
     def _published(self) -> dict[str, Any]:
         """What became of it in MLflow; a control process does that. Raises PenstockError where MLflow refuses it."""
-        self._committed = True
+        self._offered = True
         self._tell(Progress("register", 0, 1, "waiting for the registry"))
         while True:
             with self._doors.database.transaction() as session:
@@ -178,10 +178,13 @@ class Attempt:
         if renewed is None:
             raise LeaseLost(f"{self._job.id} is no longer held with fence {self._held.fence}")
         self._renewed_at = now
-        if renewed.cancel_requested and not self._committed:
-            raise Ended(JobState.CANCELLED)
-        if renewed.deadline_passed and not self._committed:
-            raise Ended(JobState.EXPIRED)
+        if (renewed.cancel_requested or renewed.deadline_passed) and (not self._offered or self._withdrawn()):
+            raise Ended(JobState.CANCELLED if renewed.cancel_requested else JobState.EXPIRED)
+
+    def _withdrawn(self) -> bool:
+        """Whether what was made could be taken back: not once a control process is at it, or has been."""
+        with self._doors.database.transaction() as session:
+            return withdraw(session, self._job.id)
 
     def _tell(self, progress: Progress) -> None:
         """An event of it, about one a second; a stage's first and last one always."""

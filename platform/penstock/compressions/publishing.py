@@ -91,6 +91,16 @@ def note_made(session: Session, job_id: str, made: dict[str, Any]) -> None:
         row.made, row.made_at = made, func.clock_timestamp()
 
 
+def withdraw(session: Session, job_id: str) -> bool:
+    """Take back what was made, for a job that is to end; False where it is being published, or has been."""
+    unpublished = select(Compression).where(Compression.job_id == job_id, Compression.published.is_(None))
+    row = session.scalars(unpublished.with_for_update(skip_locked=True)).one_or_none()
+    if row is None:
+        return False
+    row.made = row.made_at = None
+    return True
+
+
 def _publication(row: Compression) -> Publication:
     assert row.made is not None
     made, model = row.made, FiledVersion.from_row(row.model)

@@ -69,6 +69,9 @@ def test_a_quantization_is_a_job_like_others(caller: Caller, database: Database)
     retried = caller.post(f"/v1/jobs/{first.json['id']}/retry").json
     assert (retried["kind"], retried["input"], retried["retry_of"]) == ("quantize", document["input"], document["id"])
     assert (retried["priority"], retried["tags"]) == (3, ["mine"])
+    assert caller.call("DELETE", f"/v1/jobs/{document['id']}").status_code == 204
+    with database.transaction() as session:
+        assert list(session.scalars(select(Compression.job_id))) == [retried["id"]]
 
 
 def test_neither_path_claims_what_is_the_others(caller: Caller, worker: Worker, database: Database) -> None:
