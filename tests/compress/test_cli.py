@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def test_schemes_are_listed() -> None:
     status, said = call("--schemes")
     assert status == 0
     assert "fp8-block" in said
+    assert "mixed" in said
 
 
 def test_what_is_wrong_is_said_in_a_line(tiny: TinyModel, tmp_path: Path) -> None:
@@ -81,6 +83,8 @@ def test_a_program_is_told_each_part_and_what_was_made(tiny: TinyModel, tmp_path
     [
         (("--scheme", "int5"), "invalid_recipe", "scheme"),
         (("--method", "gptq"), "calibration_unusable", "calibration"),
+        (("--scheme", "mixed"), "invalid_recipe", "target_bytes"),
+        (("--kv", "fp8"), "calibration_unusable", "calibration"),
     ],
 )
 def test_a_program_is_told_what_failed(
@@ -91,6 +95,17 @@ def test_a_program_is_told_what_failed(
     assert status == 1
     assert (failed["event"], failed["code"], failed["field"]) == ("failed", code, field)
     assert failed["message"]
+
+
+def test_a_size_that_nothing_has_is_told_with_the_least_one(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("# Date Issued => 17.06.2029\n# Invoice Total => EUR 4085.51\n" * 200)
+    calibrated = ("--calibration", str(text), "--samples", "2", "--length", "32", "--progress", "json")
+    status, said = call(MODEL, "--out", str(tmp_path / "x"), "--scheme", "mixed", "--target-bytes", "5%", *calibrated)
+    (failed,) = events_of(said)
+    assert status == 1
+    assert (failed["code"], failed["field"]) == ("budget_too_small", "target_bytes")
+    assert re.search(r"the smallest has \d{3},\d{3}$", failed["message"])
 
 
 def test_what_nobody_foresaw_is_told_and_rises(capsys: pytest.CaptureFixture[str]) -> None:

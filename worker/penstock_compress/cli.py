@@ -16,10 +16,11 @@ CHOSEN = "int4"
 def _schemes(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
     if not asked or context.resilient_parsing:
         return
-    from penstock_compress.recipe import SCHEMES  # imports torch, which `--help` need not wait for
+    from penstock_compress.recipe import MIXED, SCHEMES  # imports torch, which `--help` need not wait for
 
-    for name, scheme in SCHEMES.items():
-        click.echo(f"{name:<14}{scheme.meaning}")
+    meanings = {name: scheme.meaning for name, scheme in SCHEMES.items()}
+    for name, meaning in (meanings | {MIXED: "each part in 8, 4 or 3 bits, or as it was; see --target-bytes"}).items():
+        click.echo(f"{name:<14}{meaning}")
     context.exit()
 
 
@@ -60,7 +61,8 @@ def _quantize(source: Path, out: Path, calibration: Path | None, chosen: dict[st
     tokens = None
     if recipe.calibrated:
         if calibration is None:
-            raise CalibrationUnusable(f"the recipe {recipe.as_dict()} needs --calibration FILE")
+            asked = f"--kv {recipe.kv}" if recipe.kv else f"--scheme {recipe.scheme} --method {recipe.method}"
+            raise CalibrationUnusable(f"{asked} needs --calibration FILE")
         tokens = read_tokens(source, calibration, samples=recipe.samples, length=recipe.length, seed=recipe.seed)
     outcome = compress(source, out, recipe, tokens, teller.progress)
     share = outcome.bytes / outcome.source_bytes
