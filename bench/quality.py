@@ -4,9 +4,8 @@ python -m bench.quality [--json PATH] [--picture PATH] [--invoices N] [--only NA
 
 Each smaller version of the invoice model is made anew, opened by the engine that serves it, and held against the model
 in bf16 on the same held-out invoices: divergence of next-token distributions over the whole vocabulary, right answers,
-answers that flipped, bytes beside what the format promises, and tokens a second of both in turns. A format that the
-engine does not serve on this machine is restored to bf16, and said to be. Let nothing else run: it takes a quarter of
-an hour. `--quick` takes few invoices, and means little.
+answers that flipped, bytes beside what the format promises, and tokens a second of both in turns. Let nothing else run:
+it takes a quarter of an hour. `--quick` takes few invoices, and means little.
 """
 
 import argparse

@@ -16,15 +16,25 @@ def expected_bytes(source: Path, folder: Path) -> float:
     """
     opened = Source(source)
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    (group,) = config["config_groups"].values()
+    groups = list(config["config_groups"].values())
     total: float = sum(_bytes(shape) for shape in _shapes(opened, opened.outside()))
     for block in range(opened.blocks):
         tensors = opened.block(block)
-        rounded = {f"{name}.weight" for name in linear_layers(tensors)}
+        layers = {f"{name}.weight": opened.prefix(block) + name for name in linear_layers(tensors)}
         for name, tensor in tensors.items():
-            shape = tuple(tensor.shape)
-            total += _rounded_bytes(shape, group["weights"]) if name in rounded else _bytes(shape)
+            told = _weights_of(layers.get(name), groups, config["ignore"])
+            total += _bytes(tuple(tensor.shape)) if told is None else _rounded_bytes(tuple(tensor.shape), told)
     return total
+
+
+def _weights_of(layer: str | None, groups: list[dict[str, Any]], ignored: list[str]) -> dict[str, Any] | None:
+    """What is told of a layer's weights; None where it stays as it is."""
+    if layer is None or layer in ignored:
+        return None
+    told: dict[str, Any] = next(
+        group["weights"] for group in groups if layer in group["targets"] or "Linear" in group["targets"]
+    )
+    return told
 
 
 def _rounded_bytes(shape: tuple[int, ...], told: dict[str, Any]) -> float:

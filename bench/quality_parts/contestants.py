@@ -47,6 +47,11 @@ def of(scheme: str, method: Method = "rtn", *, searched: bool = False) -> Contes
     return Contestant(method + (" searched" if searched else ""), recipe)
 
 
+def mixed(target: str) -> Contestant:
+    """Bits where they are missed most, and GPTQ."""
+    return Contestant(f"gptq {target}", replace(BASE, scheme="mixed", method="gptq", target_bytes=target))
+
+
 CONTESTANTS: Final = (
     of("int8"),
     of("int8", "smoothquant"),
@@ -63,6 +68,8 @@ CONTESTANTS: Final = (
     of("int3", "gptq"),
     of("int3", "gptq", searched=True),
     Contestant("qat", QAT_RECIPE, train=True),
+    mixed("34%"),
+    mixed("40%"),
 )
 
 

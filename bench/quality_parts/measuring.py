@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from penstock_compress.distances import Scored
-from penstock_compress.errors import ModelRefused
 from penstock_compress.evaluating import Reference
 from penstock_compress.evaluation_data import EvaluationData
 from penstock_compress.evaluation_models import file_bytes
@@ -15,7 +14,6 @@ from penstock_compress.figures import Estimate, Evaluation
 
 from bench.quality_parts.arithmetic import expected_bytes
 from bench.quality_parts.contestants import Contestant
-from bench.quality_parts.restoring import restore
 from examples.invoices.evaluate import MODEL_FOLDER
 from examples.invoices.held_out import write_held_out
 
@@ -27,7 +25,6 @@ class Row:
     """One smaller version. `kld` and `same_top` are over whole texts, invoices with their answers.
 
     `answer_kld_mean` and `ppl_ratio` are over the answers alone, which the model was trained on.
-    `restored` says why the engine served its weights restored to bf16, where it did: speed and memory are None then.
     """
 
     scheme: str
@@ -35,7 +32,7 @@ class Row:
     bytes: int
     bytes_ratio: float
     bytes_over_arithmetic: float
-    held_bytes: int | None
+    held_bytes: int
     kld_mean: float
     kld_low: float | None
     kld_high: float | None
@@ -48,10 +45,9 @@ class Row:
     exact_high: float | None
     right_to_wrong: int
     wrong_to_right: int
-    tokens_per_second: float | None
-    speed_ratio: float | None
+    tokens_per_second: float
+    speed_ratio: float
     seconds: float
-    restored: str | None
 
 
 @dataclass(frozen=True)
@@ -73,27 +69,14 @@ class Judges:
     """The model in bf16, twice: over whole texts, and with its answers to questions."""
 
     def __init__(self, invoices: int, texts: int, folder: Path) -> None:
-        self._folder = folder
         data = held_out(folder / "held-out.jsonl", invoices)
         shown = data.texts[:texts]
         self.whole = Reference(MODEL_FOLDER, EvaluationData([Scored(text.tokens, 1) for text in shown]))
         self.answers = Reference(MODEL_FOLDER, replace(data, texts=shown))
 
-    def judge(self, made: Path, *, noise: bool) -> tuple[Evaluation, Evaluation, str | None]:
-        """As it would serve, over whole texts and over answers; or with its weights restored, and why.
-
-        With `noise` the model in bf16 is held against itself too.
-        """
-        try:
-            return *self._judge(made, noise=noise), None
-        except ModelRefused as error:
-            if error.code != "model_unsupported":
-                raise
-            plain = restore(made, MODEL_FOLDER, self._folder / f"{made.name}-restored")
-            return *self._judge(plain, noise=noise), str(error)
-
-    def _judge(self, folder: Path, *, noise: bool) -> tuple[Evaluation, Evaluation]:
-        return self.whole.evaluate(folder, noise=noise, speed=False), self.answers.evaluate(folder, noise=noise)
+    def judge(self, made: Path, *, noise: bool) -> tuple[Evaluation, Evaluation]:
+        """As it would serve, over whole texts and over answers; with `noise` the model in bf16 beside itself too."""
+        return self.whole.evaluate(made, noise=noise, speed=False), self.answers.evaluate(made, noise=noise)
 
 
 def measure(contestants: Sequence[Contestant], invoices: int, texts: int, folder: Path) -> Iterator[Row | Measured]:
@@ -104,9 +87,9 @@ def measure(contestants: Sequence[Contestant], invoices: int, texts: int, folder
     for each in contestants:
         began = time.perf_counter()
         made = each.make(folder)
-        whole, answers, restored = judges.judge(made, noise=first is None)
+        whole, answers = judges.judge(made, noise=first is None)
         first = first or (whole, answers)
-        rows.append(_row(each, made, whole, answers, restored, round(time.perf_counter() - began, 1)))
+        rows.append(_row(each, made, whole, answers, round(time.perf_counter() - began, 1)))
         yield rows[-1]
     assert first is not None, "there is a contestant at least"
     yield _measured(*first, rows)
@@ -137,9 +120,7 @@ def held_out(file: Path, invoices: int) -> EvaluationData:
     return EvaluationData.read(file, MODEL_FOLDER, context=CONTEXT)
 
 
-def _row(
-    contestant: Contestant, made: Path, whole: Evaluation, found: Evaluation, restored: str | None, seconds: float
-) -> Row:
+def _row(contestant: Contestant, made: Path, whole: Evaluation, found: Evaluation, seconds: float) -> Row:
     exact, flips, apart = found.candidate.exact_match, found.flips, whole.divergence
     assert exact is not None, "every invoice has an answer"
     assert flips is not None, "every invoice has an answer"
@@ -153,7 +134,7 @@ def _row(
         bytes=size,
         bytes_ratio=size / found.against.bytes,
         bytes_over_arithmetic=size / expected_bytes(MODEL_FOLDER, made),
-        held_bytes=None if restored else found.candidate.held_bytes,
+        held_bytes=found.candidate.held_bytes,
         kld_mean=apart.mean.value,
         kld_low=apart.mean.low,
         kld_high=apart.mean.high,
@@ -166,8 +147,7 @@ def _row(
         exact_high=exact.high,
         right_to_wrong=flips.right_to_wrong,
         wrong_to_right=flips.wrong_to_right,
-        tokens_per_second=None if restored else speed,
-        speed_ratio=None if restored else speed / own_speed,
+        tokens_per_second=speed,
+        speed_ratio=speed / own_speed,
         seconds=seconds,
-        restored=restored,
     )

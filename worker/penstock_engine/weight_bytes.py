@@ -8,23 +8,14 @@ from torch import Tensor, nn
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and packed layers. What is held twice counts twice, what two layers share once."""
-    found = {(tensor.data_ptr(), tensor.numel() * tensor.itemsize) for tensor in _weights(model)}
-    return sum(size for _, size in found)
+    plain = {(each.data_ptr(), each.numel() * each.itemsize) for each in [*model.parameters(), *_on_a_gpu(model)]}
+    packed = (getattr(module, "packed", None) for module in model.modules())  # on a CPU
+    return sum(size for _, size in plain) + sum(int(each.held_bytes) for each in packed if each is not None)
 
 
-def _weights(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
+def _on_a_gpu(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors of rounded weights, which the products of their layers hold."""
     for module in model.modules():
-        yield from _tensors(getattr(module, "packed", None))  # on a CPU
-        product = getattr(module, "product", None)  # on a GPU
+        product = getattr(module, "product", None)
         if isinstance(product, partial):
-            yield from _tensors(product.keywords["weight"])
-
-
-def _tensors(packed: object) -> Iterator[Tensor]:
-    """Those of a packed weight, and of the records in it."""
-    for held in packed if isinstance(packed, tuple) else vars(packed).values() if packed is not None else ():
-        if isinstance(held, Tensor):
-            yield held
-        elif isinstance(held, tuple):
-            yield from _tensors(held)
+            yield from (held for held in vars(product.keywords["weight"]).values() if isinstance(held, Tensor))
