@@ -154,7 +154,7 @@ def _decide(
 
 
 @dataclass(slots=True)
-class _Rate:
+class Rate:
     """The capitals of one guardrail of rates, carried from step to step."""
 
     tolerated: float
@@ -165,7 +165,7 @@ class _Rate:
     """[3] How many pairs of each of `_DIFFERENCES` there were."""
 
     @classmethod
-    def fresh(cls, tolerated: float, strata: int) -> "_Rate":
+    def fresh(cls, tolerated: float, strata: int) -> "Rate":
         return cls(tolerated, strata, np.zeros((1 + strata, len(RATIOS))), np.zeros(3))
 
     def harm(self, jobs: Jobs, events: Bools, share: float) -> Floats:
@@ -214,9 +214,9 @@ class CanaryRun:
         self.exposed = 0
         self._policy, self._rng = policy, rng
         self._failing = (error_rate, min(error_rate * effect.errors, 1.0))
-        self._errors = _Rate.fresh(policy.errors.tolerated_ratio, 0)
+        self.errors = Rate.fresh(policy.errors.tolerated_ratio, 0)
         latency = policy.latency
-        self._latency = _Rate.fresh(latency.tolerated_ratio, len(latency.strata)) if latency else None
+        self._latency = Rate.fresh(latency.tolerated_ratio, len(latency.strata)) if latency else None
         self._slow = slow_rates(latency.quantile, effect.latency) if latency else (0.0, 0.0)
 
     def pass_step(self, step: Step, limit: int) -> tuple[Verdict, int]:
@@ -241,19 +241,19 @@ class CanaryRun:
         return Jobs(candidate, failed, slow, self._rng.integers(strata, size=count))
 
     def _judge(self, step: Step, jobs: Jobs, served: Integers) -> tuple[Verdict, int] | None:
-        before = replace(self._errors), self._latency and replace(self._latency)
+        before = replace(self.errors), self._latency and replace(self._latency)
         found = self.first_verdict(step, jobs, served)
         if found is not None and found[0] is Verdict.PROMOTE and found[1] + 1 < len(served):
             # The jobs after the verdict are not run at this share: take the evidence of those before it alone.
-            self._errors, self._latency = before
+            self.errors, self._latency = before
             self.first_verdict(step, _first(jobs, found[1] + 1), served[: found[1] + 1])
         return found
 
     def first_verdict(self, step: Step, jobs: Jobs, served: Integers) -> tuple[Verdict, int] | None:
         """The first after one of these jobs that is no hold, and the job's index; `served` are those of the candidate
         in this step so far. All of them are evidence from now on."""
-        harm = [self._errors.harm(jobs, jobs.failed, step.share)]
-        safe = [self._errors.safe(jobs, jobs.failed, step.error_margin)]
+        harm = [self.errors.harm(jobs, jobs.failed, step.share)]
+        safe = [self.errors.safe(jobs, jobs.failed, step.error_margin)]
         if self._latency:
             harm.append(self._latency.harm(jobs, jobs.slow, step.share))
             safe.append(self._latency.safe(jobs, jobs.slow, step.slow_margin))

@@ -21,10 +21,11 @@ from penstock.rollouts.verdicts import Verdict, judge
 POLICY = Policy()
 
 
-def drawn(rng: np.random.Generator, share: float, count: int, failing: float) -> Jobs:
+def drawn(rng: np.random.Generator, share: float, count: int, failing: float, slow: float) -> Jobs:
     candidate = rng.random(count) < share
     failed = rng.random(count) < np.where(candidate, failing, 0.02)
-    return Jobs(candidate, failed, rng.random(count) < 0.05, rng.integers(3, size=count))
+    late = rng.random(count) < np.where(candidate, slow, 0.05)
+    return Jobs(candidate, failed, late, rng.integers(3, size=count))
 
 
 def told(before: Evidence, jobs: Jobs, share: float, count: int) -> Evidence:
@@ -47,12 +48,15 @@ def told(before: Evidence, jobs: Jobs, share: float, count: int) -> Evidence:
     return Evidence(step_units=served, units=units, failures=failures, slow=slow, pairs=pairs)
 
 
-@pytest.mark.parametrize(("failing", "last"), [(0.02, Verdict.PROMOTE), (0.3, Verdict.ROLLBACK)])
-def test_a_rehearsal_is_judged_as_a_rollout_is(failing: float, last: Verdict) -> None:
+@pytest.mark.parametrize(
+    ("failing", "slow", "last"),
+    [(0.02, 0.05, Verdict.PROMOTE), (0.3, 0.05, Verdict.ROLLBACK), (0.02, 0.15, Verdict.ROLLBACK)],
+)
+def test_a_rehearsal_is_judged_as_a_rollout_is(failing: float, slow: float, last: Verdict) -> None:
     rng = np.random.default_rng(6)
     run, evidence, verdicts = CanaryRun(POLICY, HARMLESS, 0.02, rng), Evidence(), []
     for at, step in enumerate(POLICY.canary.steps[1:], start=1):
-        position, jobs = Position(State.CANARY, at), drawn(rng, step.share, 4000, failing)
+        position, jobs = Position(State.CANARY, at), drawn(rng, step.share, 4000, failing, slow)
         found = run.first_verdict(step, jobs, np.cumsum(jobs.candidate))
         assert found is not None
         verdict, index = found
@@ -64,6 +68,14 @@ def test_a_rehearsal_is_judged_as_a_rollout_is(failing: float, last: Verdict) ->
         if verdict is Verdict.ROLLBACK:
             break
     assert verdicts[-1] is last
+
+
+def test_a_verdict_rests_on_the_jobs_before_it_alone() -> None:
+    """Jobs are drawn by the thousand; those after a promotion are not run, and are no evidence of the next step."""
+    run = CanaryRun(POLICY, HARMLESS, 0.01, np.random.default_rng(1))
+    verdict, jobs = run.pass_step(POLICY.canary.steps[3], 20_000)
+    assert (verdict, jobs % 2000 > 0) == (Verdict.PROMOTE, True)
+    assert 0.9 * run.exposed < run.errors.differences.sum() <= run.exposed < jobs
 
 
 def test_partners_are_the_next_that_are_free() -> None:
