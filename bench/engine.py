@@ -1,6 +1,7 @@
 """The engine beside its peers, and against its own targets, in one run.
 
 python -m bench.engine [--json PATH] [--only PART,PART] [--model FOLDER] [--peers-python PATH]
+python -m bench.engine --scheme NAME,NAME [--json PATH] [--model FOLDER]
 
     decode     our engine in bf16, int8 and int4, transformers' generate and generate_batch, llama.cpp in bf16, q8_0
                and q4_0: the same loads on the same weights, in turn; and the memory that each holds
@@ -12,16 +13,20 @@ python -m bench.engine [--json PATH] [--only PART,PART] [--model FOLDER] [--peer
 Decoding is measured on the bench shape (llama-0.5b, random weights) and on the demo model, or on FOLDER alone. Models
 are made and converted once, in --cache. llama.cpp runs in an environment of its own (`make bench-peers`); where that
 is missing its rows say so and its ratios are null. Let nothing else run: it takes about a quarter of an hour.
+
+With --scheme our engine in these formats (int8, int4, fp8, int4-asym, int3, fp8-block, kv-int8, ...: see
+`bench.engine_parts.schemes`) is measured beside itself in bfloat16, at batch 1 and 32, and nothing else is.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.engine_parts import contestants
+from bench.engine_parts import contestants, schemes
 from bench.engine_parts.contestants import ROOT, Contestant, Room, run_json
 from bench.engine_parts.decode import Plan, race
 from bench.engine_parts.report import lines, race_record
@@ -57,6 +62,14 @@ class Bench:
             BENCH_SHAPE: {**self._race(self._folder(BENCH_SHAPE), lambda _: True), "limits": limits},
             "invoices": self._race(DEMO_MODEL, lambda each: not each.rough),
         }
+
+    def schemes(self) -> dict[str, Any]:
+        """The record of a race of formats."""
+        folder = self._args.model.absolute() if self._args.model else self._folder(BENCH_SHAPE)
+        plan = replace(self._plan, batches=schemes.BATCHES)
+        found = schemes.measure(folder, self._args.scheme, plan, self._args.threads, self._args.cache)
+        told = where(self._args.threads, self._args.peers_python)
+        return {"where": told, "targets": found["targets"], "decode": {folder.name: found["race"]}}
 
     def policies(self) -> Any:
         rounds = ["--requests", self._args.requests, "--rounds", self._args.rounds]
@@ -107,6 +120,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="where to write the record")
     parser.add_argument("--only", type=_parts, default=PARTS, help="parts, with commas between them")
     parser.add_argument("--model", type=Path, help="a Llama folder to decode with, in place of the two")
+    parser.add_argument("--scheme", type=_schemes, help="formats to measure beside bfloat16, with commas between them")
     parser.add_argument("--peers-python", type=Path, default=ROOT / ".venv-peers/bin/python")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/penstock-bench")
     parser.add_argument("--threads", type=int, default=2)
@@ -123,15 +137,24 @@ def parse() -> argparse.Namespace:
 
 
 def _parts(text: str) -> tuple[str, ...]:
-    parts = tuple(text.split(","))
-    if unknown := set(parts) - set(PARTS):
-        raise argparse.ArgumentTypeError(f"no part {min(unknown)!r}; there are {', '.join(PARTS)}")
-    return parts
+    return _names(text, "part", PARTS)
+
+
+def _schemes(text: str) -> tuple[str, ...]:
+    return _names(text, "scheme", schemes.SCHEMES)
+
+
+def _names(text: str, kind: str, known: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := set(names) - set(known):
+        raise argparse.ArgumentTypeError(f"no {kind} {min(unknown)!r}; there are {', '.join(known)}")
+    return names
 
 
 def main() -> None:
     args = parse()
-    record = Bench(args).run()
+    bench = Bench(args)
+    record = bench.schemes() if args.scheme else bench.run()
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(record, indent=2) + "\n")

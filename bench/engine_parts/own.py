@@ -1,6 +1,7 @@
 """A contestant: Penstock's engine, set up as it serves, greedy.
 
-python -m bench.engine_parts.own FOLDER --threads N --sequences N --context N [--quantization int8|int4]
+python -m bench.engine_parts.own FOLDER --threads N --sequences N --context N [--quantization int8|int4|fp8]
+    [--kv-dtype int8|fp8]
 """
 
 import argparse
@@ -8,22 +9,34 @@ from pathlib import Path
 from typing import get_args
 
 from penstock_engine import Engine, EngineConfig, InvalidConfig, StepOutput
-from penstock_engine.config import Quantization
+from penstock_engine.config import KVDType, Quantization
 
 from bench.engine_parts.loads import requests_of, run
 from bench.engine_parts.protocol import CannotRun, Load, Measured, Ready, serve
 
 
-def start(folder: Path, threads: int, quantization: Quantization | None, sequences: int, context: int) -> Ready:
+def start(
+    folder: Path,
+    threads: int,
+    quantization: Quantization | None,
+    sequences: int,
+    context: int,
+    kv_dtype: KVDType = "auto",
+) -> Ready:
     """Load the engine, with KV pages for `sequences` of `context` tokens. Raises CannotRun."""
     pages = sequences * (-(-context // EngineConfig().page_size) + 1)
     config = EngineConfig(
-        max_running=sequences, kv_pages=pages, threads=threads, dtype="bfloat16", quantization=quantization
+        max_running=sequences,
+        kv_pages=pages,
+        threads=threads,
+        dtype="bfloat16",
+        quantization=quantization,
+        kv_dtype=kv_dtype,
     )
     try:
         engine = Engine.from_folder(folder, config)
     except InvalidConfig as refusal:
-        if quantization is None:
+        if quantization is None and kv_dtype == "auto":
             raise
         raise CannotRun(str(refusal)) from refusal
     return Ready(lambda load: measure(engine, load), about=dict(engine.kernels))
@@ -49,8 +62,9 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, required=True)
     parser.add_argument("--context", type=int, required=True)
     parser.add_argument("--quantization", choices=get_args(Quantization))
+    parser.add_argument("--kv-dtype", choices=get_args(KVDType), default="auto")
     args = parser.parse_args()
-    serve(lambda: start(args.folder, args.threads, args.quantization, args.sequences, args.context))
+    serve(lambda: start(args.folder, args.threads, args.quantization, args.sequences, args.context, args.kv_dtype))
 
 
 if __name__ == "__main__":

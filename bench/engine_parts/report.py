@@ -31,7 +31,7 @@ def lines(record: Record) -> Iterator[str]:
     for name, race in record["decode"].items():
         yield from _race(name, race)
     for part in ("policies", "prefix", "waste", "overhead"):
-        if record[part]:
+        if record.get(part):
             yield from ("", f"{part}:", *_tree(record[part], "  "))
     yield from _targets(record["targets"])
 

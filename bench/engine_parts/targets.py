@@ -71,6 +71,9 @@ TARGETS = (
     Target("overhead_share", "most", 0.10),
 )
 
+# Of formats beside bfloat16, on the bench shape: see `schemes`.
+SCHEME_TARGETS = (Target("ratio_int4_b1", "least", 2.5), Target("ratio_int8_b32", "least", 1.5))
+
 
 def speed_ratios(rows: Iterable[Row]) -> dict[str, float | None]:
     """Every ratio, of the medians that the table shows; None where either side was not measured."""
@@ -87,6 +90,6 @@ def over(ours: float | None, theirs: float | None) -> float | None:
     return None if ours is None or theirs is None else round(ours / theirs, 3)
 
 
-def verdicts(values: Mapping[str, float | None]) -> list[dict[str, object]]:
+def verdicts(values: Mapping[str, float | None], targets: Iterable[Target] = TARGETS) -> list[dict[str, object]]:
     """Each target beside what was measured."""
-    return [{**asdict(each), "value": values.get(each.key), "met": each.met(values.get(each.key))} for each in TARGETS]
+    return [{**asdict(each), "value": values.get(each.key), "met": each.met(values.get(each.key))} for each in targets]

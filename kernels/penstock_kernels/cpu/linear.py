@@ -11,12 +11,10 @@ from penstock_kernels.cpu.tiles_few_bits import (
     VECTORS_3,
     VECTORS_4,
     int3_tile,
-    int3_zeros_tile,
     int4_tile,
-    int4_zeros_tile,
 )
 
-KINDS = INT4, INT4_ZEROS, INT3, INT3_ZEROS = range(4)  # of weights in few bits, by whether they have zeros of their own
+KINDS = INT4, INT3 = range(2)  # of weights in few bits
 STEP = BLOCKS * BYTES  # bytes of weights
 
 
@@ -112,6 +110,7 @@ def multiply_few_bits(
     runs: int,
     scales: int,
     zeros: int,
+    zeros_step: int,
     bias: int,
     width: int,
     panel_width: int,
@@ -121,12 +120,12 @@ def multiply_few_bits(
     out_size: int,
 ) -> None:
     """As `multiply`, of the signed bytes that `round_rows` makes; `steps` are those of a run, `runs` those of a group.
-    `kind` is of `KINDS`."""
-    tiles, step = _tiles(rows, MOST_ROWS_FEW_BITS), STEP * (VECTORS_4 if kind < INT3 else VECTORS_3)
+    `kind` is of `KINDS`; `zeros_step` is 0 where 64 bytes of `zeros` serve all groups and panels."""
+    tiles, step = _tiles(rows, MOST_ROWS_FEW_BITS), STEP * (VECTORS_4 if kind == INT4 else VECTORS_3)
     for panel in prange(_tiles(width, panel_width)):
         column, left = panel * panel_width, width - panel * panel_width
         w, s = weights + panel * groups * runs * steps * step, scales + 2 * panel * groups * PANEL
-        z, b = zeros + panel * groups * PANEL, bias + 4 * panel * PANEL
+        z, b = zeros + panel * groups * zeros_step, bias + 4 * panel * PANEL
         for tile in range(tiles):
             first, end = tile * rows // tiles, (tile + 1) * rows // tiles
             count, given, place = end - first, x + first * x_stride, out + first * out_stride + column * out_size
@@ -134,20 +133,14 @@ def multiply_few_bits(
             xs, sums = x_scales + at, minus_sums + at
             if kind == INT4:
                 int4_tile(
-                    count, given, x_stride, w, steps, b, place, out_stride, left, finish, groups, runs, s, z, xs, sums
-                )
-            elif kind == INT4_ZEROS:
-                int4_zeros_tile(
-                    count, given, x_stride, w, steps, b, place, out_stride, left, finish, groups, runs, s, z, xs, sums
-                )
-            elif kind == INT3:
-                int3_tile(
-                    count, given, x_stride, w, steps, b, place, out_stride, left, finish, groups, runs, s, z, xs, sums
-                )
+                    count, given, x_stride, w, steps, b, place, out_stride, left, finish, groups, runs, s, z,
+                    zeros_step, xs, sums,
+                )  # fmt: skip
             else:
-                int3_zeros_tile(
-                    count, given, x_stride, w, steps, b, place, out_stride, left, finish, groups, runs, s, z, xs, sums
-                )
+                int3_tile(
+                    count, given, x_stride, w, steps, b, place, out_stride, left, finish, groups, runs, s, z,
+                    zeros_step, xs, sums,
+                )  # fmt: skip
 
 
 @compiled

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from penstock_kernels.checks import ShapeError
-from penstock_kernels.cpu.linear import INT3, INT3_ZEROS, INT4, INT4_ZEROS
+from penstock_kernels.cpu.linear import INT3, INT4
 from penstock_kernels.cpu.memory import lasting
 from penstock_kernels.cpu.packing import FINISHES, Shape, by_step, in_panels, nbytes
+from penstock_kernels.cpu.tiles import PANEL
 from penstock_kernels.cpu.tiles_few_bits import WORDS_3, WORDS_4
 from penstock_kernels.cpu.workspace import MULTIPLY_FEW_BITS, ROUND, TAKE, Workspace
 from penstock_kernels.quant_formats import SYMMETRIC_ZERO, Int4Codes
@@ -47,19 +48,18 @@ class FewBits:
         arranged = in_panels(codes, gate)
         self._weights = lasting(_threes(arranged) if self.bits == 3 else by_step(_nibbles(arranged), 4))
         self._scales = lasting(in_panels(given.scales.to(torch.float16), gate).transpose(1, 2).contiguous())
-        symmetric = bool((given.zeros == 1 << (self.bits - 1)).all())
-        self._zeros = None if symmetric else lasting(in_panels(given.zeros, gate).transpose(1, 2).contiguous())
-        self._kind = {(4, True): INT4, (4, False): INT4_ZEROS, (3, True): INT3, (3, False): INT3_ZEROS}[
-            self.bits, symmetric
-        ]
+        middle = 1 << (self.bits - 1)
+        self._symmetric = bool((given.zeros == middle).all())
+        zeros = in_panels(given.zeros, gate).transpose(1, 2).contiguous()
+        self._zeros = torch.full((PANEL,), middle, dtype=torch.uint8) if self._symmetric else lasting(zeros)
 
     @property
     def kind(self) -> str:
-        return f"Int{self.bits}" if self._zeros is None else f"Int{self.bits} with zeros"
+        return f"Int{self.bits}" if self._symmetric else f"Int{self.bits} with zeros"
 
     @property
     def held_bytes(self) -> int:
-        return nbytes(self._weights, self._scales, self._zeros, self._order)
+        return nbytes(self._weights, self._scales, None if self._symmetric else self._zeros, self._order)
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
         columns, space, runs = self._columns, self._space, self._columns // self._run
@@ -81,7 +81,7 @@ class FewBits:
         )
         space.launch(
             MULTIPLY_FEW_BITS,
-            self._kind,
+            INT3 if self.bits == 3 else INT4,
             len(x),
             codes.data_ptr(),
             columns,
@@ -92,7 +92,8 @@ class FewBits:
             self._groups,
             runs // self._groups,
             self._scales.data_ptr(),
-            0 if self._zeros is None else self._zeros.data_ptr(),
+            self._zeros.data_ptr(),
+            0 if self._symmetric else PANEL,
             self.shape.bias.data_ptr(),
             self.shape.width,
             self.shape.panel_width,

@@ -38,7 +38,8 @@ class FewBits(NamedTuple):
     groups: Value
     runs: Value  # of a group
     scales: Value  # float16 [groups, 64]
-    zeros: Value  # bytes [groups, 64]; unread where all are the same
+    zeros: Value  # bytes [groups, 64], or [64] for all groups
+    zeros_step: Value  # from group to group: 64, or 0
     x_scales: Value  # float32 [rows, groups * runs]
     minus_sums: Value  # int32 [rows, groups * runs]
 
@@ -49,7 +50,6 @@ class Layout(NamedTuple):
     vectors: int
     words: int
     unpack: Callable[[Emitter, list[Value]], list[Value]]
-    zero: int  # of symmetric weights
 
 
 def _nibbles(e: Emitter, stored: list[Value]) -> list[Value]:
@@ -65,43 +65,32 @@ def _three_bits(e: Emitter, stored: list[Value]) -> list[Value]:
     return [e.joined(*each) for each in zip(lower, upper, strict=True)]
 
 
-INT4 = Layout(VECTORS_4, WORDS_4, _nibbles, zero=8)
-INT3 = Layout(VECTORS_3, WORDS_3, _three_bits, zero=4)
+INT4 = Layout(VECTORS_4, WORDS_4, _nibbles)
+INT3 = Layout(VECTORS_3, WORDS_3, _three_bits)
 
 
 @micro_kernel(FewBits)
 def int4_tile(e: Emitter, panel: FewBits) -> None:
-    """Nibbles, symmetric: their zero is 8."""
-    _tile(e, panel, INT4, has_zeros=False)
-
-
-@micro_kernel(FewBits)
-def int4_zeros_tile(e: Emitter, panel: FewBits) -> None:
-    """Nibbles with a zero for each group."""
-    _tile(e, panel, INT4, has_zeros=True)
+    """Nibbles."""
+    _tile(e, panel, INT4)
 
 
 @micro_kernel(FewBits)
 def int3_tile(e: Emitter, panel: FewBits) -> None:
-    """Three bits, symmetric: their zero is 4."""
-    _tile(e, panel, INT3, has_zeros=False)
+    """Three bits."""
+    _tile(e, panel, INT3)
 
 
-@micro_kernel(FewBits)
-def int3_zeros_tile(e: Emitter, panel: FewBits) -> None:
-    """Three bits with a zero for each group."""
-    _tile(e, panel, INT3, has_zeros=True)
-
-
-def _tile(e: Emitter, panel: FewBits, layout: Layout, has_zeros: bool) -> None:
+def _tile(e: Emitter, panel: FewBits, layout: Layout) -> None:
     def write(rows: int) -> None:
         def group(index: Value, totals: list[Value]) -> list[Value]:
-            scales, zeros = e.add(panel.scales, e.mul(index, 2 * PANEL)), e.add(panel.zeros, e.mul(index, PANEL))
+            scales = e.add(panel.scales, e.mul(index, 2 * PANEL))
+            zeros = e.add(panel.zeros, e.mul(index, panel.zeros_step))
 
             def run(at: Value, totals: list[Value]) -> list[Value]:
                 place = e.add(e.mul(index, panel.runs), at)
-                begun = _begun(e, rows, panel, layout, place, zeros if has_zeros else None)
-                return _add_run(e, totals, _sums(e, rows, panel, layout, place, begun), scales, panel, place)
+                sums = _sums(e, rows, panel, layout, place, _begun(e, rows, panel, place, zeros))
+                return _add_run(e, totals, sums, scales, panel, place)
 
             return e.loop(panel.runs, totals, run)
 
@@ -111,12 +100,9 @@ def _tile(e: Emitter, panel: FewBits, layout: Layout, has_zeros: bool) -> None:
     for_each_count(e, panel.rows, MOST_ROWS_FEW_BITS, write)
 
 
-def _begun(e: Emitter, rows: int, panel: FewBits, layout: Layout, run: Value, zeros: Value | None) -> list[Value]:
+def _begun(e: Emitter, rows: int, panel: FewBits, run: Value, zeros: Value) -> list[Value]:
     """What sums [rows * blocks] begin with: minus the zero times the sum of the run's activations."""
     sums = [e.load_word(e.add(panel.minus_sums, each)) for each in _places(e, rows, panel, run)]
-    if zeros is None:
-        same = e.splat_int(layout.zero)
-        return [begun for each in sums for begun in [e.dot_s16(e.splat_int(0), same, each)] * BLOCKS]
     blocks = [e.unsigned(e.load_octets(e.add(zeros, LANES * block))) for block in range(BLOCKS)]
     # The upper halves of the zeros' words are 0: of each word of a sum only the lower half, the sum itself, counts.
     return [e.dot_s16(e.splat_int(0), block, each) for each in sums for block in blocks]

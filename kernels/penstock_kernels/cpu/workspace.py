@@ -24,7 +24,7 @@ PLACELESS = (
     norm_rows, round_rows, round_rows_to_e4m3, take_columns, multiply, multiply_int8, multiply_few_bits, multiply_e4m3,
 )  # fmt: skip
 NORM, ROUND, ROUND_TO_E4M3, TAKE, MULTIPLY, MULTIPLY_INT8, MULTIPLY_FEW_BITS, MULTIPLY_E4M3, TURN, ATTEND = range(10)
-LINE = 20  # numbers: which kernel, and its arguments
+LINE = 21  # numbers: which kernel, and its arguments
 
 Program = NDArray[np.int64]  # [kernels, LINE]
 
@@ -118,7 +118,7 @@ def run_program(program: Any, pages: Any, rows: Any, positions: Any, slots: Any)
         elif n[0] == MULTIPLY_FEW_BITS:
             multiply_few_bits(
                 n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13], n[14], n[15], n[16],
-                n[17], n[18], n[19],
+                n[17], n[18], n[19], n[20],
             )  # fmt: skip
         elif n[0] == MULTIPLY_E4M3:
             multiply_e4m3(
