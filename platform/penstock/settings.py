@@ -204,10 +204,10 @@ class Settings(MlflowSettings):
     )
     engine_quantization: Literal["int8", "int4", "fp8"] | None = Field(
         default=None,
-        description="Weights are rounded to so many bits while they load: int8, int4, or fp8 on a GPU; not without it",
+        description="Weights are rounded to so many bits while they load: int8, int4 or fp8; not without it",
     )
     engine_kv_dtype: Literal["auto", "int8", "fp8"] = Field(
-        default="auto", description="int8 or fp8 keep K and V in 8 bits, on a GPU; auto keeps them in the model's type"
+        default="auto", description="int8 or fp8 keep K and V in 8 bits; auto does what the model's checkpoint says"
     )
     engine_graphs: Literal["auto", "off"] = Field(
         default="auto", description="off: no CUDA graphs of decoding steps are recorded"
