@@ -37,8 +37,8 @@ class EngineConfig:
     `quantization` rounds the weights while they load, to 8 bits for each output (whole numbers, or fp8: e4m3) or to 4
     bits for each group of inputs; it needs compiled kernels. On a CPU the head has 8 bits any way, and activations are
     rounded to 8 bits at every product; on a GPU the head stays as it is, and int4 rounds no activations.
-    `kv_dtype` keeps K and V in 8 bits, with a scale for each token and head, by compiled kernels too; auto keeps them as
-    they are computed, unless the checkpoint says otherwise.
+    `kv_dtype` keeps K and V in 8 bits, with a scale for each token and head, by compiled kernels too; auto keeps them
+    as they are computed, unless the checkpoint says otherwise.
     `kernels` chooses those: `auto` takes compiled ones where this machine runs them, and `Engine.kernels` tells.
     `graphs` has steps that only decode recorded as CUDA graphs by `warm_up`, where the device and the model take it.
     With `overlap` each step is launched before the one ahead of it has ended, so that a GPU never waits for the host;
