@@ -5,8 +5,10 @@ One worker, because its threads wait (for PostgreSQL, for tokens) more than they
 
 import errno
 import logging
+import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
@@ -30,6 +32,7 @@ _KEEP_ALIVE_SECONDS: Final = 15
 _LINGER_SECONDS: Final = 1.0
 _HEAD_SECONDS: Final = 10.0  # in which a request's head must have come
 _HEAD_LOOKS: Final = (0.0, 0.01, 0.04, 0.2)  # pauses before a thread looks whether it is there
+_STAY_MILLISECONDS: Final = 5  # what a thread waits for its connection's next request
 _HEAD_BYTES: Final = 65_536  # beyond any head that gunicorn takes
 _BODY_SECONDS: Final = 5.0  # that a body may take beyond what it takes at the slowest rate
 _SLOWEST_BODY: Final = 16_384  # bytes in a second
@@ -105,6 +108,8 @@ class StreamingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
     """gunicorn's threaded worker, made fit for long streams, for slow clients and for leaving in time.
 
     No thread waits for a request's head: a connection that has not sent all of it is parked until the rest is there.
+    Only for a moment after an answer does its thread stay, if nobody waits for it: who asks again at once is served
+    without the thread that accepts, which every other request has to pass through twice.
     A body must come at a rate, else 408, and the connection ends: what is left of the body would come before the next
     request.
     """
@@ -112,18 +117,33 @@ class StreamingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._parked: list[tuple[TConn, float]] = []
+        self._unserved: deque[TConn] = deque()  # connections that wait for a thread
+
+    def enqueue_req(self, conn: TConn) -> None:
+        """Runs in the main thread."""
+        self._unserved.append(conn)
+        super().enqueue_req(conn)
 
     def handle(self, conn: TConn) -> object:
         """Runs in a thread of the pool and lingers there; gunicorn would in the thread that accepts for everybody."""
+        self._unserved.popleft()
         if not conn.wait_for_data(_HEAD_LOOKS[-1]) or not any(_is_served(conn.sock, after) for after in _HEAD_LOOKS):
             return _PARKED
         keep = super().handle(conn)
-        while keep and self.alive and _has_read_ahead(conn):  # where nobody would look for the next request
+        while keep and self.alive and (_has_read_ahead(conn) or self._comes_soon(conn)):
             conn.parser.unreader.sock = _HastySocket(conn.sock)
             keep = super().handle(conn)
         if not keep or not self.alive:
             _linger(conn.sock)
         return keep
+
+    def _comes_soon(self, conn: TConn) -> bool:
+        """Whether the next request is there within a moment, and nobody else waits for a thread before that."""
+        if self._unserved:
+            return False
+        poll = select.poll()
+        poll.register(conn.sock, select.POLLIN)
+        return bool(poll.poll(_STAY_MILLISECONDS)) and _is_served(conn.sock)
 
     def handle_request(self, req: Any, conn: TConn) -> object:
         """The body is read within its time."""
@@ -197,7 +217,10 @@ class _HastySocket:
 
 
 def _has_read_ahead(conn: TConn) -> bool:
-    """Whether the next request, or its beginning, was read together with what was left of the last one's body."""
+    """Whether the next request, or its beginning, was read together with what was left of the last one's body.
+
+    Nobody else would look for it there.
+    """
     return bool(conn.parser.unreader.buf.getvalue())
 
 
