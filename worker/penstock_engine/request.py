@@ -14,11 +14,9 @@ the scheduler alone moves it. A `TokenDelta` is one token's answer.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from penstock_engine.grammar import Matcher
     from penstock_engine.radix_cache import TreeNode
 
@@ -26,8 +24,9 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "abort", "error"]
 RequestClass = Literal["interactive", "batch", "shadow"]
 CLASS_RANK: dict[str, int] = {"interactive": 0, "batch": 1, "shadow": 2}
-# Told a position, and float32 log probabilities [rows, vocabulary] of what stands there and at those that follow.
-Reader = Callable[[int, "Tensor"], None]
+# Told a position, and float32 log probabilities [rows, vocabulary] of what stands there and at those that follow: a
+# tensor, of which policy knows nothing.
+Reader = Callable[[int, Any], None]
 
 
 @dataclass(frozen=True, slots=True)
