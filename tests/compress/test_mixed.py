@@ -17,11 +17,12 @@ from penstock_compress.packing import from_tensors
 from penstock_compress.recipe import bytes_of
 from penstock_compress.sensitivity import sensitivities
 from penstock_compress.source import Source
+from penstock_engine import Engine, EngineConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.compress.test_compressing import all_tensors, divergence
-from tests.engine.tiny import TinyModel, make_tiny
+from tests.engine.tiny import TinyModel, compiled_only, make_tiny, random_prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
 
@@ -42,9 +43,9 @@ def tokens() -> Tensor:
 
 @pytest.fixture(scope="module")
 def made(tiny: TinyModel, tokens: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model at 60% of its bytes, where all of it in 4 bits takes 55 or so."""
+    """The tiny model at 35% of its bytes, where all of it takes 33 in 4 bits and 31 in 3."""
     folder = tmp_path_factory.mktemp("mixed") / "made"
-    compress(tiny.folder, folder, recipe("60%"), tokens)
+    compress(tiny.folder, folder, recipe("35%"), tokens)
     return folder
 
 
@@ -117,13 +118,13 @@ def test_losses_are_the_divergence_of_the_model_with_that_part_alone_rounded(tin
 def test_each_part_gets_what_the_plan_says_and_transformers_runs_it(tiny: TinyModel, made: Path) -> None:
     report = report_of(made)
     schemes = {layer["name"]: layer["scheme"] for layer in report["layers"]}
-    assert len(set(schemes.values())) >= 2
+    assert len(set(schemes.values()) - {None}) >= 2
     told = json.loads((made / "config.json").read_text())["quantization_config"]
     for group in told["config_groups"].values():
         bits = {"int8-weights": 8, "int4": 4, "int3": 3}
         assert {bits[schemes[target]] for target in group["targets"]} == {group["weights"]["num_bits"]}
     model = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32).eval()
-    assert divergence(tiny.reference, model) < 0.7
+    assert divergence(tiny.reference, model) < 1.0
     tensors = all_tensors(made)
     for name, scheme in schemes.items():
         weight = model.get_submodule(name).weight
@@ -182,9 +183,9 @@ def test_a_run_that_was_killed_measures_no_more_than_it_must(
 
     for parts in (2, 5):
         with pytest.raises(Killed):
-            compress(tiny.folder, tmp_path / "again", recipe("60%"), tokens, killed_after(parts))
+            compress(tiny.folder, tmp_path / "again", recipe("35%"), tokens, killed_after(parts))
     steps.clear()
-    compress(tiny.folder, tmp_path / "again", recipe("60%"), tokens, killed_after(99))
+    compress(tiny.folder, tmp_path / "again", recipe("35%"), tokens, killed_after(99))
     assert steps
     assert not any(step.startswith("sensitivity") for step in steps)
     whole, again = all_tensors(made), all_tensors(tmp_path / "again")
@@ -199,3 +200,17 @@ def test_other_models_and_methods_too(tmp_path: Path, tokens: Tensor, kind: str,
     assert outcome.bytes <= 0.6 * outcome.source_bytes
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "mixed", dtype=torch.float32).eval()
     assert divergence(source.reference, model) < 1.0
+
+
+@compiled_only
+def test_our_engine_runs_each_part_as_it_is_stored(made: Path) -> None:
+    engine = Engine.from_folder(made, EngineConfig(dtype="float32", kv_pages=8))
+    kinds = {"int8-weights": "Int8", "int4": "Int4", "int3": "Int3"}
+    schemes = {part["scheme"] for part in report_of(made)["mixed"]["parts"].values()} - {"whole"}
+    assert {kinds[scheme] for scheme in schemes} == set(engine.kernels) & set(kinds.values())
+    prompt = random_prompt(24, 7)
+    model = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        theirs = model(torch.tensor([prompt])).logits[0].log_softmax(-1)[range(23), prompt[1:]]
+    difference = (torch.tensor(engine.score(prompt)) - theirs).abs()
+    assert difference.mean() < 0.2  # its inputs are rounded to 8 bits too, and these random models' logits are steep
