@@ -7,6 +7,7 @@ the hidden states of every variant that began before it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -85,17 +86,14 @@ def _rounded(
         )
 
 
-class _replaced:
-    """A block with other weights, for as long as the context lasts."""
-
-    def __init__(self, layer: nn.Module, weights: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
-        self._layer, self._weights, self._tensors = layer, weights, tensors
-
-    def __enter__(self) -> None:
-        self._layer.load_state_dict(self._weights, strict=False, assign=True)
-
-    def __exit__(self, *_: object) -> None:
-        self._layer.load_state_dict({name: self._tensors[name] for name in self._weights}, strict=False, assign=True)
+@contextmanager
+def _replaced(layer: nn.Module, weights: dict[str, Tensor], tensors: dict[str, Tensor]) -> Iterator[None]:
+    """The block with other `weights` than its `tensors`, for as long as the context lasts."""
+    layer.load_state_dict(weights, strict=False, assign=True)
+    try:
+        yield
+    finally:
+        layer.load_state_dict({name: tensors[name] for name in weights}, strict=False, assign=True)
 
 
 def _divergences(blocks: Blocks, whole: Sequence[Tensor], variants: Mapping[tuple[str, str], list[Tensor]]) -> Losses:
