@@ -3,6 +3,7 @@
 import pytest
 from penstock_engine import Engine, EngineConfig
 
+from tests.engine.conftest import MakeModel
 from tests.engine.tiny import TinyModel, compiled_only
 
 
@@ -14,6 +15,14 @@ def held(model: TinyModel, **others: str) -> int:
 def test_in_torch_it_is_every_parameter(llama: TinyModel) -> None:
     numbers = sum({each.data_ptr(): each.numel() for each in llama.reference.parameters()}.values())
     assert held(llama, kernels="torch") == 4 * numbers
+
+
+def test_layers_that_onednn_has_packed_count_too(models: MakeModel) -> None:
+    model = models("llama", vocab_size=256)
+    engine = Engine.from_folder(model.folder, EngineConfig(dtype="bfloat16", kv_pages=4, kernels="torch"))
+    assert int(engine.kernels["prepacked"]) > 0
+    numbers = sum({each.data_ptr(): each.numel() for each in model.reference.parameters()}.values())
+    assert engine.weight_bytes >= 2 * numbers
 
 
 @compiled_only
