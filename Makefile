@@ -38,13 +38,15 @@ lint: setup  ## Style, types and the import rule
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: setup  ## Measure submit latency, doorbells, the platform and the engine; writes bench/results/
+bench: setup  ## Measure submit latency, doorbells, the platform, the engine, gates and compression; writes bench/results/
 	@$(BIN)/python -m bench.submit --json bench/results/submit.json
 	@$(BIN)/python -m bench.job_path --json bench/results/job-path.json
 	@$(BIN)/python -m bench.claims --json bench/results/claims.json
 	@$(BIN)/python -m bench.platform --json bench/results/platform.json
 	@$(BIN)/python -m bench.engine --json bench/results/engine-cpu.json
 	@$(BIN)/python -m bench.gates --json bench/results/gates.json
+	@$(BIN)/python -m bench.quantize --json bench/results/quantize.json
+	@$(BIN)/python -m bench.quality --json bench/results/quality.json --picture docs/images/quality.svg
 
 bench-peers: .venv-peers/.installed  ## Compile llama.cpp for this machine, for `make bench` to measure beside the engine
 

@@ -18,7 +18,7 @@ from flask import Flask
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from penstock.db import Database
-from penstock.jobs import lease, services
+from penstock.jobs import intake, lease
 from penstock.jobs.journal import Journal, JournalEntry
 from penstock.jobs.lease import Finish, Held
 from penstock.jobs.states import JobState
@@ -273,7 +273,7 @@ def test_a_query_that_is_wrong_is_refused_by_name(caller: Caller, query: str) ->
 def test_an_error_of_the_database_tells_no_row(
     app: Flask, caller: Caller, database: Database, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "_draw_seed", lambda: None)  # the row then breaks a constraint, and is told in DETAIL
+    monkeypatch.setattr(intake, "_draw_seed", lambda: None)  # the row then breaks a constraint, and is told in DETAIL
     app.config["PROPAGATE_EXCEPTIONS"] = False
     answer = caller.post(NATIVE, BODY | {"input": {"prompt": SECRET}})
 

@@ -81,7 +81,9 @@ def test_flower_sees_workers_their_slots_and_what_they_run(house: House, tmp_pat
         assert house.deployment.id in running["args"]
         house.finished(job_id)
         done = eventually(lambda: tasks(client, "SUCCESS").get(running["uuid"]), "its end")
-        assert done["sent"] <= done["received"] <= done["started"] <= done["succeeded"]
+        # Whoever sends tells of it after it has sent: a free worker may have told of the task before.
+        assert done["sent"] <= done["succeeded"]
+        assert done["received"] <= done["started"] <= done["succeeded"]
         lengths = client.get("/api/queues/length").json()["active_queues"]
         assert {"name": serve_queue(house.deployment.id), "messages": 0} in lengths
         assert any(queue["name"] == CONTROL_QUEUE for queue in lengths)
