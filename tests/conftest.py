@@ -52,8 +52,8 @@ FIRST = (
     "browser/test_live_page.py",
 )
 """Two files for each process to begin with: engines that start at once would compile the same kernels."""
-LONGEST = ("worker", "embedded", "browser", "openai_api", "acceptance", "registry", "bench", "examples", "cli")
-ONE_HOUSE = ("tests/platform/openai_api", "tests/platform/registry", "tests/acceptance/promises")
+LONGEST = ("worker", "embedded", "browser", "openai_api", "acceptance", "bench", "examples", "cli")
+ONE_HOUSE = ("tests/platform/openai_api", "tests/acceptance/promises")
 """Rooms whose files share a fixture that takes seconds to start: one process runs them all."""
 
 
