@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,14 +17,21 @@ PEERS = ("llama-cpp-python", "gguf", "numpy")
 def where(threads: int, peers_python: Path) -> dict[str, object]:
     """Machine, versions and commit; call it before the measuring, for the load average."""
     return {
+        **measured_on(OURS),
+        "threads": threads,
+        "peers_versions": _peers_versions(peers_python),
+    }
+
+
+def measured_on(packages: Sequence[str]) -> dict[str, object]:
+    """The same of any bench: with the versions of `packages`."""
+    return {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
-        "threads": threads,
         "load_average_before": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in OURS},
-        "peers_versions": _peers_versions(peers_python),
+        "versions": {name: version(name) for name in packages},
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }

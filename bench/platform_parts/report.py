@@ -1,17 +1,11 @@
 """What the figures are held to, where they were measured, and the record for reading."""
 
-import os
-import platform
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any, Final
 
 from bench.engine_parts.targets import Target
-from bench.engine_parts.where import cpu_model
-from bench.platform_parts.house import ROOT
+from bench.engine_parts.where import measured_on
 
 _VERSIONS: Final = (
     "penstock", "flask", "gunicorn", "celery", "redis", "sqlalchemy", "psycopg", "torch", "transformers",
@@ -58,16 +52,7 @@ TARGETS: Final = (
 
 def where() -> dict[str, object]:
     """Machine, versions and commit; call it before the measuring, for the load average."""
-    return {
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "load_average_before": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in _VERSIONS},
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-    }
+    return measured_on(_VERSIONS)
 
 
 def figures(parts: Mapping[str, Any]) -> dict[str, float | None]:
@@ -107,7 +92,3 @@ def _at(parts: Any, place: tuple[str, ...]) -> Any:
 
 def _figure(value: float | None) -> str:
     return f"{'-':>12}" if value is None else f"{value:>12.6g}"
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()

@@ -1,12 +1,7 @@
 """What the figures are held to, and the record for reading."""
 
-import os
-import platform
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +9,7 @@ from penstock_compress.figures import Estimate
 from penstock_compress.pictures import Candidate, draw_candidates
 
 from bench.engine_parts.targets import Target
-from bench.engine_parts.where import cpu_model
+from bench.engine_parts.where import measured_on
 from bench.quality_parts.measuring import Measured, Row
 
 ROOT: Final = Path(__file__).parent.parent.parent
@@ -36,16 +31,7 @@ TARGETS: Final = (
 
 def where() -> dict[str, object]:
     """Machine, versions and commit; call it before the measuring, for the load average."""
-    return {
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "load_average_before": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in _VERSIONS},
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-    }
+    return measured_on(_VERSIONS)
 
 
 def figures(found: Measured) -> dict[str, float | None]:
@@ -136,7 +122,3 @@ def draw(found: Measured) -> str:
 
 def _figure(value: float | None) -> str:
     return f"{'-':>12}" if value is None else f"{value:>12.6g}"
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()

@@ -150,8 +150,10 @@ def test_a_counter_that_is_being_charged_is_not_waited_for(house: House) -> None
         wake(session, house.dollars.id, house.tenant.id, besides=[])
     with house.database.transaction() as session, house.database.transaction() as other:
         session.execute(text("UPDATE fair_share SET charged = charged + 1"))
-        other.execute(text("SET LOCAL lock_timeout = '1ms'"))
+        other.execute(text("SET LOCAL lock_timeout = '1ms'"))  # who waits raises
         wake(other, house.dollars.id, house.tenant.id, besides=[])
+    with house.database.transaction() as session:
+        assert session.scalars(text("SELECT charged FROM fair_share")).all() == [1]
 
 
 def test_several_submits_near_the_queues_limit_wait_for_no_single_one(house: House) -> None:
