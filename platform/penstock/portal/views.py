@@ -3,13 +3,14 @@
 from datetime import timedelta
 from typing import Any, Final
 
-from flask import Flask, Response, abort, render_template, request
+from flask import Flask, Response, abort, current_app, render_template, request
 from flask_wtf.csrf import CSRFError
 
 from penstock.errors import SettingsError
 from penstock.portal import account_views, job_views, wording
 from penstock.portal.assets import Asset, Assets, web_folder
 from penstock.portal.guard import csrf, current_user
+from penstock.portal.navigation import sections_for
 from penstock.portal.throttle import SignInThrottle
 from penstock.settings import Settings, variable_name
 
@@ -82,8 +83,13 @@ def _configure_cookies(app: Flask, settings: Settings) -> None:
 
 
 def _page_context() -> dict[str, Any]:
-    theme = request.cookies.get("theme", "")
-    return {"user": current_user(), "theme": theme if theme in _THEMES else None, "wording": wording}
+    theme, user = request.cookies.get("theme", ""), current_user()
+    return {
+        "user": user,
+        "sections": sections_for(user, current_app.view_functions),
+        "theme": theme if theme in _THEMES else None,
+        "wording": wording,
+    }
 
 
 def _protect_page(response: Response) -> Response:

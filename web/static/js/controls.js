@@ -55,3 +55,39 @@ export function serveSubmittingSelects() {
     if (event.target.matches("select[data-submits]")) event.target.form.requestSubmit();
   });
 }
+
+export function serveDialogs() {
+  document.addEventListener("click", (event) => {
+    const opener = event.target.closest("[data-opens]");
+    if (opener) document.querySelector(opener.dataset.opens).showModal();
+    if (event.target.closest("[data-closes]")) event.target.closest("dialog").close();
+    for (const fold of document.querySelectorAll("details:is(.menu-fold, .account)[open]")) {
+      if (!fold.contains(event.target)) fold.open = false;
+    }
+  });
+}
+
+// Tabs of one page, as the ARIA authoring practices have them: arrows go from one to the next, and show it.
+export function serveTabs() {
+  document.addEventListener("click", (event) => {
+    const tab = event.target.closest("[role=tab]");
+    if (tab) show(tab);
+  });
+  document.addEventListener("keydown", (event) => {
+    const tab = event.target.closest?.("[role=tab]");
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!tab || !step) return;
+    const tabs = [...tab.parentElement.querySelectorAll("[role=tab]")];
+    const next = tabs[(tabs.indexOf(tab) + step + tabs.length) % tabs.length];
+    show(next);
+    next.focus();
+  });
+}
+
+function show(chosen) {
+  for (const tab of chosen.parentElement.querySelectorAll("[role=tab]")) {
+    tab.setAttribute("aria-selected", String(tab === chosen));
+    tab.tabIndex = tab === chosen ? 0 : -1;
+    document.getElementById(tab.getAttribute("aria-controls")).hidden = tab !== chosen;
+  }
+}

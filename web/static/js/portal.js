@@ -2,12 +2,16 @@
 import { followLiveJob } from "./live-job.js";
 import { keepTime } from "./clock.js";
 import { serveCompose } from "./compose.js";
-import { serveCopyButtons, serveSubmittingSelects, serveThemeToggle } from "./controls.js";
+import { serveCopyButtons, serveDialogs, serveSubmittingSelects, serveTabs, serveThemeToggle } from "./controls.js";
 import { keepFoldsOpen } from "./folds.js";
+import { serveToasts } from "./toasts.js";
 
 serveThemeToggle();
 serveCopyButtons();
 serveSubmittingSelects();
+serveDialogs();
+serveTabs();
+serveToasts();
 keepFoldsOpen();
 keepTime();
 document.querySelectorAll("form[data-compose]").forEach(serveCompose);
