@@ -20,6 +20,21 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelEvidence:
+    """One version by itself, as the evaluation had it. What was not measured is none."""
+
+    version: str
+    digest: str
+    """SHA-256 of the manifest of its files, each of which was hashed before it was read."""
+    held_bytes: int
+    """Of its weights in memory."""
+    tokens_per_second: float | None = None
+    perplexity: float | None = None
+    accuracy: float | None = None
+    """Part of the questions that it answers right."""
+
+
+@dataclass(frozen=True, slots=True)
 class OfflineFigures:
     """The candidate against its reference, and the reference against itself: the noise floor."""
 
@@ -29,6 +44,14 @@ class OfflineFigures:
     """How many were compared."""
     candidate: Comparison
     noise: Comparison = field(default_factory=Comparison)
+    answers: int | None = None
+    """How many questions had an answer that is right; 0: no flips could be seen."""
+    ratios: dict[str, float] = field(default_factory=dict)
+    """The candidate's over the reference's: `memory` (bytes that weights hold), `speed` (tokens a second)."""
+    models: dict[str, ModelEvidence] = field(default_factory=dict)
+    """`candidate` and `reference`."""
+    job_id: str | None = None
+    """The evaluation's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +69,8 @@ class Evidence:
     crashes: int = 0
     """Of the candidate's engine, each while it ran one job alone."""
     offline: OfflineFigures | None = None
+    trouble: str | None = None
+    """Why there are none, where more than time is missing."""
     scored: dict[str, Sample] = field(default_factory=dict)
     """Shadow, by job: `mean_kld`, `disagreement`, from 0 to 1."""
     units: Tally = field(default_factory=Tally)

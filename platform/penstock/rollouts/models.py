@@ -1,9 +1,11 @@
-"""Tables `rollout`, `gate_result` (how gates stand), `decision` (the ledger of moves) and `controller_lease`."""
+"""Tables `rollout`, `gate_result` (how gates stand), `decision` (the ledger of moves) and `controller_lease`; of its
+gates also `gate_point` (what charts show) and `offline_evaluation`; and `rollout_policy`, by model and number.
+"""
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, SmallInteger, func, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, SmallInteger, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from penstock.db import Base
@@ -29,6 +31,7 @@ class Rollout(Base):
         CheckConstraint(f"state IN ({_one_of(tuple(State))})", name="state"),
         CheckConstraint("(state = 'paused') = (paused_in IS NOT NULL)", name="paused_in_with_paused"),
         CheckConstraint("candidate_id <> champion_id", name="two_versions"),
+        UniqueConstraint("started_by", "idempotency_key"),
         Index(
             "uq_rollout_under_way",
             "model_name",
@@ -52,9 +55,73 @@ class Rollout(Base):
     entered_at: Mapped[datetime] = mapped_column(server_default=func.now())
     """Since when it is in this state, or step."""
 
+    # What a submit wants to know without reading the policy, written with every move
+    share: Mapped[float] = mapped_column(server_default="0")
+    """Of new jobs: the candidate's, or in the shadow those that it is to score."""
+    unit: Mapped[str] = mapped_column(server_default="job")
+    """What is assigned as one, as in `rollouts.assignment.Unit`."""
+
+    # How evidence is gathered
+    stage_started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """Since when it is in this stage, all of its steps and pauses together."""
+    thresholds: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    """Seconds beyond which a job of the stage is slow, by stratum: frozen once they are known."""
+    judged_until: Mapped[datetime | None]
+    """Until when the stage's feedback was read."""
+    started_by: Mapped[str | None] = mapped_column(ForeignKey("tenant.id", ondelete="SET NULL"))
+    """The operator's tenant, which the offline gate's evaluation belongs to."""
+    idempotency_key: Mapped[str | None]
+    fingerprint: Mapped[bytes | None]
+
     @property
     def position(self) -> Position:
         return Position(State(self.state), self.step, State(self.paused_in) if self.paused_in else None)
+
+
+class Assignment(Base):
+    """Which arm of a rollout a job is on, from its submit on; in the shadow, that the candidate is to score it."""
+
+    __tablename__ = "assignment"
+    __table_args__ = (
+        CheckConstraint("stage IN ('shadow', 'canary', 'ab')", name="stage"),
+        CheckConstraint("arm IN ('champion', 'candidate')", name="arm"),
+        CheckConstraint("(unit = 'job') = (key IS NULL)", name="key_of_sticky"),
+        Index("ix_assignment_uncounted", "rollout_id", "job_id", postgresql_where=text("counted_at IS NULL")),
+        Index("ix_assignment_unseen", "rollout_id", "job_id", postgresql_where=text("NOT seen")),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    rollout_id: Mapped[str] = mapped_column(ForeignKey("rollout.id", ondelete="CASCADE"))
+    stage: Mapped[str]
+    step: Mapped[int] = mapped_column(SmallInteger)
+    arm: Mapped[str]
+    share: Mapped[float]
+    """The rollout's, when the job was submitted."""
+    unit: Mapped[str]
+    key: Mapped[str | None]
+    """Of a user or tenant: a digest, which tells nothing but that two jobs have the same."""
+    assigned_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    seen: Mapped[bool] = mapped_column(server_default="false")
+    """Its unit is counted."""
+    counted_at: Mapped[datetime | None]
+    """Since when what came of it is counted, too; none while it goes on."""
+
+
+class AssignedUnit(Base):
+    """A user or tenant of a stage, with what was counted of them: each thing once."""
+
+    __tablename__ = "assigned_unit"
+
+    rollout_id: Mapped[str] = mapped_column(ForeignKey("rollout.id", ondelete="CASCADE"), primary_key=True)
+    stage: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    first_job: Mapped[str]
+    candidate_step: Mapped[int | None] = mapped_column(SmallInteger)
+    """The last step that the candidate had them in."""
+    paired: Mapped[bool] = mapped_column(server_default="false")
+    failed: Mapped[bool] = mapped_column(server_default="false")
+    slow: Mapped[bool] = mapped_column(server_default="false")
+    judged: Mapped[bool] = mapped_column(server_default="false")
 
 
 class GateResult(Base):
@@ -68,6 +135,48 @@ class GateResult(Base):
     evidence: Mapped[dict[str, Any]]
     judgement: Mapped[dict[str, Any]]
     judged_at: Mapped[datetime]
+
+
+class GatePoint(Base):
+    """How a gate stood at one moment, for charts: a sample of its judgements, closer where they are young."""
+
+    __tablename__ = "gate_point"
+
+    rollout_id: Mapped[str] = mapped_column(ForeignKey("rollout.id", ondelete="CASCADE"), primary_key=True)
+    state: Mapped[str] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    at: Mapped[datetime] = mapped_column(primary_key=True)
+    verdict: Mapped[str]
+    jobs_needed: Mapped[int | None]
+    guards: Mapped[dict[str, Any]]
+    """Of each guardrail its `verdict` and figures."""
+
+
+class OfflineEvaluation(Base):
+    """A job that compares a rollout's candidate with its reference. Rows go when the gate is left."""
+
+    __tablename__ = "offline_evaluation"
+    __table_args__ = (Index("ix_offline_evaluation_job_id", "job_id"),)
+
+    rollout_id: Mapped[str] = mapped_column(ForeignKey("rollout.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("job.id", ondelete="SET NULL"))
+
+
+class StoredPolicy(Base):
+    """The policy of a model's rollouts, where none is given when one starts: that of the highest number."""
+
+    __tablename__ = "rollout_policy"
+
+    model_name: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    policy: Mapped[dict[str, Any]]
+    policy_version: Mapped[str]
+    actor_kind: Mapped[str]
+    actor_id: Mapped[str]
+    actor_name: Mapped[str]
+    reason: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Decision(Base):

@@ -84,12 +84,28 @@ _EIGHT_BITS: Final = Limits(mean_kld=0.005, same_top=0.98, perplexity_increase=0
 _FOUR_BITS: Final = Limits(mean_kld=0.05, same_top=0.92, perplexity_increase=0.03, flips=0.06)
 
 
+class Reference(StrEnum):
+    """With what the offline gate compares: the version that serves, or the one that the candidate was made of."""
+
+    CHAMPION = "champion"
+    PARENT = "parent"
+
+
 class Offline(Strict):
     """On a held-out set, before any job is touched. Weights of 5 to 16 bits take the limits of 8, fewer those of 4."""
 
+    reference: Reference = Reference.CHAMPION
+    data: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """A file of whoever starts the rollout, by its id; without it the model's newest jobs."""
+    jobs: Annotated[int, Field(ge=1, le=4096)] = 256
+    """How many of those, of every tenant."""
     eight_bits: Limits = _EIGHT_BITS
     four_bits: Limits = _FOUR_BITS
     minimum_tokens: Count = 10_000
+    memory_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Most bytes that its weights may hold in memory, relative to the reference's; null sets no limit."""
+    speed_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Fewest tokens a second, relative to the reference's; null sets no limit."""
 
     def limits(self, bits: float) -> Limits:
         """Those for weights of so many bits."""

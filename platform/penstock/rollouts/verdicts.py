@@ -82,7 +82,7 @@ _ORDER: Final = (Verdict.ROLLBACK, Verdict.HOLD, Verdict.PROMOTE)
 def judge(position: Position, policy: Policy, evidence: Evidence) -> Judgement:
     """The judgement of the gate at `position`. Raises `ValueError` where there is none."""
     if position.state is State.OFFLINE and policy.offline:
-        return _conclude(_offline_reasons(policy.offline, evidence.offline))
+        return _conclude(_offline_reasons(policy.offline, evidence))
     if position.state is State.SHADOW and policy.shadow:
         return _conclude(_live_reasons(_shadow(policy, policy.shadow, evidence), policy, evidence))
     if position.state is State.CANARY:
@@ -235,14 +235,33 @@ def _jobs(units: int | None, rate: float) -> int | None:
     return None if units is None else math.ceil(units / rate)
 
 
-def _offline_reasons(gate: Offline, figures: OfflineFigures | None) -> list[Reason]:
+def _offline_reasons(gate: Offline, evidence: Evidence) -> list[Reason]:
+    figures = evidence.offline
     if figures is None:
-        return [Reason("offline", Verdict.HOLD, "the candidate was not compared yet", jobs_needed=None)]
-    reasons = [_limit(name, gate, figures) for name in ("mean_kld", "same_top", "perplexity_increase", "flips")]
+        text = evidence.trouble or "the candidate was not compared yet"
+        return [Reason("offline", Verdict.HOLD, text, jobs_needed=None)]
+    reasons = [_limit(name, gate, figures) for name in ("mean_kld", "same_top", "perplexity_increase")]
+    reasons.append(_no_questions() if figures.answers == 0 else _limit("flips", gate, figures))
+    bounds = {"memory": gate.memory_ratio, "speed": gate.speed_ratio}
+    reasons += [_ratio(name, bound, figures.ratios.get(name)) for name, bound in bounds.items() if bound is not None]
     if figures.tokens < gate.minimum_tokens:
         text = f"{figures.tokens} tokens were compared, and the policy wants {gate.minimum_tokens}"
         reasons.append(Reason("tokens", Verdict.HOLD, text, jobs_needed=None))
     return reasons
+
+
+def _no_questions() -> Reason:
+    """Text alone has no right answer; the other limits are what it is judged by."""
+    return Reason("flips", Verdict.PROMOTE, "flips: the data asks no question whose answer is known")
+
+
+def _ratio(name: str, bound: float, value: float | None) -> Reason:
+    """The most memory, or the least speed, relative to the reference's."""
+    if value is None:
+        return Reason(name, Verdict.HOLD, f"{name} was not measured", jobs_needed=None)
+    kept = value <= bound if name == "memory" else value >= bound
+    text = f"{name} is {value:.3g} of the reference's, {'within' if kept else 'beyond'} the limit of {bound:g}"
+    return Reason(name, Verdict.PROMOTE if kept else Verdict.ROLLBACK, text, {"value": value, "limit": bound})
 
 
 def _limit(name: str, gate: Offline, figures: OfflineFigures) -> Reason:
