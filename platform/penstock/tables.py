@@ -6,6 +6,7 @@ from penstock.bulk.models import BulkItem, BulkOperation
 from penstock.compressions.models import Compression
 from penstock.db import Base
 from penstock.dead_letters.models import DeadLetter
+from penstock.deployments.models import Placement
 from penstock.events.models import FeedEvent, FeedHead
 from penstock.fairness.models import FairShare
 from penstock.feedback.models import Feedback
@@ -15,18 +16,22 @@ from penstock.jobs.models import Event, Job, JobJournal, JobRun, JobTag
 from penstock.openai_api.response_models import StoredResponse
 from penstock.outbox.models import OutboxMessage
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
-from penstock.rollouts.models import ControllerLease, Decision, GateResult, Rollout
+from penstock.replay.models import Comparison, Replay
+from penstock.rollouts.models import AssignedUnit, Assignment, ControllerLease, Decision, GateResult, Rollout
 from penstock.usage.models import Price, TenantBudget, UsageDay, UsageEntry
 from penstock.webhooks.models import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 
 __all__ = [
     "ApiKey",
+    "AssignedUnit",
+    "Assignment",
     "AuditEntry",
     "Base",
     "Batch",
     "BatchLine",
     "BulkItem",
     "BulkOperation",
+    "Comparison",
     "Compression",
     "ControllerLease",
     "DeadLetter",
@@ -46,7 +51,9 @@ __all__ = [
     "JobRun",
     "JobTag",
     "OutboxMessage",
+    "Placement",
     "Price",
+    "Replay",
     "Rollout",
     "RoutingPolicy",
     "StoredResponse",

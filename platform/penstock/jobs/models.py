@@ -124,6 +124,8 @@ class Job(Base):
     lease_holder: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
+    void_to: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    """What runs up to this fence generated is void: it was begun anew, on another version."""
     runs: Mapped[int] = mapped_column(server_default="0")
     own_crashes: Mapped[int] = mapped_column(server_default="0")
     last_event: Mapped[int] = mapped_column(server_default="0")
@@ -164,6 +166,7 @@ class JobRun(Base):
     __table_args__ = (
         CheckConstraint(f"outcome IS NULL OR {_one_of('outcome', RunOutcome)}", name="outcome"),
         CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended_with_outcome"),
+        Index("ix_job_run_crashed", "ended_at", postgresql_where=text("outcome = 'crashed_alone'")),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)

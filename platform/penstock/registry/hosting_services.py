@@ -20,17 +20,18 @@ HEARTBEAT_SECONDS: Final = 15.0
 
 
 class HostingState(StrEnum):
-    """How a deployment stands on one worker. Only a `ready` one takes jobs."""
+    """How a deployment stands on one worker. Only a `ready` one takes jobs; a `cold` one is loaded when one waits."""
 
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
     UNLOADING = "unloading"
+    COLD = "cold"
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerCard:
-    """Who a worker is, as it registers."""
+    """Who a worker is, as it registers. `models` None is all of them."""
 
     id: str
     hostname: str
@@ -38,6 +39,8 @@ class WorkerCard:
     device: str
     slots: int
     file_jobs: int = 0
+    labels: tuple[str, ...] = ()
+    models: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ def register_worker(session: Session, card: WorkerCard) -> None:
         "device": card.device,
         "slots": card.slots,
         "file_jobs": card.file_jobs,
+        "labels": list(card.labels),
+        "models": None if card.models is None else list(card.models),
         "draining": False,
         "started_at": func.clock_timestamp(),
         "heartbeat_at": func.clock_timestamp(),
@@ -135,12 +140,15 @@ def report(session: Session, worker_id: str, news: HostingReport) -> None:
         "stats": news.stats,
         "updated_at": func.clock_timestamp(),
     }
+    ready = news.state is HostingState.READY
+    since = {"ready_at": func.coalesce(Hosting.ready_at, func.clock_timestamp()) if ready else None}
     session.execute(
         upsert(Hosting)
         .values(worker_id=worker_id, deployment_id=news.deployment_id, **values)
-        .on_conflict_do_update(index_elements=[Hosting.worker_id, Hosting.deployment_id], set_=values)
+        .values(ready_at=func.clock_timestamp() if ready else None)
+        .on_conflict_do_update(index_elements=[Hosting.worker_id, Hosting.deployment_id], set_=values | since)
     )
-    if news.state is HostingState.READY:
+    if ready:
         session.execute(
             update(Deployment)
             .where(Deployment.id == news.deployment_id, Deployment.first_ready_at.is_(None))

@@ -3,7 +3,8 @@
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, func
+from sqlalchemy import CheckConstraint, ForeignKey, Text, UniqueConstraint, func
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from penstock.db import Base
@@ -37,6 +38,8 @@ class Deployment(Base):
     digest: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     first_ready_at: Mapped[datetime | None]
+    keep_warm_until: Mapped[datetime | None]
+    """Until when it stays hosted though no alias names it: the version that a promotion took over from."""
 
 
 class RoutingPolicy(Base):
@@ -57,6 +60,8 @@ class RoutingPolicy(Base):
     challenger_id: Mapped[str | None] = mapped_column(ForeignKey("deployment.id"))
     incoming_id: Mapped[str | None] = mapped_column(ForeignKey("deployment.id"))
     reason: Mapped[str]
+    alias_to: Mapped[str | None]
+    """The version that MLflow's alias `champion` is still to be set to: the route has moved before it."""
 
 
 class Worker(Base):
@@ -71,6 +76,10 @@ class Worker(Base):
     slots: Mapped[int]
     file_jobs: Mapped[int] = mapped_column(server_default="0")
     """How many jobs it does at once that work on models' files."""
+    labels: Mapped[list[str]] = mapped_column(ARRAY(Text()), server_default="{}")
+    """By which deployments may ask for it, beside its host's name."""
+    models: Mapped[list[str] | None] = mapped_column(ARRAY(Text()))
+    """Names of the models that it is set up for; null is all."""
     draining: Mapped[bool] = mapped_column(server_default="false")
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -83,7 +92,7 @@ class Hosting(Base):
     """One deployment on one worker, and how far it has come."""
 
     __tablename__ = "hosting"
-    __table_args__ = (CheckConstraint("state IN ('loading', 'ready', 'failed', 'unloading')", name="state"),)
+    __table_args__ = (CheckConstraint("state IN ('loading', 'ready', 'failed', 'unloading', 'cold')", name="state"),)
 
     worker_id: Mapped[str] = mapped_column(ForeignKey("worker.id", ondelete="CASCADE"), primary_key=True)
     deployment_id: Mapped[str] = mapped_column(ForeignKey("deployment.id", ondelete="CASCADE"), primary_key=True)
@@ -93,3 +102,5 @@ class Hosting(Base):
     error: Mapped[str | None]
     stats: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    ready_at: Mapped[datetime | None]
+    """Since when it is ready; none while it is not."""

@@ -73,6 +73,12 @@ class Rollout(Base):
     idempotency_key: Mapped[str | None]
     fingerprint: Mapped[bytes | None]
 
+    # What the controller says of it
+    note: Mapped[str | None]
+    """Why the candidate takes no jobs now, though its gate gives it a share."""
+    told: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    """Up to which of its decisions MLflow has been told."""
+
     @property
     def position(self) -> Position:
         return Position(State(self.state), self.step, State(self.paused_in) if self.paused_in else None)
@@ -180,26 +186,42 @@ class StoredPolicy(Base):
 
 
 class Decision(Base):
-    """One move: who made it, by which policy, on what evidence. Never altered: the database refuses that."""
+    """One move: who made it, by which policy, on what evidence. Never altered: the database refuses that.
+
+    Those without a rollout are moves of an alias by hand, in MLflow.
+    """
 
     __tablename__ = "decision"
-    __table_args__ = (Index("ix_decision_rollout", "rollout_id", "number", unique=True),)
+    __table_args__ = (
+        Index("ix_decision_rollout", "rollout_id", "number", unique=True),
+        Index(
+            "ix_decision_by_hand", "model_name", "number", unique=True, postgresql_where=text("rollout_id IS NULL")
+        ),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    rollout_id: Mapped[str] = mapped_column(ForeignKey("rollout.id", ondelete="CASCADE"))
+    model_name: Mapped[str] = mapped_column(server_default="")
+    rollout_id: Mapped[str | None] = mapped_column(ForeignKey("rollout.id", ondelete="CASCADE"))
     number: Mapped[int] = mapped_column(BigInteger)
-    """The rollout's fence after the move: 1 is its beginning."""
+    """The rollout's fence after the move, 1 is its beginning; or, of moves by hand, the model's count of them."""
     move: Mapped[str]
     from_state: Mapped[str | None]
     from_step: Mapped[int | None] = mapped_column(SmallInteger)
-    to_state: Mapped[str]
-    to_step: Mapped[int] = mapped_column(SmallInteger)
+    to_state: Mapped[str | None]
+    to_step: Mapped[int | None] = mapped_column(SmallInteger)
+    from_version: Mapped[str | None]
+    """Which version jobs went to before, and after: the champion's."""
+    to_version: Mapped[str | None]
+    artifacts: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    """`champion` and `candidate`: each one's version, and the digest of its files."""
+    jobs: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    """`failed`: the candidate's that did, and `rerouted`: those that went to the champion; how many, and ids."""
     actor_kind: Mapped[str]
     actor_id: Mapped[str]
     actor_name: Mapped[str]
     reason: Mapped[str | None]
-    """An operator's own words."""
-    policy_version: Mapped[str]
+    """An operator's own words, or what the controller says where there is no judgement."""
+    policy_version: Mapped[str | None]
     judgement: Mapped[dict[str, Any] | None]
     evidence: Mapped[dict[str, Any] | None]
     decided_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())

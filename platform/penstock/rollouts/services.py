@@ -20,7 +20,7 @@ from penstock.rollouts.evidence import EVIDENCE, Evidence
 from penstock.rollouts.lead import Lead, hold
 from penstock.rollouts.models import UNDER_WAY, Decision, GateResult, Rollout
 from penstock.rollouts.policy import Policy
-from penstock.rollouts.states import START, Move, Position, move
+from penstock.rollouts.states import START, Move, Position, move, stage, touched, unit
 from penstock.rollouts.verdicts import Judgement, Verdict, judge
 
 CONTROLLER: Final = Actor(ActorKind.SYSTEM, "controller", "the controller of rollouts", None, ())
@@ -49,6 +49,8 @@ def start(session: Session, model_name: str, version: str, policy: Policy, actor
             seed=secrets.token_hex(16),
             state=entered.state,
             step=entered.step,
+            share=touched(entered, policy),
+            unit=unit(entered, policy),
             fence=1,
         )
         .on_conflict_do_nothing()
@@ -147,8 +149,11 @@ def _move(session: Session, rollout: Rollout, policy: Policy, how: Move, actor: 
     after = move(before, how, policy)
     rollout.state, rollout.step = after.state, after.step
     rollout.paused_in = after.paused_in
+    rollout.share, rollout.unit = touched(after, policy), unit(after, policy)
     rollout.fence += 1
     rollout.entered_at = session.scalars(select(func.clock_timestamp())).one()
+    if after.state.gate and stage(after) is not stage(before):
+        rollout.stage_started_at = rollout.entered_at
     session.flush()
     _write(session, rollout, how, before, actor, **told)
 

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Final
 
 from penstock.errors import IllegalTransition
+from penstock.rollouts.assignment import Unit
 from penstock.rollouts.policy import Policy
 
 
@@ -115,6 +116,25 @@ def share(position: Position, policy: Policy) -> float:
     if position.state is State.AB and policy.ab is not None:
         return policy.ab.share
     return 1.0 if position.state is State.PROMOTED else 0.0
+
+
+def touched(position: Position, policy: Policy) -> float:
+    """The part of new jobs that a rollout has to do with: the candidate's, or in the shadow those that it scores."""
+    if position.state is State.SHADOW and policy.shadow:
+        return policy.shadow.sampling
+    return share(position, policy) if position.state in (State.CANARY, State.AB) else 0.0
+
+
+def unit(position: Position, policy: Policy) -> Unit:
+    """What is assigned as one there."""
+    if position.state is State.AB and policy.ab:
+        return policy.ab.unit
+    return policy.canary.unit if position.state is State.CANARY else Unit.JOB
+
+
+def stage(position: Position) -> State:
+    """The stage that a rollout is in, also while it is paused."""
+    return position.paused_in or position.state
 
 
 def _wanted(position: Position, how: Move, policy: Policy) -> Position | None:

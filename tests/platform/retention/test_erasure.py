@@ -41,8 +41,9 @@ def test_nothing_is_left_of_an_erased_tenant(stage: Stage, make_caller: Callable
     Counters(stage.redis).spend(gone.tenant_id, Policy("requests", 5, 60), 1)
     with_traces = {name for name, hits in stage.traces(gone.tenant_id, MARK).items() if hits}
     elsewhere = {"deployment", "hosting", "outbox_message", "price", "routing_policy", "worker"}
-    elsewhere |= {"controller_lease", "decision", "gate_result", "rollout"}  # counts of models', not words of tenants'
-    of_jobs_alone = {"bulk_item", "compression", "job_run"}  # which hold no word of a tenant's
+    # Counts of models, not words of tenants.
+    elsewhere |= {"assigned_unit", "controller_lease", "decision", "gate_result", "rollout"}
+    of_jobs_alone = {"assignment", "bulk_item", "compression", "job_run"}  # which hold no word of a tenant's
     tables = {table.name for table in Base.metadata.sorted_tables} - elsewhere - of_jobs_alone
     assert with_traces == tables | {"redis", "files"}, "give the tenant something of the new table as well"
     neighbours = stage.traces(stays.tenant_id, "the-neighbours")
