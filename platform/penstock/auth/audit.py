@@ -51,6 +51,7 @@ class Action(StrEnum):
     DEAD_LETTER_REPLAYED = "dead_letter.replayed"
     DEAD_LETTER_DISCARDED = "dead_letter.discarded"
     WORKER_DRAINED = "worker.drain_requested"
+    DEPLOYMENT_PLACED = "deployment.placed"
 
 
 @dataclass(frozen=True, slots=True)
