@@ -41,6 +41,7 @@ from penstock_worker.results import Results
 from penstock_worker.serving import STOPPING, Serving
 from penstock_worker.stopping import StopSignals
 from penstock_worker.tasks import make_controller, register_serve, request_shutdown
+from penstock_worker.way import Way
 from penstock_worker.worker_metrics import WorkerMetrics
 
 STALLED_EXIT_CODE: Final = 75
@@ -133,6 +134,7 @@ class WorkerProcess:
             lease_seconds=settings.lease_seconds,
             looked=self._note_look,
             tracing=self._tracing,
+            way=Way(self._held, self._writer, settings.worker_slots),
         )
         self._files = FileLane(settings, self._card.id, self._own_database, journal)
         self._housekeeper = Housekeeper(self._own_database, self._redis, self._celery, settings, self._metrics.house)

@@ -1,7 +1,7 @@
 """Claims of the threads that look for a job of one deployment at the same time, made in one transaction."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from penstock.db import Database
@@ -20,13 +20,25 @@ class Claimed(NamedTuple):
 
 
 class Claims:
-    """What one worker claims of one deployment. Any thread may call; each gets a job of its own."""
+    """What one worker claims of one deployment. Any thread may call; each gets a job of its own.
 
-    def __init__(self, database: Database, *, worker_id: str, deployment_id: str, lease_seconds: float) -> None:
+    `shadow_room` says how many of what is claimed next may be shadow jobs; None is any number.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        worker_id: str,
+        deployment_id: str,
+        lease_seconds: float,
+        shadow_room: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self._database = database
         self._worker_id = worker_id
         self._deployment_id = deployment_id
         self._lease_seconds = lease_seconds
+        self._shadow_room = shadow_room
         self._recent = RecentPrefixes()
         self._looks: Together[None, Claimed | None] = Together(self._claim_all)
 
@@ -48,6 +60,7 @@ class Claims:
                 lease_seconds=self._lease_seconds,
                 most=len(looks),
                 recent_prefixes=self._recent.newest_first(),
+                most_shadow=self._shadow_room(),
             )
         for claim in claims:
             self._recent.note(claim.job.prefix)

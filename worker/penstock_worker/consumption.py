@@ -12,6 +12,7 @@ from typing import Final
 from penstock.db import Database
 from penstock.fairness.claimable import claimable
 from penstock.jobs.models import Job
+from penstock.jobs.states import JobClass
 from penstock.logs import get_logger
 from redis import Redis
 from redis.exceptions import RedisError
@@ -89,6 +90,7 @@ class ConsumptionWatch:
         waiting = select(Job.id).where(
             Job.deployment_id.in_(deployments),
             claimable(),
+            Job.job_class < JobClass.SHADOW.value,  # which wait for as long as there is other work
             Job.queued_at < func.clock_timestamp() - long,
         )
         with self._database.transaction() as session:

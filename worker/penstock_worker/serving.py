@@ -28,6 +28,7 @@ from penstock_worker.requests import request_of
 from penstock_worker.results import Results
 from penstock_worker.run_trace import trace_run
 from penstock_worker.running import Finished, GivenBack, Lost, RunningJob
+from penstock_worker.way import Way
 
 STOPPING: Final = GivenBack(RunOutcome.HANDED_BACK, "the worker is stopping")
 
@@ -54,7 +55,7 @@ class Serving:
     """What the Celery task does. Any number of pool threads answer at once; each holds one job at a time.
 
     `looked` is called whenever the queue was looked into, with whether a job was claimed. Once `closing` is set nothing
-    more is claimed; once `handing_back` is, whatever was claimed goes back.
+    more is claimed; once `handing_back` is, whatever was claimed goes back. `way` is what shadow jobs make.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Serving:
         lease_seconds: float,
         looked: Callable[[bool], None] = lambda _: None,
         tracing: Tracing | None = None,
+        way: Way | None = None,
     ) -> None:
         self._worker_id = worker_id
         self._database = database
@@ -81,6 +83,7 @@ class Serving:
         self._lease_seconds = lease_seconds
         self._looked = looked
         self._tracing = tracing or Tracing("worker")
+        self._way = way
         self._claims: dict[str, Claims] = {}  # by deployment
         self._lock = threading.Lock()
         self.closing = threading.Event()
@@ -130,6 +133,7 @@ class Serving:
                     worker_id=self._worker_id,
                     deployment_id=deployment_id,
                     lease_seconds=self._lease_seconds,
+                    shadow_room=self._way.room if self._way is not None else lambda: None,
                 )
             return self._claims[deployment_id]
 
@@ -139,6 +143,8 @@ class Serving:
         with traced_logs(job.job.traceparent), self._held.holding(job, bridge):
             if self.handing_back.is_set():  # it was claimed too late to be seen among the held
                 job.end(STOPPING)
+            if self._way is not None:
+                self._way.make()
             self._writer.announce(job.id)
             request = self._prepare(job, checkpoint, server.tokenizer)
             if request is None:

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from penstock.auth.keys import check_key, digest_of, generate_key, hint_of
 from penstock.auth.models import ApiKey, Tenant, User
+from penstock.auth.system_tenant import SYSTEM_TENANT_ID
 from penstock.clock import iso
 from penstock.errors import NotFound, TenantSuspended, Unauthenticated
 from penstock.ids import new_id
@@ -164,7 +165,7 @@ def create_api_key(
 def get_tenant(session: Session, tenant_id: str, *, for_update: bool = False) -> Tenant:
     """The tenant as it is now. Raises `NotFound`."""
     tenant = session.get(Tenant, tenant_id, with_for_update=for_update or None, populate_existing=for_update)
-    if tenant is None:
+    if tenant is None or tenant.id == SYSTEM_TENANT_ID:
         raise NotFound(f"no tenant {tenant_id!r}", field="id")
     return tenant
 
@@ -205,8 +206,8 @@ def list_users(session: Session, tenant_id: str) -> list[User]:
 
 
 def list_tenants(session: Session) -> list[Tenant]:
-    """Every tenant, by name."""
-    return list(session.scalars(select(Tenant).order_by(Tenant.name)))
+    """Every tenant, by name; the system's own is none of them."""
+    return list(session.scalars(select(Tenant).where(Tenant.id != SYSTEM_TENANT_ID).order_by(Tenant.name)))
 
 
 def list_api_keys(session: Session, tenant_id: str) -> list[ApiKey]:
@@ -260,7 +261,7 @@ def authenticate(session: Session, presented: str, *, environment: str) -> Princ
 def bootstrap(session: Session, *, environment: str, email: str = "admin@localhost") -> Bootstrap | None:
     """Make the first tenant, its operator and a key for everything; None when any tenant exists already."""
     session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _BOOTSTRAP_LOCK})
-    if session.scalar(select(Tenant.id).limit(1)) is not None:
+    if session.scalar(select(Tenant.id).where(Tenant.id != SYSTEM_TENANT_ID).limit(1)) is not None:
         return None
     tenant = create_tenant(session, "default")
     password = secrets.token_urlsafe(15)

@@ -16,6 +16,7 @@ from penstock.auth.administration import Administration
 from penstock.auth.audit import Actor, ActorKind
 from penstock.auth.models import Tenant
 from penstock.auth.services import Scope
+from penstock.auth.system_tenant import SYSTEM_TENANT_ID
 from penstock.cli.database import transaction
 from penstock.cli.render import console_for, printable
 from penstock.errors import NotFound
@@ -40,9 +41,10 @@ def administering(settings: Settings) -> Iterator[tuple[Session, Administration]
 
 def find_tenant(session: Session, name: str) -> Tenant:
     """The tenant of that name or id. Raises `NotFound`, naming those that there are."""
-    tenant = session.scalars(select(Tenant).where(or_(Tenant.id == name, Tenant.name == name))).first()
+    others = select(Tenant).where(Tenant.id != SYSTEM_TENANT_ID)
+    tenant = session.scalars(others.where(or_(Tenant.id == name, Tenant.name == name))).first()
     if tenant is None:
-        known = session.scalars(select(Tenant.name).order_by(Tenant.name).limit(10)).all()
+        known = [each.name for each in session.scalars(others.order_by(Tenant.name).limit(10))]
         raise NotFound(
             f"no tenant {name!r}; there is {', '.join(known) or 'none yet: start `penstock up` once'}", field="tenant"
         )

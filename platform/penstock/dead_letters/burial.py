@@ -5,6 +5,7 @@ from typing import Final
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from penstock.auth.system_tenant import SYSTEM_TENANT_ID
 from penstock.dead_letters.models import DeadLetter
 from penstock.ids import new_id
 from penstock.jobs.models import Job
@@ -23,7 +24,7 @@ DEADLY: Final = {
 def bury_if_deadly(session: Session, job: Job) -> None:
     """Write the letter of a job that has failed in a way that somebody must look at."""
     error = job.error or {}
-    if job.state != JobState.FAILED or error.get("code") not in DEADLY:
+    if job.state != JobState.FAILED or error.get("code") not in DEADLY or job.tenant_id == SYSTEM_TENANT_ID:
         return
     session.execute(
         upsert(DeadLetter)

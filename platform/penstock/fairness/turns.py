@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from penstock.fairness.draft import Draft, Lane, Level, Waiting, bucket_end
 from penstock.fairness.lanes import IN_LANE, PLEDGE, TURNS, WAITING
+from penstock.jobs.states import JobClass
 
 _ALIVE: Final = "(job.deadline IS NULL OR job.deadline > now())"
 
@@ -27,6 +28,7 @@ FROM turn CROSS JOIN LATERAL (
     WHERE {WAITING} AND {_ALIVE} AND job.job_class = turn.job_class AND job.tenant_id = turn.tenant_id
     ORDER BY {IN_LANE} LIMIT 1 FOR UPDATE SKIP LOCKED
 ) AS head
+WHERE turn.job_class <= :last_class
 LIMIT 1"""  # noqa: S608  # made of constants alone
 """The job to claim, locked. Lanes whose jobs others are claiming are passed over."""
 
@@ -58,7 +60,7 @@ class _Head:
 
 _LANES: Final = text(
     f"""
-    WITH RECURSIVE {TURNS}, first AS (SELECT * FROM turn LIMIT :most),
+    WITH RECURSIVE {TURNS}, first AS (SELECT * FROM turn WHERE job_class <= :last_class LIMIT :most),
     depth AS (SELECT :most / greatest(count(*), 1) + 4 AS jobs FROM first)
     SELECT first.job_class, first.tenant_id, first.charged, first.pledged, first.weight, depth.jobs AS depth,
            job.id, job.priority, job.deadline, job.queued_at, job.prefix, job.pledge
@@ -90,23 +92,33 @@ _LOCK: Final = text(
 )
 
 
-def next_jobs(session: Session, deployment_id: str, recent_prefixes: Sequence[int], most: int) -> list[str]:
+def next_jobs(
+    session: Session,
+    deployment_id: str,
+    recent_prefixes: Sequence[int],
+    most: int,
+    last_class: JobClass = JobClass.SHADOW,
+) -> list[str]:
     """The ids of up to `most` jobs whose turn it is, in the order of their turns, locked until the transaction ends.
 
-    They may be fewer although more wait: only an empty answer says that nothing may be claimed.
+    They may be fewer although more wait: only an empty answer says that nothing may be claimed, of the classes up to
+    `last_class`.
     """
     if most > 1:
-        wanted = _draft(session, deployment_id, recent_prefixes, most)
+        wanted = _draft(session, deployment_id, recent_prefixes, most, last_class)
         locked = set(session.scalars(_LOCK, {"ids": wanted})) if wanted else set()
         if locked:
             return [job_id for job_id in wanted if job_id in locked]
-    one = next_job(session, deployment_id, recent_prefixes)
+    one = next_job(session, deployment_id, recent_prefixes, last_class)
     return [one] if one is not None else []
 
 
-def _draft(session: Session, deployment_id: str, recent_prefixes: Sequence[int], most: int) -> list[str]:
+def _draft(
+    session: Session, deployment_id: str, recent_prefixes: Sequence[int], most: int, last_class: JobClass
+) -> list[str]:
     lanes: dict[tuple[int, str], Lane] = {}
-    for row in session.execute(_LANES, {"deployment_id": deployment_id, "most": most}):
+    wanted = {"deployment_id": deployment_id, "most": most, "last_class": last_class.value}
+    for row in session.execute(_LANES, wanted):
         key = (row.job_class, row.tenant_id)
         if key not in lanes:
             lanes[key] = Lane(*key, row.charged, row.pledged, row.weight, row.depth)
@@ -120,12 +132,18 @@ def _draft(session: Session, deployment_id: str, recent_prefixes: Sequence[int],
     return Draft(list(lanes.values()), recent_prefixes, alike).take(most)
 
 
-def next_job(session: Session, deployment_id: str, recent_prefixes: Sequence[int] = ()) -> str | None:
+def next_job(
+    session: Session,
+    deployment_id: str,
+    recent_prefixes: Sequence[int] = (),
+    last_class: JobClass = JobClass.SHADOW,
+) -> str | None:
     """The id of the job whose turn it is, locked until the transaction ends; None when nothing may be claimed.
 
     `recent_prefixes` are fingerprints of prompts that the claimer served last, the newest first.
     """
-    row = session.execute(text(NEXT), {"deployment_id": deployment_id}).one_or_none()
+    given = {"deployment_id": deployment_id, "last_class": last_class.value}
+    row = session.execute(text(NEXT), given).one_or_none()
     if row is None:
         return None
     head = _Head(**row._mapping)

@@ -11,6 +11,7 @@ from penstock.fairness.turns import next_jobs
 from penstock.jobs.events import EventType, Happening, record
 from penstock.jobs.holding import Claim, unpack_journal
 from penstock.jobs.models import Job
+from penstock.jobs.states import JobClass
 
 # In a transaction of its own a claim is the run's beginning: `now()` is the very moment of the JobRun.
 _CLAIM: Final = select(
@@ -73,11 +74,20 @@ def claim_all(
     lease_seconds: float,
     most: int,
     recent_prefixes: Sequence[int] = (),
+    most_shadow: int | None = None,
 ) -> list[Claim]:
-    """Take up to `most` jobs, the same and in the same order as that many claims, one after the other, would take."""
+    """Take up to `most` jobs, the same and in the same order as that many claims, one after the other, would take.
+
+    No more than `most_shadow` of the class shadow are among them, which come after all others.
+    """
     recent, claims = RecentPrefixes.of(recent_prefixes), list[Claim]()
+    room = most if most_shadow is None else max(most_shadow, 0)
+    last_class = JobClass.SHADOW if room >= most else JobClass.BATCH
     while len(claims) < most:
-        ids = next_jobs(session, deployment_id, recent.newest_first(), most - len(claims))
+        ids = next_jobs(session, deployment_id, recent.newest_first(), most - len(claims), last_class)
+        if not ids and last_class is JobClass.BATCH and room:
+            most, last_class = min(most, len(claims) + room), JobClass.SHADOW
+            continue
         if not ids:
             break
         taken = _take(session, ids, worker_id, lease_seconds)

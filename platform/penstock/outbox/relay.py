@@ -16,8 +16,9 @@ from sqlalchemy.orm import Session
 from penstock.broker import CONTROL_QUEUE, DELIVER_WEBHOOK_TASK, SERVE_TASK, serve_queue
 from penstock.db import Database
 from penstock.fairness.claimable import claimable
+from penstock.fairness.kept_free import kept_free_of
 from penstock.jobs.models import Job
-from penstock.jobs.states import JobState
+from penstock.jobs.states import JobClass, JobState
 from penstock.outbox.models import OutboxMessage
 from penstock.outbox.services import Topic
 from penstock.registry.models import Hosting, Worker
@@ -72,8 +73,7 @@ class Relay:
 
     def _ring(self, session: Session, deployment_id: str, *, at_most: float = math.inf) -> int:
         queue = serve_queue(deployment_id)
-        free = free_slots(session, deployment_id)
-        wanted = min(free, count_waiting(session, deployment_id, at_most=free))
+        wanted = _wanted(session, deployment_id)
         missing = min(wanted - self._redis.llen(queue), at_most) if wanted else 0
         for _ in range(int(missing)):
             self._celery.send_task(SERVE_TASK, args=[deployment_id], queue=queue)
@@ -102,18 +102,17 @@ def _rung_for(batch: Sequence[Row[tuple[str, dict[str, Any]]]]) -> dict[str, flo
     return jobs
 
 
+_FREE: Final = (
+    Worker.slots
+    - select(func.count())
+    .where(Job.lease_holder == Worker.id, Job.state == JobState.RUNNING)
+    .correlate(Worker)
+    .scalar_subquery()
+)
 _FREE_SLOTS: Final = (
     select(
-        func.sum(
-            func.greatest(
-                Worker.slots
-                - select(func.count())
-                .where(Job.lease_holder == Worker.id, Job.state == JobState.RUNNING)
-                .correlate(Worker)
-                .scalar_subquery(),
-                0,
-            )
-        )
+        func.coalesce(func.sum(func.greatest(_FREE, 0)), 0),
+        func.coalesce(func.sum(func.greatest(_FREE - kept_free_of(Worker.slots), 0)), 0),
     )
     .join(Hosting, Hosting.worker_id == Worker.id)
     .where(
@@ -123,19 +122,32 @@ _FREE_SLOTS: Final = (
         Worker.heartbeat_at > func.now() - func.make_interval(0, 0, 0, 0, 0, 0, _WORKER_SILENCE_SECONDS),
     )
 )
-_COUNT_WAITING: Final = select(func.count()).select_from(
-    select(Job.id)
+_FIRST_WAITING: Final = (
+    select(Job.job_class)
     .where(Job.deployment_id == bindparam("deployment_id"), claimable())
+    .order_by(Job.job_class)
     .limit(bindparam("at_most", type_=Integer))
     .subquery()
 )
+_SHADOWS: Final = _FIRST_WAITING.c.job_class == JobClass.SHADOW.value
+_COUNT_WAITING: Final = select(func.count(), func.count().filter(_SHADOWS)).select_from(_FIRST_WAITING)
+
+
+def _wanted(session: Session, deployment_id: str) -> int:
+    """For how many jobs there are both a slot and somebody who would take it; shadow jobs leave some slots free."""
+    free, free_of_shadows = session.execute(_FREE_SLOTS, {"deployment_id": deployment_id}).one()
+    if not free:
+        return 0
+    waiting, shadows = session.execute(_COUNT_WAITING, {"deployment_id": deployment_id, "at_most": int(free)}).one()
+    others = waiting - shadows
+    return int(others + min(shadows, max(free_of_shadows - others, 0)))
 
 
 def free_slots(session: Session, deployment_id: str) -> int:
     """Slots that live workers with the deployment ready have free now."""
-    return int(session.scalar(_FREE_SLOTS, {"deployment_id": deployment_id}) or 0)
+    return int(session.execute(_FREE_SLOTS, {"deployment_id": deployment_id}).one()[0])
 
 
 def count_waiting(session: Session, deployment_id: str, *, at_most: int) -> int:
     """How many jobs may be claimed of the deployment, counted no further than `at_most`."""
-    return session.scalar(_COUNT_WAITING, {"deployment_id": deployment_id, "at_most": at_most}) or 0
+    return int(session.execute(_COUNT_WAITING, {"deployment_id": deployment_id, "at_most": at_most}).one()[0])

@@ -63,18 +63,19 @@ class ModelTokenizer:
     def encode_input(self, job_input: Mapping[str, Any], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The token ids of `{"prompt": ...}`, `{"messages": [...]}` or `{"token_ids": [...]}`, which stay as they are.
 
-        A continuation is part of the text, and so is tokenized with it.
+        A continuation is part of the text, and so is tokenized with it; `continuation_token_ids` follow as they are.
 
         Raises `ValidationFailed` on `input.messages` when the model has no chat template, or its template refuses them,
         and on `params.tools` when tools cannot be used with it.
         """
+        given = job_input.get("continuation_token_ids", ())
         if "token_ids" in job_input:
-            return [*job_input["token_ids"], *job_input.get("continuation_token_ids", ())]
+            return [*job_input["token_ids"], *given]
         continuation = job_input.get("continuation", "")
         if "messages" in job_input:
             text = self.render_chat(job_input["messages"], tools) + continuation
-            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        return list(self._tokenizer.encode(job_input["prompt"] + continuation).ids)
+            return [*self._tokenizer.encode(text, add_special_tokens=False).ids, *given]
+        return [*self._tokenizer.encode(job_input["prompt"] + continuation).ids, *given]
 
     def scored_from(self, job_input: Mapping[str, Any], ids: Sequence[int]) -> int:
         """Which is the first token of an input's continuation, among the `ids` that `encode_input` makes of both.

@@ -19,6 +19,7 @@ from penstock.files.models import File, FileState
 from penstock.jobs.journal import Journal
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
+from penstock.replay.internal import internal_jobs_of
 from penstock.usage.days import roll_up
 
 JOB_DELETED: Final = "job.deleted"
@@ -29,10 +30,13 @@ def delete_jobs(session: Session, journal: Journal, job_ids: Sequence[str]) -> N
     """Delete jobs that have ended, or that nobody will begin. The caller holds their rows.
 
     Redis forgets them first: should it be silent nothing is deleted, and what it has forgotten PostgreSQL still has.
+    The system's own jobs that read a job's text go with it, whatever they are at.
     """
-    journal.forget(job_ids)
+    readers = internal_jobs_of(session, job_ids)
+    journal.forget([*job_ids, *readers])
     roll_up(session, job_ids)
-    session.execute(delete(Job).where(Job.id.in_(job_ids)).execution_options(synchronize_session=False))
+    for ids in (job_ids, readers):  # a job's comparison goes with it, before its readers: others lock in that order
+        session.execute(delete(Job).where(Job.id.in_(ids)).execution_options(synchronize_session=False))
 
 
 def delete_job(session: Session, journal: Journal, tenant_id: str, job_id: str) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import Text, any_, literal, select, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
+from penstock.auth.system_tenant import SYSTEM_TENANT_ID
 from penstock.jobs.models import Job, JobRun
 from penstock.jobs.states import JobState, RunOutcome
 from penstock.usage.budgets import settle
@@ -47,6 +48,7 @@ _RECORD: Final = text(
         job_id, prompt_tokens, cached_tokens, output_tokens, computed_tokens, recomputed_tokens, device_seconds,
         recomputed_seconds, joules, cost, currency
     ) ON used.job_id = job.id
+    WHERE job.tenant_id <> :unbilled
     """
 )
 
@@ -166,6 +168,7 @@ def record_all(session: Session, ended: Sequence[tuple[Job, Tally]]) -> None:
     session.execute(
         _RECORD,
         {
+            "unbilled": SYSTEM_TENANT_ID,
             "ids": [job.id for job, _ in ended],
             "currencies": [tally.terms.currency if tally.terms is not None else None for _, tally in ended],
             **{name: [getattr(tally, name) for _, tally in ended] for name in _RECORDED},

@@ -1,0 +1,1 @@
+"""Stored jobs, run again on another version, and what became different."""
