@@ -1,0 +1,74 @@
+"""What is asked for of rollouts: lists, one with its story, and the ledger. Takes a session, changes nothing."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from penstock.errors import NotFound
+from penstock.registry.models import Deployment
+from penstock.rollouts.history import points
+from penstock.rollouts.models import Decision, GatePoint, GateResult, Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """A rollout with all that is known of it. `versions` are its deployments by id."""
+
+    rollout: Rollout
+    versions: dict[str, Deployment]
+    gates: list[GateResult]
+    points: list[GatePoint]
+    decisions: list[Decision]
+
+
+def get(session: Session, rollout_id: str) -> Rollout:
+    """Raises `NotFound`."""
+    rollout = session.get(Rollout, rollout_id, populate_existing=True)
+    if rollout is None:
+        raise NotFound(f"no rollout {rollout_id!r}", field="id")
+    return rollout
+
+
+def story(session: Session, rollout_id: str) -> Story:
+    """Raises `NotFound`."""
+    rollout = get(session, rollout_id)
+    gates = session.scalars(select(GateResult).where(GateResult.rollout_id == rollout_id)).all()
+    moves = session.scalars(select(Decision).where(Decision.rollout_id == rollout_id).order_by(Decision.number))
+    known = versions_of(session, [rollout])
+    return Story(rollout, known, list(gates), list(points(session, rollout_id)), list(moves))
+
+
+def list_rollouts(
+    session: Session, *, model: str | None, status: str | None, limit: int, before: str | None = None
+) -> tuple[list[Rollout], str | None]:
+    """A page of rollouts, newest first, and the cursor of the next page (an id) if there is one."""
+    query = select(Rollout)
+    for column, value in ((Rollout.model_name, model), (Rollout.state, status)):
+        if value is not None:
+            query = query.where(column == value)
+    if before is not None:
+        query = query.where(Rollout.id < before)
+    found = list(session.scalars(query.order_by(Rollout.id.desc()).limit(limit + 1)))
+    return found[:limit], found[limit - 1].id if len(found) > limit else None
+
+
+def list_decisions(
+    session: Session, *, model: str | None, rollout_id: str | None, limit: int, before: str | None = None
+) -> tuple[list[Decision], str | None]:
+    """A page of the ledger over all models, newest first, and the cursor of the next page (an id) if there is one."""
+    query = select(Decision)
+    for column, value in ((Decision.model_name, model), (Decision.rollout_id, rollout_id)):
+        if value is not None:
+            query = query.where(column == value)
+    if before is not None:
+        query = query.where(Decision.id < before)
+    found = list(session.scalars(query.order_by(Decision.id.desc()).limit(limit + 1)))
+    return found[:limit], found[limit - 1].id if len(found) > limit else None
+
+
+def versions_of(session: Session, rollouts: Iterable[Rollout]) -> dict[str, Deployment]:
+    """Their deployments, by id."""
+    ids = {id_ for rollout in rollouts for id_ in (rollout.candidate_id, rollout.champion_id)}
+    return {found.id: found for found in session.scalars(select(Deployment).where(Deployment.id.in_(ids)))}
