@@ -1,16 +1,30 @@
 """What stands before every view of the portal: the form's token on writes, and a signed-in person."""
 
-from typing import cast
+from typing import Final, cast
 
 from flask import Response, g, redirect, request, url_for
 from flask_wtf.csrf import CSRFProtect
 from werkzeug.wrappers import Response as AnyResponse
 
+from penstock.auth.audit import Actor, ActorKind
 from penstock.auth.models import User
+from penstock.auth.services import Role, Scope, includes
+from penstock.errors import Forbidden
 from penstock.portal.sessions import signed_in_user
 from penstock.services import current_services
 
 csrf = CSRFProtect()
+_SCOPES: Final = {
+    Role.MEMBER: (Scope.JOBS_READ, Scope.JOBS_WRITE),
+    Role.ADMIN: (Scope.ADMIN,),
+    Role.OPERATOR: (Scope.OPERATOR,),
+}
+_DEEDS: Final = {
+    Scope.JOBS_READ: "read jobs",
+    Scope.JOBS_WRITE: "submit jobs",
+    Scope.ADMIN: "administer the tenant",
+    Scope.OPERATOR: "run the installation",
+}
 
 
 def check_form() -> None:
@@ -40,3 +54,23 @@ def tenant_id() -> str:
     user = current_user()
     assert user is not None, "the view stands behind no guard"
     return user.tenant_id
+
+
+def may(scope: Scope) -> bool:
+    """Whether the signed-in person's role allows what a key of that scope may do."""
+    user = current_user()
+    return user is not None and includes(_SCOPES[Role(user.role)], scope)
+
+
+def require(scope: Scope) -> None:
+    """Raise `Forbidden` unless `may(scope)`."""
+    if not may(scope):
+        raise Forbidden(f"this page is for people who may {_DEEDS[scope]}; ask an administrator", scope=scope.value)
+
+
+def actor() -> Actor:
+    """Who acts, for the record of changes: the signed-in person, who hands out no more than their role has."""
+    user = current_user()
+    assert user is not None, "the view stands behind no guard"
+    scopes = _SCOPES[Role(user.role)]
+    return Actor(ActorKind.USER, user.id, user.email, request.remote_addr, scopes=scopes, tenant_id=user.tenant_id)

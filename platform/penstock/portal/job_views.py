@@ -5,26 +5,30 @@ import json
 import re
 from typing import Any, Final
 
-from flask import Blueprint, Response, redirect, render_template, request, url_for
+from flask import Blueprint, Response, flash, redirect, render_template, request, url_for
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
 
 from penstock.auth.models import Tenant
 from penstock.auth.services import limits_of
 from penstock.errors import JobAlreadyFinished, PenstockError
+from penstock.feedback import services as feedback
+from penstock.feedback.schemas import FeedbackRequest
 from penstock.jobs import services as jobs
 from penstock.jobs.ahead import prepare
 from penstock.jobs.presentation import job_document
 from penstock.jobs.services import Limits
 from penstock.jobs.sse import stream_response
-from penstock.jobs.states import JobState
+from penstock.jobs.states import JobClass, JobState
 from penstock.jobs.views import announce
 from penstock.logs import get_logger
 from penstock.portal.forms import JobForm
-from penstock.portal.guard import check_form, guard, tenant_id
-from penstock.portal.listing import PAGE_SIZE, Listing
-from penstock.portal.services import JobPage, ModelChoice, job_page, model_choices
-from penstock.portal.snippets import as_curl
+from penstock.portal.guard import check_form, current_user, guard, tenant_id
+from penstock.portal.listing import PAGE_SIZE, SPANS, Listing
+from penstock.portal.services import JobPage, ModelChoice, deliveries_of, job_page, model_choices
+from penstock.portal.snippets import as_curl, as_python, request_body
+from penstock.problems import explain_validation
 from penstock.services import current_services
 
 blueprint = Blueprint("portal_jobs", __name__, url_prefix="/jobs")
@@ -47,6 +51,7 @@ def index() -> str:
     return render_template(
         "portal/jobs/index.html",
         rows=rows, seen=_digest(rows), jobs=found, older=older, listing=listing, models=models, states=list(JobState),
+        spans=SPANS, classes=[each.name.lower() for each in JobClass if each is not JobClass.SHADOW],
     )  # fmt: skip
 
 
@@ -154,6 +159,36 @@ def retry(job_id: str) -> AnyResponse:
     return redirect(url_for("portal_jobs.show", job_id=job.id), 303)
 
 
+@blueprint.post("/<job_id>/feedback")
+def judge(job_id: str) -> AnyResponse:
+    """Keep what the person thinks of the answer."""
+    user = current_user()
+    assert user is not None
+    said = {name: request.form.get(name, "").strip() for name in ("label", "comment")}
+    score = {"good": 1.0, "bad": 0.0}.get(request.form.get("verdict", ""))
+    given = {name: text for name, text in said.items() if text} | {"score": score, "user": user.email}
+    with current_services().database.transaction() as session:
+        jobs.get(session, tenant_id(), job_id)
+        feedback.give(session, tenant_id(), job_id, _feedback(given), api_key_id=user.id)
+    flash("Your feedback is kept, with the version that answered.", "good")
+    return redirect(url_for("portal_jobs.show", job_id=job_id), 303)
+
+
+@blueprint.get("/<job_id>/webhooks")
+def webhooks(job_id: str) -> str:
+    """The deliveries of its events, for a page that is open while they go on."""
+    with current_services().database.transaction() as session:
+        sent = deliveries_of(session, jobs.get(session, tenant_id(), job_id))
+    return render_template("portal/jobs/webhooks.html", deliveries=sent, job_id=job_id)
+
+
+def _feedback(given: dict[str, Any]) -> FeedbackRequest:
+    try:
+        return FeedbackRequest.model_validate(given)
+    except ValidationError as error:
+        raise explain_validation(error) from None
+
+
 def _shown(job_id: str) -> dict[str, Any]:
     services = current_services()
     with services.database.transaction() as session:
@@ -162,11 +197,17 @@ def _shown(job_id: str) -> dict[str, Any]:
         "page": page,
         "job": page.job,
         "final": JobState(page.job.state).final,
-        "curl": as_curl(page.job, services.settings.public_url or request.url_root.rstrip("/")),
+        "curl": as_curl(request_body(page.job), address()),
+        "python": as_python(request_body(page.job), address()),
         "document": _as_text(job_document(page.job)),
         "answers": _structured_answers(page),
         "seen": _digest(f"{page.job.last_event} {page.job.first_token_at} {page.waiting and page.waiting.sentences}"),
     }
+
+
+def address() -> str:
+    """The public address of the platform."""
+    return current_services().settings.public_url or request.url_root.rstrip("/")
 
 
 def _compose(form: JobForm, models: list[ModelChoice], errors: dict[str, str]) -> str:

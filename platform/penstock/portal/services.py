@@ -3,16 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from penstock.feedback import services as feedback
+from penstock.feedback.models import Feedback
 from penstock.jobs import services as jobs
 from penstock.jobs.events import events_after
 from penstock.jobs.models import Event, Job, JobRun
 from penstock.jobs.standing import Standing, standing_of
 from penstock.portal.timeline import Waterfall, waterfall
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
+from penstock.webhooks import replays
+from penstock.webhooks.models import WebhookAttempt, WebhookDelivery
+
+_MOST_TOLD: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,14 @@ class ModelChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class Sent:
+    """An event of a job on its way to an address, with its attempts."""
+
+    delivery: WebhookDelivery
+    attempts: Sequence[WebhookAttempt]
+
+
+@dataclass(frozen=True, slots=True)
 class JobPage:
     """One job with everything around it, read in one transaction."""
 
@@ -36,6 +51,8 @@ class JobPage:
     waterfall: Waterfall
     waiting: Standing | None
     retried_as: Sequence[str]
+    deliveries: Sequence[Sent]
+    feedback: Sequence[Feedback]
 
 
 def model_choices(session: Session, heartbeat_seconds: float) -> list[ModelChoice]:
@@ -62,7 +79,16 @@ def job_page(session: Session, tenant_id: str, job_id: str) -> JobPage:
         retried_as=list(
             session.scalars(select(Job.id).where(Job.retry_of == job_id, Job.tenant_id == tenant_id).order_by(Job.id))
         ),
+        deliveries=deliveries_of(session, job),
+        feedback=feedback.list_feedback(session, tenant_id, job_id, limit=_MOST_TOLD)[0],
     )
+
+
+def deliveries_of(session: Session, job: Job) -> list[Sent]:
+    """The newest deliveries of the job's events, each with its attempts."""
+    wanted = replays.DeliveryFilter(job_id=job.id)
+    found, _ = replays.list_deliveries(session, job.tenant_id, wanted, limit=_MOST_TOLD)
+    return [Sent(*replays.get_delivery(session, job.tenant_id, delivery.id)) for delivery in found]
 
 
 def _live_hostings(session: Session, heartbeat_seconds: float) -> dict[str, list[Hosting]]:

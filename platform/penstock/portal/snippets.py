@@ -1,7 +1,9 @@
-"""A job's request as a command that does the same through the API. The key is a variable: no secret is in a page."""
+"""A request as a command or program that does the same. The key is a variable: no secret is in a page."""
 
 import json
 import shlex
+from collections.abc import Mapping
+from pprint import pformat
 from typing import Any
 
 from penstock.jobs.models import Job
@@ -24,15 +26,55 @@ def request_body(job: Job) -> dict[str, Any]:
     return body | {name: value for name, value in optional.items() if value}
 
 
-def as_curl(job: Job, address: str) -> str:
-    """The request as a curl command for a POSIX shell; `address` is the public URL of the platform."""
-    body = json.dumps(request_body(job), indent=2, ensure_ascii=False)
+def as_curl(body: Mapping[str, Any], address: str) -> str:
+    """A job's request as a curl command for a POSIX shell; `address` is the public URL of the platform."""
+    text = json.dumps(body, indent=2, ensure_ascii=False)
     return (
         f"curl {shlex.quote(address + '/v1/jobs')} \\\n"
         '  -H "Authorization: Bearer $PENSTOCK_API_KEY" \\\n'
         "  -H 'Content-Type: application/json' \\\n"
-        f"  -d {shlex.quote(body)}"
+        f"  -d {shlex.quote(text)}"
     )
+
+
+def as_python(body: Mapping[str, Any], address: str) -> str:
+    """The same as a program for our client, or where that has no call for it, for `httpx`. It prints the answer."""
+    if not _client_can(body):
+        return _by_httpx(body, address)
+    arguments = "".join(f"        {name}={_literal(value)},\n" for name, value in _arguments(body).items())
+    return (
+        "import os\n\nfrom penstock import Client\n\n"
+        f'with Client({_literal(address)}, os.environ["PENSTOCK_API_KEY"]) as client:\n'
+        f"    job = client.jobs.submit(\n{arguments}    )\n"
+        "    print(client.jobs.wait(job.id).text)\n"
+    )
+
+
+def _client_can(body: Mapping[str, Any]) -> bool:
+    """Whether the client's own call sends all of it."""
+    return "kind" not in body and {*body["input"]} <= {"prompt", "messages"} and {*body.get("budget", {})} <= {"tokens"}
+
+
+def _arguments(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The request as the client's arguments."""
+    same = {name: body[name] for name in ("model", "params", "priority", "tags", "metadata", "webhook") if name in body}
+    budget = body.get("budget", {})
+    renamed = {"job_class": body.get("class"), "token_budget": budget.get("tokens")}
+    return same | dict(body["input"]) | {name: value for name, value in renamed.items() if value is not None}
+
+
+def _by_httpx(body: Mapping[str, Any], address: str) -> str:
+    return (
+        "import os\n\nimport httpx\n\n"
+        f"job = httpx.post(\n    {_literal(address + '/v1/jobs')},\n"
+        '    headers={"Authorization": f"Bearer {os.environ[\'PENSTOCK_API_KEY\']}"},\n'
+        f"    json={_literal(dict(body), depth=4)},\n)\nprint(job.json())\n"
+    )
+
+
+def _literal(value: Any, depth: int = 8) -> str:
+    """Python for the value, long ones over several lines, indented by `depth`."""
+    return pformat(value, width=88, sort_dicts=False).replace("\n", "\n" + " " * depth)
 
 
 def _on_an_engine(job: Job) -> dict[str, Any]:

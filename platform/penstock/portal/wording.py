@@ -3,14 +3,17 @@
 import json
 from collections.abc import Mapping
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Final
 
 from penstock.jobs.events import EventType
 from penstock.jobs.models import Event, Job, JobRun
 from penstock.jobs.params import asked_for
-from penstock.jobs.states import JobState, RunOutcome
+from penstock.jobs.states import JobClass, JobState, RunOutcome
 from penstock.registry.models import LANE_ID
+from penstock.webhooks.models import WebhookAttempt
 
+_STEP: Final = 1000
 _OUTCOMES: Final[Mapping[str, str]] = {
     RunOutcome.FINISHED: "Finished",
     RunOutcome.CRASHED: "Engine crashed",
@@ -65,7 +68,68 @@ def why_this_version(job: Job) -> str:
         return f"Version {job.model_version} was the champion of {job.model_name} when the job was submitted."
     if rule == "alias":
         return f"Version {job.model_version} had the alias {job.routing.get('alias')} when the job was submitted."
+    if rule == "rollout":
+        return _why_in_a_rollout(job)
     return f"Routed to version {job.model_version}."
+
+
+def _why_in_a_rollout(job: Job) -> str:
+    share, gate = job.routing.get("share"), str(job.routing.get("gate", "")).replace("ab", "A/B")
+    part = f", which gets {share:.0%} of the jobs" if isinstance(share, float) else ""
+    return f"Version {job.model_version} is the {job.routing.get('arm')} of a rollout at its {gate} gate{part}."
+
+
+def cost(job: Job) -> str:
+    """What the job cost, `0.0012 EUR`; a dash where it has no price, or has not ended."""
+    told = (job.account or {}).get("cost")
+    return f"{money(told['amount'])} {told['currency']}" if told else "–"
+
+
+def money(amount: Decimal | str) -> str:
+    """An amount of money without the noughts that say nothing, and with two figures behind the point at least."""
+    whole, _, part = f"{Decimal(amount):f}".partition(".")
+    return f"{int(whole):,}.{part.rstrip('0').ljust(2, '0')}"
+
+
+def size(count: int | None) -> str:
+    """Bytes as people say them: `812 B`, `4.2 kB`, `1.3 GB`; a dash while nobody knows."""
+    if count is None:
+        return "–"
+    figure, units = float(count), iter(("kB", "MB", "GB", "TB"))
+    if count < _STEP:
+        return f"{count} B"
+    unit = ""
+    while figure >= _STEP and unit != "TB":
+        figure, unit = figure / _STEP, next(units)
+    return f"{figure:.1f} {unit}"
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """`1 job`, `12,000 jobs`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def of_class(job: Job) -> str:
+    """The class that the job waits in."""
+    return JobClass(job.job_class).name.capitalize()
+
+
+_FILTERS: Final[Mapping[str, str]] = {
+    "status": "Status", "model": "Model", "version": "Version", "tag": "Tag", "class": "Class", "batch": "Batch",
+    "key": "Key", "error": "Error", "created_after": "Submitted after", "created_before": "Submitted before",
+    "finished_after": "Ended after", "finished_before": "Ended before",
+}  # fmt: skip
+
+
+def filter_lines(members: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The filters of a list as a name and a value each, in words."""
+    return [(_FILTERS[name], value.replace(",", ", ")) for name, value in members.items()]
+
+
+def attempt_line(attempt: WebhookAttempt) -> str:
+    """What came of one try of a delivery: `200 in 84 ms`, or why nothing did."""
+    took = duration(attempt.milliseconds / 1000)
+    return f"{attempt.status_code} in {took}" if attempt.status_code is not None else f"{attempt.error}, after {took}"
 
 
 def telling_params(job: Job) -> dict[str, str]:
@@ -136,6 +200,9 @@ def event_line(event: Event) -> tuple[str, str]:
             )
         case EventType.REQUEUED:
             return "Back in the queue", str(data.get("reason", ""))
+        case EventType.REROUTED:
+            moved = f"from version {data.get('from')} to {data.get('model_version')}"
+            return "Sent to another version", f"{moved}: {data.get('reason')}"
         case EventType.CANCEL_REQUESTED:
             return "Cancel requested", "it stops at the next token"
         case EventType.REWOUND:

@@ -1,17 +1,20 @@
 """The portal's small parts: assets, words, the waterfall, the curl command."""
 
+import ast
 import hashlib
 import json
 import re
 import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
 from penstock.jobs.models import Job, JobRun
+from penstock.portal import wording
 from penstock.portal.assets import Assets, web_folder
-from penstock.portal.snippets import as_curl
+from penstock.portal.snippets import as_curl, as_python, request_body
 from penstock.portal.timeline import Phase, waterfall
 from penstock.portal.wording import duration
 
@@ -163,9 +166,56 @@ def test_the_curl_command_sends_the_same_request() -> None:
         params={"temperature": 0.0, "top_k": 0, "stop": []},
         seed=7, job_class=1, priority=0, tags=["a"], user_metadata={}, webhook=None,
     )  # fmt: skip
-    words = shlex.split(as_curl(job, "https://penstock.example").replace("\\\n", " "))
+    words = shlex.split(as_curl(request_body(job), "https://penstock.example").replace("\\\n", " "))
     assert words[:2] == ["curl", "https://penstock.example/v1/jobs"]
     assert json.loads(words[words.index("-d") + 1]) == {
         "model": "tiny", "input": job.input, "params": {"temperature": 0.0, "seed": 7}, "class": "batch", "tags": ["a"],
     }  # fmt: skip
     assert "Authorization: Bearer $PENSTOCK_API_KEY" in words
+
+
+def test_the_python_program_makes_the_same_call() -> None:
+    body = {
+        "model": "tiny", "input": {"messages": [{"role": "user", "content": "it's \"quoted\"\n{x}" * 9}]},
+        "params": {"temperature": 0.0, "stop": ["\n"]}, "class": "batch", "budget": {"tokens": 9}, "tags": ["a"],
+    }  # fmt: skip
+    submitted: dict[str, Any] = {}
+    calls = [node for node in ast.walk(ast.parse(as_python(body, "https://penstock.example"))) if _is_submit(node)]
+    (call,) = calls
+    assert isinstance(call, ast.Call)
+    for keyword in call.keywords:
+        submitted[keyword.arg or ""] = ast.literal_eval(keyword.value)
+    assert submitted == {
+        "model": "tiny", "messages": body["input"]["messages"], "params": body["params"], "job_class": "batch",
+        "token_budget": 9, "tags": ["a"],
+    }  # fmt: skip
+
+
+def _is_submit(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "submit"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"kind": "quantize", "model": "tiny"},
+        {"model": "tiny", "input": {"token_ids": [1, 2]}, "params": {}},
+        {"model": "tiny", "input": {"prompt": "x"}, "params": {}, "budget": {"amount": "0.05", "currency": "EUR"}},
+    ],
+)
+def test_what_the_client_has_no_call_for_is_sent_by_httpx(body: dict[str, Any]) -> None:
+    tree = ast.parse(as_python(body, "https://penstock.example"))
+    (sent,) = [each.value for each in ast.walk(tree) if isinstance(each, ast.keyword) and each.arg == "json"]
+    assert ast.literal_eval(sent) == body
+
+
+@pytest.mark.parametrize(
+    ("amount", "words"), [("0.000000120", "0.00000012"), ("1234.5", "1,234.50"), ("0", "0.00"), ("3.100000000", "3.10")]
+)
+def test_money_in_words(amount: str, words: str) -> None:
+    assert wording.money(amount) == words
+
+
+@pytest.mark.parametrize(("count", "words"), [(None, "–"), (999, "999 B"), (1000, "1.0 kB"), (4_250_000_000, "4.2 GB")])
+def test_sizes_in_words(count: int | None, words: str) -> None:
+    assert wording.size(count) == words
