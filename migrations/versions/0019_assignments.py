@@ -13,18 +13,20 @@ down_revision = "0018"
 branch_labels = None
 depends_on = None
 
-ADDED = (
-    sa.Column("share", sa.Float(), server_default="0", nullable=False),
-    sa.Column("unit", sa.Text(), server_default="job", nullable=False),
-    sa.Column("stage_started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-    sa.Column("thresholds", JSONB(), server_default="{}", nullable=False),
-    sa.Column("judged_until", sa.DateTime(timezone=True), nullable=True),
-)
+
+def _added() -> tuple[sa.Column, ...]:
+    return (
+        sa.Column("share", sa.Float(), server_default="0", nullable=False),
+        sa.Column("unit", sa.Text(), server_default="job", nullable=False),
+        sa.Column("stage_started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("thresholds", JSONB(), server_default="{}", nullable=False),
+        sa.Column("judged_until", sa.DateTime(timezone=True), nullable=True),
+    )
 
 
 def upgrade() -> None:
-    for column in ADDED:
-        op.add_column("rollout", column.copy())
+    for column in _added():
+        op.add_column("rollout", column)
     op.add_column("hosting", sa.Column("ready_at", sa.DateTime(timezone=True), nullable=True))
     op.create_table(
         "assignment",
@@ -68,5 +70,5 @@ def downgrade() -> None:
     for table in ("assigned_unit", "assignment"):
         op.drop_table(table)
     op.drop_column("hosting", "ready_at")
-    for column in reversed(ADDED):
+    for column in reversed(_added()):
         op.drop_column("rollout", column.name)
