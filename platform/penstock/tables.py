@@ -17,7 +17,18 @@ from penstock.openai_api.response_models import StoredResponse
 from penstock.outbox.models import OutboxMessage
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
 from penstock.replay.models import Comparison, Replay
-from penstock.rollouts.models import AssignedUnit, Assignment, ControllerLease, Decision, GateResult, Rollout
+from penstock.rollouts.models import (
+    AssignedUnit,
+    Assignment,
+    ControllerLease,
+    Decision,
+    GatePoint,
+    GateResult,
+    OfflineEvaluation,
+    Rollout,
+    StoredPolicy,
+)
+from penstock.rollups.models import MetricPoint, MetricProgress
 from penstock.usage.models import Price, TenantBudget, UsageDay, UsageEntry
 from penstock.webhooks.models import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 
@@ -43,6 +54,7 @@ __all__ = [
     "FeedHead",
     "Feedback",
     "File",
+    "GatePoint",
     "GateResult",
     "Hosting",
     "IdempotencyKey",
@@ -50,12 +62,16 @@ __all__ = [
     "JobJournal",
     "JobRun",
     "JobTag",
+    "MetricPoint",
+    "MetricProgress",
+    "OfflineEvaluation",
     "OutboxMessage",
     "Placement",
     "Price",
     "Replay",
     "Rollout",
     "RoutingPolicy",
+    "StoredPolicy",
     "StoredResponse",
     "Tenant",
     "TenantBudget",

@@ -28,7 +28,9 @@ JUDGEMENT: Final = TypeAdapter(Judgement)
 _MOVES: Final = {Verdict.PROMOTE: Move.PROMOTE, Verdict.ROLLBACK: Move.ROLLBACK}
 
 
-def start(session: Session, model_name: str, version: str, policy: Policy, actor: Actor) -> Rollout:
+def start(
+    session: Session, model_name: str, version: str, policy: Policy, actor: Actor, reason: str | None = None
+) -> Rollout:
     """A rollout of that version against the model's champion, in its first gate.
 
     Raises `ModelNotFound` for a model or version that there is not, or that no champion serves, and `AlreadyExists`
@@ -58,7 +60,7 @@ def start(session: Session, model_name: str, version: str, policy: Policy, actor
     ).one_or_none()
     if created is None:
         raise AlreadyExists(f"a rollout of {model_name} is under way; wait for its end, or abort it", field="model")
-    _write(session, created, Move.START, START, actor)
+    _write(session, created, Move.START, START, actor, reason=reason)
     return created
 
 
@@ -75,6 +77,11 @@ def resume(session: Session, rollout_id: str, actor: Actor, reason: str | None =
 def abort(session: Session, rollout_id: str, actor: Actor, reason: str | None = None) -> Rollout:
     """It ends without a verdict. Raises `NotFound`, `RolloutMoveRefused`."""
     return _operate(session, rollout_id, Move.ABORT, actor, reason)
+
+
+def promote(session: Session, rollout_id: str, actor: Actor, reason: str) -> Rollout:
+    """An operator's own verdict: it passes the gate where it stands. Raises `NotFound`, `RolloutMoveRefused`."""
+    return _operate(session, rollout_id, Move.PROMOTE, actor, reason)
 
 
 def roll_back(session: Session, rollout_id: str, actor: Actor, reason: str | None = None) -> Rollout:
