@@ -1,0 +1,97 @@
+"""How a new answer to a stored request differs from the stored one."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+
+from penstock.jobs.models import Job
+from penstock.jobs.states import JobState
+from penstock.replay.internal import answer_of
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One side: how long the first choice is and how it ended, and what the whole job took."""
+
+    tokens: int
+    finish_reason: str | None
+    seconds: float | None
+    """From its first run's beginning to its end."""
+    first_token_seconds: float | None
+    device_seconds: float | None
+    valid: bool | None
+    """Whether the text is what the request's format wants; none where it wants none that can be checked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """A new answer beside the stored one. A new one that failed has an `error`, and is compared no further."""
+
+    stored: Answered
+    answered: Answered
+    error: str | None = None
+    exact: bool | None = None
+    """The same tokens, to the last."""
+    first_difference: int | None = None
+    """The first position at which the tokens differ, or one of the answers has ended."""
+
+
+FREED: Final = TypeAdapter(Freed)
+
+
+def compare_answers(stored: Job, new: Job) -> Freed:
+    """The first choices of both, token by token."""
+    sides = _answered(stored), _answered(new)
+    if new.state != JobState.SUCCEEDED:
+        return Freed(*sides, error=(new.error or {}).get("code") or new.state)
+    one, other = answer_of(stored), answer_of(new)
+    shared = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    exact = one == other
+    return Freed(*sides, exact=exact, first_difference=None if exact else shared)
+
+
+def is_valid(wanted: Mapping[str, Any] | None, text: str) -> bool | None:
+    """Whether the text has the form that a stored `response_format` asks for; none where that cannot be told."""
+    match wanted:
+        case {"type": "json_object" | "json_schema"}:
+            return _is_object(text, wanted)
+        case {"type": "regex", "regex": pattern}:
+            return re.fullmatch(pattern, text) is not None
+        case {"type": "choice", "choice": texts}:
+            return text in texts
+        case _:
+            return None
+
+
+def _is_object(text: str, wanted: Mapping[str, Any]) -> bool:
+    """Of a schema only its type and required members are looked at: the grammar held it to the rest while it wrote."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    schema = wanted.get("schema") or {}
+    if wanted["type"] == "json_object" or schema.get("type") == "object":
+        return isinstance(found, dict) and set(schema.get("required", ())) <= found.keys()
+    return True
+
+
+def _answered(job: Job) -> Answered:
+    choice = ((job.output or {}).get("choices") or [{}])[0]
+    wanted = None if job.params.get("tools") else job.params.get("response_format")
+    return Answered(
+        tokens=len(answer_of(job)),
+        finish_reason=choice.get("finish_reason"),
+        seconds=_between(job, "finished_at"),
+        first_token_seconds=_between(job, "first_token_at"),
+        device_seconds=(job.account or {}).get("device_seconds"),
+        valid=is_valid(wanted, choice.get("text", "")) if wanted else None,
+    )
+
+
+def _between(job: Job, end: str) -> float | None:
+    ended = getattr(job, end)
+    return None if ended is None or job.started_at is None else (ended - job.started_at).total_seconds()
