@@ -6,7 +6,7 @@ Whoever takes a kept slot has the worker give a shadow job back (`penstock_worke
 worker with a single slot keeps none: there a job waits for the shadow job that runs.
 """
 
-from sqlalchemy import ColumnElement, case, func
+from sqlalchemy import ColumnElement, SQLColumnExpression, case, func
 
 _PART = 4
 
@@ -16,6 +16,6 @@ def kept_free(slots: int) -> int:
     return 0 if slots == 1 else max(slots // _PART, 1)
 
 
-def kept_free_of(slots: ColumnElement[int]) -> ColumnElement[int]:
+def kept_free_of(slots: SQLColumnExpression[int]) -> ColumnElement[int]:
     """The same in SQL."""
     return case((slots == 1, 0), else_=func.greatest(slots / _PART, 1))

@@ -57,8 +57,10 @@ def compare_answers(stored: Job, new: Job) -> Freed:
 def is_valid(wanted: Mapping[str, Any] | None, text: str) -> bool | None:
     """Whether the text has the form that a stored `response_format` asks for; none where that cannot be told."""
     match wanted:
-        case {"type": "json_object" | "json_schema"}:
-            return _is_object(text, wanted)
+        case {"type": "json_object"}:
+            return _is_json(text, {"type": "object"})
+        case {"type": "json_schema", "json_schema": schema}:
+            return _is_json(text, schema)
         case {"type": "regex", "regex": pattern}:
             return re.fullmatch(pattern, text) is not None
         case {"type": "choice", "choice": texts}:
@@ -67,16 +69,15 @@ def is_valid(wanted: Mapping[str, Any] | None, text: str) -> bool | None:
             return None
 
 
-def _is_object(text: str, wanted: Mapping[str, Any]) -> bool:
+def _is_json(text: str, schema: Mapping[str, Any]) -> bool:
     """Of a schema only its type and required members are looked at: the grammar held it to the rest while it wrote."""
     try:
         found = json.loads(text)
     except json.JSONDecodeError:
         return False
-    schema = wanted.get("schema") or {}
-    if wanted["type"] == "json_object" or schema.get("type") == "object":
-        return isinstance(found, dict) and set(schema.get("required", ())) <= found.keys()
-    return True
+    return schema.get("type") != "object" or (
+        isinstance(found, dict) and set(schema.get("required", ())) <= found.keys()
+    )
 
 
 def _answered(job: Job) -> Answered:

@@ -73,6 +73,8 @@ class Evidence:
     """Why there are none, where more than time is missing."""
     scored: dict[str, Sample] = field(default_factory=dict)
     """Shadow, by job: `mean_kld`, `disagreement`, from 0 to 1."""
+    lost: int = 0
+    """Shadow: sampled jobs that could not be scored."""
     units: Tally = field(default_factory=Tally)
     failures: Tally = field(default_factory=Tally)
     """Those that a model can cause."""

@@ -76,6 +76,7 @@ class _Gate:
     on_timeout: OnTimeout
 
 
+_FEW, _LOST_PART = 5, 0.1
 _ORDER: Final = (Verdict.ROLLBACK, Verdict.HOLD, Verdict.PROMOTE)
 
 
@@ -154,7 +155,16 @@ def _shadow(policy: Policy, shadow: Shadow, evidence: Evidence) -> _Gate:
         _mean_guard(name, samples[name], bound, policy, State.SHADOW, shadow.sampling) for name, bound in bounds.items()
     )
     seen = min(sample.size for sample in samples.values())
+    guards += _too_many_lost(evidence.lost, seen)
     return _Gate(guards, shadow.minimum_jobs, seen, shadow.sampling, shadow.timeout, shadow.on_timeout)
+
+
+def _too_many_lost(lost: int, scored: int) -> tuple[Reason, ...]:
+    """What cannot be scored may be what is worst: beyond a tenth nothing is promoted."""
+    if lost < _FEW or lost <= _LOST_PART * (lost + scored):
+        return ()
+    text = f"{lost} of {lost + scored} sampled answers could not be scored; their comparisons say why"
+    return (Reason("lost", Verdict.HOLD, text, {"lost": lost, "scored": scored}, None),)
 
 
 def _canary(policy: Policy, step: Step, evidence: Evidence) -> _Gate:
