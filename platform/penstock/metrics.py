@@ -6,7 +6,7 @@ workers' claims are read from the database, by the web process alone: a figure t
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -76,12 +76,37 @@ class HouseMetrics:
         )
 
 
+class RolloutMetrics:
+    """What the controller of rollouts does, in the process that leads."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._state = Gauge(
+            "penstock_rollout_state", "Rollouts under way: 1 where each stands", ("model", "state"), registry=registry
+        )
+        self.judgements = Counter(
+            "penstock_rollout_judgements", "How often gates were judged", ("verdict",), registry=registry
+        )
+        self.turn_seconds = Histogram(
+            "penstock_rollout_turn_seconds",
+            "What one turn of the controller took, over all rollouts",
+            buckets=_LATENCY_BUCKETS,
+            registry=registry,
+        )
+
+    def show(self, under_way: Iterable[tuple[str, str, str]]) -> None:
+        """These rollouts (id, model, state), and no others, are under way."""
+        self._state.clear()
+        for _, model, state in under_way:
+            self._state.labels(model, state).set(1)
+
+
 class ControlMetrics:
     """The metrics of one control process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.house = HouseMetrics(self.registry)
+        self.rollouts = RolloutMetrics(self.registry)
         self.webhook_attempts = Counter(
             "penstock_webhook_attempts", "Attempts to deliver a webhook", ("result",), registry=self.registry
         )

@@ -23,6 +23,7 @@ class EventType(StrEnum):
     RUNNING = "job.running"
     PROGRESS = "job.progress"
     REQUEUED = "job.requeued"
+    REROUTED = "job.rerouted"
     CANCEL_REQUESTED = "job.cancel_requested"
     REWOUND = "output.rewound"
     SUCCEEDED = "job.succeeded"

@@ -95,7 +95,8 @@ class JobWebhook(Strict):
     url: str
     events: list[
         Literal[
-            "job.queued", "job.running", "job.progress", "job.requeued", "job.cancel_requested", "output.rewound",
+            "job.queued", "job.running", "job.progress", "job.requeued", "job.rerouted",
+            "job.cancel_requested", "output.rewound",
             "job.succeeded", "job.failed", "job.cancelled", "job.expired",
         ]
     ] = Field(default_factory=list)  # fmt: skip

@@ -14,11 +14,12 @@ from penstock.ids import new_id
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
 from penstock.logs import get_logger
-from penstock.registry.hosting_services import HostingState, live_hostings
+from penstock.registry.hosting_services import live_hostings
 from penstock.registry.mlflow_api import RegistryModel, RegistryVersion
 from penstock.registry.models import LANE_ID, Deployment, Hosting, RoutingPolicy
+from penstock.registry.readiness import candidate_of
 from penstock.registry.version_tags import VersionFacts, from_tags
-from penstock.routing.succession import NO_ALIAS, Candidate, Readiness, Route, next_route
+from penstock.routing.succession import NO_ALIAS, Candidate, Route, next_route
 
 log = get_logger(__name__)
 
@@ -62,7 +63,7 @@ def _follow(
     challenger = _named(session, model.followed.get("challenger"), longest)
     served = session.get(Deployment, policy.champion_id) if policy.champion_id else None
     candidates = {
-        deployment.id: _candidate(deployment, hostings.get(deployment.id, ()))
+        deployment.id: candidate_of(deployment, hostings.get(deployment.id, ()))
         for deployment in (champion.deployment, challenger.deployment, served)
         if deployment is not None
     }
@@ -154,19 +155,6 @@ def _by_deployment(hostings: Iterable[Hosting]) -> dict[str, list[Hosting]]:
     for hosting in hostings:
         found.setdefault(hosting.deployment_id, []).append(hosting)
     return found
-
-
-def _candidate(deployment: Deployment, hostings: Sequence[Hosting]) -> Candidate:
-    states = {hosting.state for hosting in hostings}
-    order = (HostingState.READY, HostingState.LOADING, HostingState.FAILED)
-    state = next((state for state in order if state in states), None)
-    return Candidate(
-        deployment.id,
-        deployment.model_version,
-        Readiness(state.value) if state else Readiness.UNKNOWN,
-        proven=deployment.first_ready_at is not None,
-        error=next((hosting.error for hosting in hostings if hosting.error), None),
-    )
 
 
 def _set_states(session: Session, wanted: Collection[str]) -> None:

@@ -44,6 +44,7 @@ _OF_MOVES: Final = {
     Move.PAUSE: RolloutEvent.PAUSED,
     Move.RESUME: RolloutEvent.RESUMED,
     Move.ABORT: RolloutEvent.ABORTED,
+    Move.ADOPT: RolloutEvent.VERDICT,
 }
 _OF_ENDS: Final = {
     State.PROMOTED: RolloutEvent.PROMOTED,

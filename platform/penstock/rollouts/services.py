@@ -1,13 +1,13 @@
-"""Rollouts as they are kept: started, paused, resumed and aborted by operators, judged by the one that leads.
+"""Rollouts: started, paused, resumed, promoted and ended by operators, judged by the one that leads.
 
-Takes a session and never commits. Every move is one transaction: the rollout's row, and a decision in the ledger that
-says who made it, by which policy, and on what evidence.
+Takes a session and never commits. Every move is one transaction: the rollout's row, what the move means for routes and
+jobs (`penstock.rollouts.consequences`), and a decision in the ledger that says who made it, by which policy, and on
+what evidence.
 """
 
 import secrets
 from typing import Any, Final
 
-from pydantic import TypeAdapter
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
@@ -16,15 +16,19 @@ from penstock.auth.audit import Actor, ActorKind
 from penstock.errors import AlreadyExists, IllegalTransition, ModelNotFound, NotFound, RolloutMoveRefused
 from penstock.ids import new_id
 from penstock.registry.models import Deployment, RoutingPolicy
+from penstock.registry.readiness import standing_of
+from penstock.rollouts.consequences import follow_through
 from penstock.rollouts.evidence import EVIDENCE, Evidence
+from penstock.rollouts.history import remember
 from penstock.rollouts.lead import Lead, hold
-from penstock.rollouts.models import UNDER_WAY, Decision, GateResult, Rollout
+from penstock.rollouts.ledger import JUDGEMENT, record
+from penstock.rollouts.models import UNDER_WAY, GateResult, Rollout
 from penstock.rollouts.policy import Policy
-from penstock.rollouts.states import START, Move, Position, move, stage, touched, unit
+from penstock.rollouts.states import START, Move, State, course, move, stage, touched, unit
 from penstock.rollouts.verdicts import Judgement, Verdict, judge
+from penstock.routing.succession import Readiness
 
 CONTROLLER: Final = Actor(ActorKind.SYSTEM, "controller", "the controller of rollouts", None, ())
-JUDGEMENT: Final = TypeAdapter(Judgement)
 _MOVES: Final = {Verdict.PROMOTE: Move.PROMOTE, Verdict.ROLLBACK: Move.ROLLBACK}
 
 
@@ -60,7 +64,8 @@ def start(
     ).one_or_none()
     if created is None:
         raise AlreadyExists(f"a rollout of {model_name} is under way; wait for its end, or abort it", field="model")
-    _write(session, created, Move.START, START, actor, reason=reason)
+    follow_through(session, created, START, entered, policy)
+    record(session, created, Move.START, START, actor, reason=reason)
     return created
 
 
@@ -79,14 +84,30 @@ def abort(session: Session, rollout_id: str, actor: Actor, reason: str | None = 
     return _operate(session, rollout_id, Move.ABORT, actor, reason)
 
 
-def promote(session: Session, rollout_id: str, actor: Actor, reason: str) -> Rollout:
-    """An operator's own verdict: it passes the gate where it stands. Raises `NotFound`, `RolloutMoveRefused`."""
-    return _operate(session, rollout_id, Move.PROMOTE, actor, reason)
-
-
 def roll_back(session: Session, rollout_id: str, actor: Actor, reason: str | None = None) -> Rollout:
-    """An operator's own verdict; takes back a promotion, too. Raises `NotFound`, `RolloutMoveRefused`."""
+    """An operator's own verdict; takes back a promotion, too, unless another version has taken over since.
+
+    Raises `NotFound`, `RolloutMoveRefused`.
+    """
+    rollout = _locked(session, rollout_id)
+    serving = session.scalar(select(RoutingPolicy.champion_id).where(RoutingPolicy.model_name == rollout.model_name))
+    if rollout.state == State.PROMOTED and serving != rollout.candidate_id:
+        raise RolloutMoveRefused("its version serves no longer; nothing is left to take back", state=rollout.state)
     return _operate(session, rollout_id, Move.ROLLBACK, actor, reason)
+
+
+def promote(session: Session, rollout_id: str, actor: Actor, reason: str) -> Rollout:
+    """An operator's own verdict: it passes the gate where it stands.
+
+    Raises `NotFound`, `RolloutMoveRefused`: also where it would serve all jobs, and no live worker has it ready.
+    """
+    rollout = _locked(session, rollout_id)
+    candidate = standing_of(session, session.get_one(Deployment, rollout.candidate_id))
+    if in_last_gate(rollout) and candidate.readiness is not Readiness.READY:
+        raise RolloutMoveRefused(
+            f"no live worker has version {candidate.version} ready, so it cannot take all jobs", state=rollout.state
+        )
+    return _operate(session, rollout_id, Move.PROMOTE, actor, reason)
 
 
 def under_way(session: Session) -> list[Rollout]:
@@ -94,29 +115,53 @@ def under_way(session: Session) -> list[Rollout]:
     return list(session.scalars(select(Rollout).where(Rollout.state.in_(UNDER_WAY)).order_by(Rollout.id)))
 
 
-def ledger(session: Session, rollout_id: str) -> list[Decision]:
-    """Its moves, from the first on."""
-    return list(session.scalars(select(Decision).where(Decision.rollout_id == rollout_id).order_by(Decision.number)))
-
-
-def conclude(session: Session, lead: Lead, rollout_id: str, fence: int, evidence: Evidence) -> Judgement | None:
-    """Judge a rollout on the evidence, keep both, and move it if the verdict says so. The move is the record alone:
-    what it means for routing is for the caller to do, in this transaction.
+def conclude(
+    session: Session, lead: Lead, rollout_id: str, fence: int, evidence: Evidence, *, may_promote: bool = True
+) -> Judgement | None:
+    """Judge a rollout on the evidence, keep both, and move it if the verdict says so.
 
     Nothing happens, and the answer is none, where the rollout has moved since `fence`: the evidence is of another gate
-    then. Raises `LeadLost`.
+    then. Unless it `may_promote`, a promotion is for a later time. Raises `LeadLost`.
     """
-    hold(session, lead)
-    rollout = _locked(session, rollout_id)
+    rollout = locked(session, lead, rollout_id)
     position = rollout.position
     if rollout.fence != fence or not position.state.gate:
         return None
-    policy = Policy.model_validate(rollout.policy, strict=False)
+    policy = policy_of(rollout)
     judgement = judge(position, policy, evidence)
     _keep(session, rollout, evidence, judgement)
+    if judgement.verdict is Verdict.PROMOTE and not may_promote:
+        return judgement
+    remember(session, rollout, judgement)
     if judgement.verdict is not Verdict.HOLD:
         _move(session, rollout, policy, _MOVES[judgement.verdict], CONTROLLER, judgement=judgement, evidence=evidence)
     return judgement
+
+
+def give_up(session: Session, rollout: Rollout, reason: str) -> None:
+    """End a rollout, which is locked, whose candidate cannot be tried at all."""
+    _move(session, rollout, policy_of(rollout), Move.ROLLBACK, CONTROLLER, reason=reason)
+
+
+def adopt(session: Session, rollout: Rollout, actor: Actor, reason: str) -> None:
+    """Its version was made the champion by hand: the rollout, which is locked, is over, whatever gates were left."""
+    _move(session, rollout, policy_of(rollout), Move.ADOPT, actor, reason=reason)
+
+
+def locked(session: Session, lead: Lead, rollout_id: str) -> Rollout:
+    """The rollout, for the one that leads to work at. Raises `LeadLost`."""
+    hold(session, lead)
+    return _locked(session, rollout_id)
+
+
+def in_last_gate(rollout: Rollout) -> bool:
+    """Whether the next promotion makes its version the champion."""
+    return rollout.position == course(policy_of(rollout))[-2]
+
+
+def policy_of(rollout: Rollout) -> Policy:
+    """The policy that the rollout began with."""
+    return Policy.model_validate(rollout.policy, strict=False)
 
 
 def _versions(session: Session, model_name: str, version: str) -> tuple[str, Deployment]:
@@ -137,14 +182,14 @@ def _versions(session: Session, model_name: str, version: str) -> tuple[str, Dep
 def _operate(session: Session, rollout_id: str, how: Move, actor: Actor, reason: str | None) -> Rollout:
     rollout = _locked(session, rollout_id)
     try:
-        _move(session, rollout, Policy.model_validate(rollout.policy, strict=False), how, actor, reason=reason)
+        _move(session, rollout, policy_of(rollout), how, actor, reason=reason)
     except IllegalTransition as error:
         raise RolloutMoveRefused(error.message, state=rollout.state) from None
     return rollout
 
 
 def _locked(session: Session, rollout_id: str) -> Rollout:
-    locked = select(Rollout).where(Rollout.id == rollout_id).with_for_update()
+    locked = select(Rollout).where(Rollout.id == rollout_id).with_for_update(key_share=True)
     rollout = session.scalars(locked.execution_options(populate_existing=True)).one_or_none()
     if rollout is None:
         raise NotFound(f"no rollout {rollout_id!r}", field="id")
@@ -162,40 +207,8 @@ def _move(session: Session, rollout: Rollout, policy: Policy, how: Move, actor: 
     if after.state.gate and stage(after) is not stage(before):
         rollout.stage_started_at = rollout.entered_at
     session.flush()
-    _write(session, rollout, how, before, actor, **told)
-
-
-def _write(
-    session: Session,
-    rollout: Rollout,
-    how: Move,
-    before: Position,
-    actor: Actor,
-    *,
-    reason: str | None = None,
-    judgement: Judgement | None = None,
-    evidence: Evidence | None = None,
-) -> None:
-    session.add(
-        Decision(
-            id=new_id("dcs"),
-            rollout_id=rollout.id,
-            number=rollout.fence,
-            move=how,
-            from_state=before.state,
-            from_step=before.step,
-            to_state=rollout.state,
-            to_step=rollout.step,
-            actor_kind=actor.kind,
-            actor_id=actor.id,
-            actor_name=actor.name,
-            reason=reason,
-            policy_version=rollout.policy_version,
-            judgement=None if judgement is None else JUDGEMENT.dump_python(judgement, mode="json"),
-            evidence=None if evidence is None else EVIDENCE.dump_python(evidence, mode="json"),
-        )
-    )
-    session.flush()
+    rerouted = follow_through(session, rollout, before, after, policy)
+    record(session, rollout, how, before, actor, rerouted=rerouted, **told)
 
 
 def _keep(session: Session, rollout: Rollout, evidence: Evidence, judgement: Judgement) -> None:

@@ -5,8 +5,8 @@ registered ──▶ offline ──▶ shadow ──▶ canary (step by step) �
                   ▼           ▼          ▼                      ▼         ▼
                rejected    rejected   rolled_back          rolled_back  rolled_back (taken back)
 
-From anywhere before the end: paused, which goes back to where it was, and aborted. Gates that the policy leaves out are
-passed over.
+From anywhere before the end: paused, which goes back to where it was; aborted; and promoted, by the alias being moved
+by hand. Gates that the policy leaves out are passed over.
 """
 
 from dataclasses import dataclass, replace
@@ -56,18 +56,21 @@ class Move(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     ABORT = "abort"
+    ADOPT = "adopt"
+    """The alias champion was moved to the candidate by hand: to the end at once, whatever gates are left."""
 
 
 _GATES: Final = (State.OFFLINE, State.SHADOW, State.CANARY, State.AB)
 _STOPS: Final = frozenset({State.PAUSED, State.ABORTED})
+_ENDS: Final = {Move.ABORT: State.ABORTED, Move.ADOPT: State.PROMOTED}
 
 TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     State.REGISTERED: frozenset({State.OFFLINE, State.SHADOW, State.CANARY}) | _STOPS,
-    State.OFFLINE: frozenset({State.SHADOW, State.CANARY, State.REJECTED}) | _STOPS,
-    State.SHADOW: frozenset({State.CANARY, State.REJECTED}) | _STOPS,
+    State.OFFLINE: frozenset({State.SHADOW, State.CANARY, State.PROMOTED, State.REJECTED}) | _STOPS,
+    State.SHADOW: frozenset({State.CANARY, State.PROMOTED, State.REJECTED}) | _STOPS,
     State.CANARY: frozenset({State.CANARY, State.AB, State.PROMOTED, State.ROLLED_BACK}) | _STOPS,
     State.AB: frozenset({State.PROMOTED, State.ROLLED_BACK}) | _STOPS,
-    State.PAUSED: frozenset({State.REGISTERED, *_GATES, State.ABORTED}),
+    State.PAUSED: frozenset({State.REGISTERED, *_GATES, State.PROMOTED, State.ABORTED}),
     State.PROMOTED: frozenset({State.ROLLED_BACK}),
     State.REJECTED: frozenset(),
     State.ROLLED_BACK: frozenset(),
@@ -142,8 +145,8 @@ def _wanted(position: Position, how: Move, policy: Policy) -> Position | None:
         return replace(position, state=State.PAUSED, paused_in=position.state)
     if how is Move.RESUME:
         return replace(position, state=position.paused_in, paused_in=None) if position.paused_in else None
-    if how is Move.ABORT:
-        return Position(State.ABORTED)
+    if how in _ENDS:
+        return Position(_ENDS[how])
     if how is Move.ROLLBACK:
         return Position(State.ROLLED_BACK if position.state.serves else State.REJECTED)
     starts = position == START

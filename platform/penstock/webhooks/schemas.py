@@ -10,11 +10,14 @@ from penstock.jobs.events import EventType
 from penstock.webhooks.endpoints import EndpointChange
 
 WebhookEventName = Literal[
-    "job.queued", "job.running", "job.progress", "job.requeued", "job.cancel_requested", "output.rewound",
-    "job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.feedback", "webhook_endpoint.disabled",
+    "job.queued", "job.running", "job.progress", "job.requeued", "job.rerouted", "job.cancel_requested",
+    "output.rewound", "job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.feedback",
+    "webhook_endpoint.disabled",
     "batch.created", "batch.in_progress", "batch.paused", "batch.resumed", "batch.finalizing", "batch.cancelling",
     "batch.completed", "batch.failed", "batch.expired", "batch.cancelled",
     "bulk.created", "bulk.running", "bulk.completed", "bulk.cancelled",
+    "rollout.started", "rollout.verdict", "rollout.paused", "rollout.resumed", "rollout.aborted", "rollout.promoted",
+    "rollout.rejected", "rollout.rolled_back",
 ]  # fmt: skip
 FINAL_EVENTS: Final = [event.value for event in EventType if event.final]
 _WEEK_SECONDS: Final = 7 * 86_400

@@ -8,16 +8,14 @@ import pytest
 from penstock.auth.audit import Actor, ActorKind
 from penstock.db import Database
 from penstock.errors import AlreadyExists, ModelNotFound, NotFound, RolloutMoveRefused
-from penstock.rollouts.evidence import Comparison, Evidence, OfflineFigures
+from penstock.rollouts.evidence import EVIDENCE, Comparison, Evidence, OfflineFigures
 from penstock.rollouts.lead import Lead, LeadLost, release, take
+from penstock.rollouts.ledger import JUDGEMENT, ledger
 from penstock.rollouts.models import Decision, GateResult, Rollout
 from penstock.rollouts.policy import Policy
 from penstock.rollouts.services import (
-    EVIDENCE,
-    JUDGEMENT,
     abort,
     conclude,
-    ledger,
     pause,
     resume,
     roll_back,
