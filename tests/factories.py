@@ -14,6 +14,8 @@ from penstock.jobs.schemas import JobRequest
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
 from penstock.registry.tokenizer import ModelTokenizer
 from penstock.registry.vocabulary import Vocabulary
+from penstock.rollouts.models import Rollout
+from penstock.rollouts.policy import Policy
 from sqlalchemy.orm import Session
 
 DEMO_MODEL = Path(__file__).parents[1] / "examples" / "invoices" / "model"
@@ -88,3 +90,15 @@ def submit_job(session: Session, tenant: Tenant, *, max_queued_jobs: int = 1000,
         prompts=WordCounter(),
         limits=jobs.Limits(max_queued_jobs=max_queued_jobs),
     )
+
+
+def make_rollout(session: Session, champion: Deployment, candidate: Deployment, **given: Any) -> Rollout:
+    """A rollout in its canary, at a share of one half; `given` are columns. Nothing comes before in its policy."""
+    policy = given.pop("policy", None) or Policy(offline=None, shadow=None)
+    begun = {"state": "canary", "step": 0, "share": 0.5, "unit": "job", "fence": 1, "seed": "a test's own"}
+    document = {"policy": policy.model_dump(mode="json"), "policy_version": policy.version}
+    versions = {"model_name": champion.model_name, "champion_id": champion.id, "candidate_id": candidate.id}
+    rollout = Rollout(id=new_id("rol"), **(begun | document | versions | given))
+    session.add(rollout)
+    session.flush()
+    return rollout

@@ -8,8 +8,8 @@ from contextlib import suppress
 from penstock.batches.workshop import Workshop
 from penstock.errors import PenstockError
 from penstock.jobs.ahead import judge
-from penstock.jobs.intake import Asked
-from penstock.routing.services import choose
+from penstock.jobs.asked import Asked
+from penstock.routing.services import find
 
 
 def prepare(workshop: Workshop, lines: Iterable[Asked]) -> None:
@@ -20,6 +20,7 @@ def prepare(workshop: Workshop, lines: Iterable[Asked]) -> None:
     for model, group in by_model.items():
         with suppress(PenstockError):  # such as a model that is gone
             with workshop.database.transaction() as session:
-                deployment = choose(session, model).deployment
+                arms = find(session, model).arms
             for asked in group:
-                judge(workshop.prompts, deployment, asked)
+                for deployment in arms:
+                    judge(workshop.prompts, deployment, asked)

@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from penstock.errors import PenstockError
-from penstock.jobs.intake import Asked, PromptCounter
+from penstock.jobs.asked import Asked, PromptCounter
 from penstock.jobs.schemas import JobRequest
 from penstock.jobs.structure import structure_of
 from penstock.registry.models import Deployment
@@ -11,13 +11,14 @@ from penstock.services import Services
 
 
 def prepare(services: Services, request: JobRequest) -> Asked:
-    """The request, judged for the version that its model's jobs went to a moment ago.
+    """The request, judged for the versions that its model's jobs went to a moment ago: two in a rollout.
 
     The transaction chooses anew; where it chooses another version, it judges for that one itself.
     """
     asked = Asked.of(request)
     with suppress(PenstockError):  # such as a model that is not there
-        judge(services.prompts, services.routes.of(request.model), asked)
+        for deployment in services.routes.of(request.model).arms:
+            judge(services.prompts, deployment, asked)
     return asked
 
 

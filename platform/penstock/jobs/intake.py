@@ -1,48 +1,35 @@
 """Taking jobs in: each is judged against its model, its tenant's limits and its price, then all are written at once."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final
 
 from sqlalchemy import func, select, true
 from sqlalchemy.orm import Session
 
 from penstock.errors import QuotaExceeded, ValidationFailed
 from penstock.fairness.prefixes import fingerprint
+from penstock.ids import ascending_ids
+from penstock.jobs.asked import Asked as Asked
+from penstock.jobs.asked import PromptCounter as PromptCounter
+from penstock.jobs.choosing import Chooser
 from penstock.jobs.crowding import Crowding
 from penstock.jobs.enqueue import enqueue
-from penstock.jobs.fitness import Vocabulary, refuse_unfit
 from penstock.jobs.locks import lock_queue
 from penstock.jobs.models import Job
 from penstock.jobs.schemas import JobRequest
 from penstock.jobs.states import JobState
-from penstock.jobs.structure import WritesCalls, structure_of
 from penstock.registry.models import Deployment
-from penstock.routing.services import RoutingDecision, choose
-from penstock.usage.budgets import Offer, agree, offer
+from penstock.rollouts.assignment import Who
+from penstock.routing.services import RoutingDecision
+from penstock.usage.budgets import agree
 from penstock.usage.terms import Terms
 
 _MOST_AT_ONCE: Final = 256  # submits of one tenant that may be in flight together
 _QUEUE_RETRY_SECONDS: Final = 5
-
-
-class PromptCounter(Protocol):
-    """Knows the deployments' tokens: those of a job's input, and those that its parameters may name."""
-
-    def count(self, deployment: Deployment, job_input: dict[str, Any], tools: Sequence[dict[str, Any]] = ()) -> int:
-        """Tokens of the whole prompt, as tokenizer and chat template make them."""
-        ...
-
-    def get(self, deployment: Deployment) -> WritesCalls:
-        """The model, as far as it can call tools."""
-        ...
-
-    def vocabulary(self, deployment: Deployment) -> Vocabulary:
-        """The tokens that there are."""
-        ...
 
 
 def _any_number(tokens: int) -> None:
@@ -79,31 +66,6 @@ class Origin:
     place: Place | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request, and its input and parameters as the row keeps them; `tokens` of its prompt, by deployment."""
-
-    request: JobRequest
-    input: dict[str, Any]
-    params: dict[str, Any]
-    tokens: dict[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, request: JobRequest) -> Self:
-        return cls(request, request.stored_input(), request.stored_params())
-
-    @property
-    def wants_structure(self) -> bool:
-        """Whether the output is held to a grammar."""
-        return bool(self.params["tools"]) or self.params["response_format"] is not None
-
-    def count(self, prompts: PromptCounter, deployment: Deployment) -> int:
-        """The prompt's tokens, which are counted once."""
-        if deployment.id not in self.tokens:
-            self.tokens[deployment.id] = prompts.count(deployment, self.input, self.params["tools"])
-        return self.tokens[deployment.id]
-
-
 class Intake:
     """Takes in jobs of one tenant in one transaction: `admit` each, which reads and reserves, then `write` them all.
 
@@ -114,42 +76,40 @@ class Intake:
     def __init__(self, session: Session, tenant_id: str, *, prompts: PromptCounter, limits: Limits) -> None:
         self._session, self._tenant_id = session, tenant_id
         self._prompts, self._limits = prompts, limits
-        self._versions: dict[str, _Version] = {}
+        self._versions = Chooser(session, tenant_id, prompts)
+        self._ids = ascending_ids("job")
         self._rows: list[dict[str, Any]] = []
+        self._assigned: list[dict[str, Any]] = []
 
     def admit(self, asked: Asked, origin: Origin) -> None:
         """Judge a job, and reserve what it may cost."""
         self._refuse_past(asked.request.deadline)
         self._refuse_full()
-        version = self._version(asked.request.model)
-        prompt_tokens = asked.count(self._prompts, version.deployment)
-        terms = self._agree(asked, version, prompt_tokens)
-        row = self._row(asked, origin, version.decision)
+        who = Who(next(self._ids), self._tenant_id, asked.request.metadata.get("user"), origin.api_key_id)
+        decision = self._versions.choose(asked, who)
+        prompt_tokens = asked.count(self._prompts, decision.deployment)
+        terms = self._agree(asked, decision.deployment, prompt_tokens)
+        row = self._row(asked, origin, decision)
         agreed = {"prompt_tokens": prompt_tokens, "terms": terms.document if terms is not None else None}
-        self._rows.append(row | agreed)
+        self._rows.append(row | agreed | {"id": who.job_id})
+        if decision.assignment is not None:
+            self._assigned.append(decision.assignment.row)
 
     def write(self) -> list[Job]:
         """Write what was admitted, in its order. The last thing of a transaction: it may lock a counter."""
         rows, self._rows = self._rows, []
-        return enqueue(self._session, rows)
+        assigned, self._assigned = self._assigned, []
+        return enqueue(self._session, rows, assigned)
 
-    def _agree(self, asked: Asked, version: "_Version", prompt_tokens: int) -> Terms | None:
-        deployment, request = version.deployment, asked.request
-        refuse_unfit(
-            request,
-            prompt_tokens=prompt_tokens,
-            context_length=deployment.context_length,
-            vocabulary=lambda: self._prompts.vocabulary(deployment),
-            structure=lambda: structure_of(asked.params, self._prompts.get(deployment)),
-        )
-        most = most_tokens(request, prompt_tokens, deployment.context_length)
+    def _agree(self, asked: Asked, deployment: Deployment, prompt_tokens: int) -> Terms | None:
+        most = most_tokens(asked.request, prompt_tokens, deployment.context_length)
         self._limits.admit_tokens(most)
         return agree(
             self._session,
             self._tenant_id,
             deployment,
-            self._offer(version),
-            request.budget,
+            self._versions.offer(deployment),
+            asked.request.budget,
             prompt_tokens=prompt_tokens,
             output_tokens=most - prompt_tokens,
         )
@@ -182,17 +142,6 @@ class Intake:
             "traceparent": origin.traceparent,
         }
 
-    def _version(self, model: str) -> "_Version":
-        known = self._versions.get(model)
-        if known is None:
-            known = self._versions[model] = _Version(choose(self._session, model))
-        return known
-
-    def _offer(self, version: "_Version") -> Offer:
-        if version.offer is None:
-            version.offer = offer(self._session, self._tenant_id, version.deployment)
-        return version.offer
-
     def _refuse_past(self, deadline: datetime | None) -> None:
         if deadline is not None and deadline <= self._now:
             raise ValidationFailed("must lie in the future", field="deadline")
@@ -221,18 +170,6 @@ class Intake:
         """How many of the tenant's jobs wait, counted no further than `at_most`."""
         mine = select(true()).where(Job.tenant_id == self._tenant_id, Job.state == JobState.QUEUED)
         return self._session.scalar(select(func.count()).select_from(mine.limit(at_most).subquery())) or 0
-
-
-@dataclass(slots=True)
-class _Version:
-    """Where a model's jobs go, and for what price, once that was asked."""
-
-    decision: RoutingDecision
-    offer: Offer | None = None
-
-    @property
-    def deployment(self) -> Deployment:
-        return self.decision.deployment
 
 
 def most_tokens(request: JobRequest, prompt_tokens: int, context_length: int) -> int:

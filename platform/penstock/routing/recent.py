@@ -5,27 +5,26 @@ from collections.abc import Callable
 from typing import Final
 
 from penstock.db import Database
-from penstock.registry.models import Deployment
-from penstock.routing.services import choose
+from penstock.routing.services import Route, find
 
 _REMEMBERED_SECONDS: Final = 1.0
 _MOST_MODELS: Final = 1000
 
 
 class RecentRoutes:
-    """Remembers the version that each model's jobs last went to. Any thread may call."""
+    """Remembers the versions that each model's jobs last went to. Any thread may call."""
 
     def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
         self._database, self._clock = database, clock
-        self._known: dict[str, tuple[Deployment, float]] = {}
+        self._known: dict[str, tuple[Route, float]] = {}
 
-    def of(self, model: str) -> Deployment:
+    def of(self, model: str) -> Route:
         """Where a job that asks for `model` would have gone within the last second. Raises `ModelNotFound`."""
         now = self._clock()
         found, until = self._known.get(model, (None, 0.0))
         if found is None or now >= until:
             with self._database.transaction() as session:
-                found = choose(session, model).deployment
+                found = find(session, model)
             if len(self._known) >= _MOST_MODELS:
                 self._known = {}
             self._known[model] = (found, now + _REMEMBERED_SECONDS)

@@ -26,6 +26,11 @@ class Terms:
     limit: Decimal | None = None
     reserved: Decimal | None = None
 
+    @property
+    def rates(self) -> tuple[str, Decimal, Decimal, Decimal, Decimal]:
+        """The currency, and what is paid for each thing."""
+        return self.currency, self.input, self.cached, self.output, self.device_second
+
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """The terms as the job's row has them."""

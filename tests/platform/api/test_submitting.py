@@ -115,13 +115,13 @@ def test_what_is_remembered_of_routes_is_forgotten_within_a_second(database: Dat
         routes.of("tiny")
     with database.transaction() as session:
         first = make_deployment(session)
-    assert routes.of("tiny").id == first.id
+    assert routes.of("tiny").deployment.id == first.id
     with database.transaction() as session:
         second = make_deployment(session, version="2")
     now[0] += 0.9
-    assert routes.of("tiny").id == first.id
+    assert routes.of("tiny").deployment.id == first.id
     now[0] += 0.2
-    assert routes.of("tiny").id == second.id
+    assert routes.of("tiny").deployment.id == second.id
 
 
 def test_a_job_is_kept_as_it_was_sent(database: Database, caller: Caller, deployment: Deployment) -> None:
