@@ -59,7 +59,7 @@ def is_valid(wanted: Mapping[str, Any] | None, text: str) -> bool | None:
     match wanted:
         case {"type": "json_object"}:
             return _is_json(text, {"type": "object"})
-        case {"type": "json_schema", "json_schema": schema}:
+        case {"type": "json_schema", "schema": schema}:
             return _is_json(text, schema)
         case {"type": "regex", "regex": pattern}:
             return re.fullmatch(pattern, text) is not None
