@@ -286,6 +286,18 @@ class TestWhatIsTold:
         engine.warm_up()
         assert engine.kernels["graphs"] == f"{3 * 2} buckets captured"
 
+    @pytest.mark.usefixtures("references")
+    def test_a_pool_that_moved_is_recorded_anew(self, model: TinyModel) -> None:
+        engine = Engine.from_folder(model.folder, EngineConfig(dtype="float32", kv_pages=8, max_running=2))
+        engine.resize(engine.kv_bytes * 2)
+        assert engine.kernels["graphs"] == "none captured before warm_up"
+        engine.warm_up()
+        before = dict(engine._runner.graphs._recordings)
+        engine.resize(engine.kv_bytes * 2)
+        after = engine._runner.graphs._recordings
+        assert before.keys() == after.keys()
+        assert not {id(each) for each in before.values()} & {id(each) for each in after.values()}
+
     @pytest.mark.parametrize(
         ("settings", "why"),
         [({"graphs": "off"}, "as asked for"), ({"kernels": "torch"}, "its layers run in torch")],

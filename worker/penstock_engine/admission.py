@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from math import isfinite
+from typing import TYPE_CHECKING
 
 from penstock_engine.errors import AlreadyFinished, InvalidRequest, InvalidSampling, PromptTooLong, RequestTooLarge
 from penstock_engine.request import CLASS_RANK, FinishReason, Generation, Request, SamplingParams, Scoring
+
+if TYPE_CHECKING:
+    from penstock_engine.grammar import Grammars
 
 Rule = tuple[str, bool, str]  # a field, whether it is as it must be, and what that is
 MAX_LOGPROBS = 20
@@ -208,3 +212,14 @@ def _bias_holds(sampling: SamplingParams, vocab_size: int) -> bool:
     ids = {token for token, _ in bias}
     in_range = all(0 <= token < vocab_size and -100 <= value <= 100 for token, value in bias)
     return in_range and len(ids) == len(bias) <= MAX_LOGIT_BIAS
+
+
+def grammars_for(tokenizer: str | None, limits: Limits) -> "Grammars":
+    """What compiles grammars, imported only now: an engine without them needs no such package."""
+    if tokenizer is None:
+        raise InvalidSampling("grammar", "must be None: this engine was set up without a tokenizer")
+    try:
+        from penstock_engine.grammar import Grammars
+    except ImportError as missing:
+        raise InvalidSampling("grammar", "must be None where the package llguidance is not installed") from missing
+    return Grammars(tokenizer, limits.vocab_size, limits.eos_ids)

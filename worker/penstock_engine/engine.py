@@ -7,6 +7,7 @@ Where steps overlap, the next one is scheduled and launched first, behind that w
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -14,13 +15,13 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from penstock_engine.admission import Limits, admitted, check_tokens
+from penstock_engine.admission import Limits, admitted, check_tokens, grammars_for
 from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.bisection import isolate, lacks_memory
 from penstock_engine.choices import LiveRequests
 from penstock_engine.config import EngineConfig
 from penstock_engine.determinism import check_determinism
-from penstock_engine.errors import EngineBusy, InvalidRequest, InvalidSampling, QueueFull, ScoringFailed, StepFailed
+from penstock_engine.errors import EngineBusy, InvalidRequest, QueueFull, ScoringFailed, StepFailed
 from penstock_engine.flight import Flight
 from penstock_engine.graphs import GraphPlan
 from penstock_engine.kernel_choice import choose_kernels, loading_device, with_stored_kv
@@ -34,7 +35,7 @@ from penstock_engine.radix_cache import NoCache, PrefixCache, RadixCache
 from penstock_engine.request import FinishReason, Generation, Grammar, Request, SamplingParams, Scoring
 from penstock_engine.runner import ModelRunner
 from penstock_engine.scheduler import Scheduler
-from penstock_engine.sizing import KVShape, context_length, device_of, make_pool, pool_pages, thread_count
+from penstock_engine.sizing import KVShape, context_length, device_of, make_pool, pool_pages, resized, thread_count
 from penstock_engine.stats import EngineStats, StepCounts, StepOutput
 from penstock_engine.tables import RowTables
 from penstock_engine.trace import StepTrace
@@ -59,6 +60,7 @@ class Engine:
         self.config = config
         self.model_config = model.config
         self.max_model_len = max_model_len
+        self._shape = shape
         self._limits = Limits(
             vocab_size=model.config.vocab_size,
             max_model_len=max_model_len,
@@ -96,6 +98,7 @@ class Engine:
         self._grammars: Grammars | None = None  # from the first request that brings one
         self._overlaps = config.overlap == "on" or (config.overlap == "auto" and device.type == "cuda")
         self._flight: Flight | None = None  # launched behind the step that was told last
+        self._pages_to_be: int | None = None  # of the pool, once nothing is in flight
         self._ended_at = -inf  # when that was
         self._arrivals = 0
         self._steps = 0
@@ -176,7 +179,7 @@ class Engine:
 
     def _matcher(self, grammar: Grammar) -> "Matcher":
         if self._grammars is None:
-            self._grammars = _grammars(self.config.tokenizer, self._limits)
+            self._grammars = grammars_for(self.config.tokenizer, self._limits)
         return self._grammars.matcher(grammar)
 
     def abort(self, request_id: str, choice: int | None = None) -> bool:
@@ -193,6 +196,7 @@ class Engine:
         elif dropped:
             self._meter.close_choice(request_id)
         self._drain()
+        self._resize_if_due()
         return dropped
 
     def _forget(self, request_id: str, *, told: bool) -> None:
@@ -212,7 +216,30 @@ class Engine:
         self._scheduler.expire(self._clock(), flight.batch)
         output = self._report(flight)
         self._drain()
+        self._resize_if_due()
         return output
+
+    def resize(self, kv_bytes: int) -> None:
+        """Let K and V take so many bytes; where a step is in flight, once it has ended. Raises InvalidConfig.
+
+        Who runs gives up its pages and is computed again, as after a preemption; cached prefixes are lost. No pool that
+        held the longest request becomes too small for it.
+        """
+        self._pages_to_be = resized(self.config, self._shape, self.max_model_len, kv_bytes, now=self._allocator.total)
+        self._resize_if_due()
+
+    def _resize_if_due(self) -> None:
+        if (pages := self._pages_to_be) is None or self._flight is not None:
+            return
+        self._pages_to_be = None
+        if pages != self._allocator.total:
+            self._resize(pages)
+
+    def _resize(self, pages: int) -> None:
+        self._scheduler.evacuate()
+        self._allocator.resize(pages)
+        self._runner.resize_pool(pages + 1)
+        self._limits = replace(self._limits, pool_tokens=pages * self.config.page_size)
 
     def score(self, tokens: Sequence[int], start: int = 1) -> list[float]:
         """Natural log probabilities of tokens[start:], each given all before it, by one prefill in chunks.
@@ -254,6 +281,11 @@ class Engine:
         """How many more requests could start now; claiming more than that would leave them waiting here."""
         return self._scheduler.free_slots
 
+    @property
+    def kv_bytes(self) -> int:
+        """What the KV pool takes of the device, its null page included."""
+        return (self._allocator.total + 1) * self._shape.page_bytes
+
     def stats(self) -> EngineStats:
         scheduler, free, cached = self._scheduler, self._allocator.free_count, self._cache.evictable_count
         return EngineStats(
@@ -286,7 +318,8 @@ class Engine:
     def _launch_behind(self, flight: Flight) -> Flight | None:
         """The step after `flight`, if it may be launched while that is in flight and there is anything to run."""
         flight.choose()  # what it chooses is read by the next one
-        if not self._overlaps or flight.failed or not flight.batch.generations or not self._scheduler.can_run_ahead:
+        alone = not self._overlaps or flight.failed or not flight.batch.generations or self._pages_to_be is not None
+        if alone or not self._scheduler.can_run_ahead:
             return None
         behind = self._launch()
         return behind if behind.batch.generations else None
@@ -378,14 +411,3 @@ class Engine:
             started=started,
             ended=now,
         )
-
-
-def _grammars(tokenizer: str | None, limits: Limits) -> "Grammars":
-    """What compiles grammars, imported only now: an engine without them needs no such package."""
-    if tokenizer is None:
-        raise InvalidSampling("grammar", "must be None: this engine was set up without a tokenizer")
-    try:
-        from penstock_engine.grammar import Grammars
-    except ImportError as missing:
-        raise InvalidSampling("grammar", "must be None where the package llguidance is not installed") from missing
-    return Grammars(tokenizer, limits.vocab_size, limits.eos_ids)

@@ -176,6 +176,12 @@ class DecodeGraphs:
         self._recordings = {bucket: self._record(recorder, bucket) for bucket in self._plan.buckets}
         self._pool.zero([NULL_PAGE])
 
+    def capture_again(self) -> None:
+        """Record anew what is recorded: the pool lies elsewhere. Raises InvalidConfig."""
+        if self._recordings:
+            self._recordings = {}
+            self.capture()
+
     def takes(self, layout: Layout) -> bool:
         """Whether there is a recording for a step like this."""
         return bool(self._recordings) and layout.decodes and len(layout.rows) <= self._plan.rows[-1]

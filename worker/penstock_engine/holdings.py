@@ -138,6 +138,11 @@ class Holdings:
         generation.node, generation.pages, generation.shared_pages = None, [], 0
         generation.computed_len = generation.settled_len = generation.cached_len = 0
 
+    def forget_cached(self) -> None:
+        """Nobody runs: give up what the tree has, and what was to be zeroed."""
+        self._allocator.give_back(self._cache.evict(self._cache.evictable_count))
+        self.take_dirty()
+
     def forget_copy(self, generation: Generation) -> None:
         """It was made, or will not be."""
         self._let_go(generation.copy_from)

@@ -33,14 +33,32 @@ class KVPool:
         device: torch.device,
     ) -> None:
         self.page_size = page_size
-        heads = (layers, pages, page_size, 2 * kv_heads)
-        data = _zeros((*heads, head_dim), dtype, device)
-        scales = _zeros(heads, SCALE_DTYPE, device) if dtype in LARGEST else None
+        self._layers, self._kv_heads, self._head_dim = layers, kv_heads, head_dim
+        self._dtype, self._device = dtype, device
+        self._pages: list[Tensor]
+        self._slots: list[Tensor]
+        self._page_scales: list[Tensor] | None
+        self._slot_scales: list[Tensor] | None
+        self._moved: list[Tensor]  # what is moved as whole pages; torch indexes no 8-bit floats
+        self._allocate(pages)
+
+    def resize(self, pages: int) -> None:
+        """Another number of pages, all of them zero. What was kept is lost; its memory is given back first."""
+        self._pages, self._slots, self._moved = [], [], []
+        self._page_scales = self._slot_scales = None
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.empty_cache()
+        self._allocate(pages)
+
+    def _allocate(self, pages: int) -> None:
+        heads = (self._layers, pages, self.page_size, 2 * self._kv_heads)
+        data = _zeros((*heads, self._head_dim), self._dtype, self._device)
+        scales = _zeros(heads, SCALE_DTYPE, self._device) if self._dtype in LARGEST else None
         self._pages = list(data.unbind(0))
         self._slots = [layer.flatten(0, 1) for layer in self._pages]
         self._page_scales = None if scales is None else list(scales.unbind(0))
         self._slot_scales = None if scales is None else [layer.flatten(0, 1) for layer in scales]
-        # What is moved as whole pages; torch indexes no 8-bit floats.
         self._moved = [data] if scales is None else [data.view(torch.int8), scales]
 
     def pages(self, layer: int) -> Tensor:

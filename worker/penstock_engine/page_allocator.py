@@ -14,6 +14,15 @@ class PageAllocator:
     """Hands out pages 1 .. `total`, and takes them back."""
 
     def __init__(self, total: int) -> None:
+        self._begin(total)
+
+    def resize(self, total: int) -> None:
+        """Have pages 1 .. `total` from now on. Raises ValueError where any is taken."""
+        if self.free_count < self.total:
+            raise ValueError(f"{self.total - self.free_count} pages are taken, so their number cannot change")
+        self._begin(total)
+
+    def _begin(self, total: int) -> None:
         self.total = total
         self._free = list(range(total, NULL_PAGE, -1))  # a stack: what was freed last is still warm
         self._is_free = bytearray(b"\x01") * (total + 1)

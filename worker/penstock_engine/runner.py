@@ -117,6 +117,12 @@ class ModelRunner:
         self._pool.zero([NULL_PAGE])
 
     @torch.inference_mode()
+    def resize_pool(self, pages: int) -> None:
+        """So many pages from now on, all of them zero, the null page included. Raises InvalidConfig."""
+        self._pool.resize(pages)
+        self.graphs.capture_again()
+
+    @torch.inference_mode()
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         self._pool.copy(pairs)
 

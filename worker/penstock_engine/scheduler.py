@@ -296,11 +296,24 @@ class Scheduler:
         self._holdings.grow(generation)
         return True
 
+    def evacuate(self) -> None:
+        """Preempt all that run and give up what is cached, so that every page is free. Nothing may be in flight."""
+        assert not self._flights, "a step in flight reads pages"
+        for twin in [*self._lent]:
+            self._take_back(twin)
+        for generation in [*self.running]:
+            self._suspend(generation)
+        self._holdings.forget_cached()
+        self.blocked = False
+
     def _preempt(self, generation: Generation, batch: ScheduleBatch) -> None:
+        self._suspend(generation)
+        batch.preempted.append(generation)
+
+    def _suspend(self, generation: Generation) -> None:
         self._leave(generation)
         generation.preemptions += 1
         self.preemptions += 1
-        batch.preempted.append(generation)
         self.waiting.add(generation)
 
     def _append(self, generation: Generation, at: int, samples: StepSamples, batch: ScheduleBatch) -> None:

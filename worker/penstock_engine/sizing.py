@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -66,6 +66,15 @@ def pool_pages(config: EngineConfig, shape: KVShape, max_model_len: int, free: C
     if pages < 1:
         raise InvalidConfig("kv_bytes", f"{memory} bytes hold no two pages of {shape.page_bytes} bytes; give more")
     return pages
+
+
+def resized(config: EngineConfig, shape: KVShape, max_model_len: int, kv_bytes: int, *, now: int) -> int:
+    """Pages in `kv_bytes`, but no fewer than the longest request takes, or `now`, where that is less already.
+
+    Raises InvalidConfig when the bytes hold none.
+    """
+    pages = pool_pages(replace(config, kv_pages=None, kv_bytes=kv_bytes), shape, max_model_len, lambda: kv_bytes)
+    return max(pages, min(-(-max_model_len // config.page_size), now))
 
 
 def host_memory() -> int:
