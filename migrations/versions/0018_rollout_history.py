@@ -21,7 +21,7 @@ def upgrade() -> None:
     op.create_foreign_key(
         op.f("fk_rollout_started_by"), "rollout", "tenant", ["started_by"], ["id"], ondelete="SET NULL"
     )
-    op.create_unique_constraint(op.f("uq_rollout_started_by"), "rollout", ["started_by", "idempotency_key"])
+    op.create_unique_constraint(op.f("uq_rollout_started_by_idempotency_key"), "rollout", ["started_by", "idempotency_key"])
     op.create_table(
         "gate_point",
         *(sa.Column(name, sa.Text(), nullable=False) for name in ("rollout_id", "state")),
@@ -65,7 +65,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     for table in ("rollout_policy", "offline_evaluation", "gate_point"):
         op.drop_table(table)
-    op.drop_constraint(op.f("uq_rollout_started_by"), "rollout")
+    op.drop_constraint(op.f("uq_rollout_started_by_idempotency_key"), "rollout")
     op.drop_constraint(op.f("fk_rollout_started_by"), "rollout", type_="foreignkey")
     for column in ("fingerprint", "idempotency_key", "started_by"):
         op.drop_column("rollout", column)

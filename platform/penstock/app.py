@@ -46,6 +46,8 @@ from penstock.quotas.gate import QuotaGate
 from penstock.quotas.views import routes as quota_routes
 from penstock.registry import hint_views
 from penstock.retention.views import routes as retention_routes
+from penstock.rollouts.views import routes as rollout_routes
+from penstock.rollups.views import routes as metric_routes
 from penstock.routing.recent import RecentRoutes
 from penstock.routing.views import routes as model_routes
 from penstock.services import Services, current_services
@@ -118,8 +120,10 @@ def create_app(
         operator_routes,
         dead_letter_routes,
         worker_routes,
+        metric_routes,
         price_routes,
         calibration_routes,
+        rollout_routes,
     )
     for blueprint in (*apis, hint_views.blueprint(), health.blueprint(), openapi.blueprint()):
         app.register_blueprint(blueprint)
@@ -155,6 +159,7 @@ def make_services(
         tracing=tracing or make_tracing(settings, "web"),
         quotas=QuotaGate(Counters(make_redis(settings, retries=0, timeout=_COUNT_SECONDS)), settings),
         storage=FileStorage.of(settings),
+        rehearsals=Places(1),
     )
 
 

@@ -25,7 +25,8 @@ from penstock.tracing import Tracing
 class Services:
     """The doors of a web process.
 
-    `waiting_places` bounds the requests that hold a thread: streams and `Prefer: wait`.
+    `waiting_places` bounds the requests that hold a thread: streams and `Prefer: wait`; `rehearsals` those that
+    compute for seconds.
     """
 
     settings: Settings
@@ -42,6 +43,7 @@ class Services:
     quotas: QuotaGate
     tracing: Tracing
     storage: FileStorage
+    rehearsals: Places
 
     def stop_streams(self) -> None:
         """End every stream and wait, for shutdown; later ones end at once."""

@@ -51,6 +51,13 @@ class Action(StrEnum):
     DEAD_LETTER_REPLAYED = "dead_letter.replayed"
     DEAD_LETTER_DISCARDED = "dead_letter.discarded"
     WORKER_DRAINED = "worker.drain_requested"
+    ROLLOUT_STARTED = "rollout.started"
+    ROLLOUT_PAUSED = "rollout.paused"
+    ROLLOUT_RESUMED = "rollout.resumed"
+    ROLLOUT_ABORTED = "rollout.aborted"
+    ROLLOUT_ROLLED_BACK = "rollout.rolled_back"
+    ROLLOUT_PROMOTED = "rollout.promoted"
+    ROLLOUT_POLICY_SET = "rollout_policy.set"
     DEPLOYMENT_PLACED = "deployment.placed"
 
 

@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 
 from penstock.auth.audit import Action, Actor, ActorKind, record
 from penstock.auth.models import Tenant
-from penstock.errors import NotFound, TooManyWebhookEndpoints
+from penstock.auth.services import Scope
+from penstock.errors import Forbidden, NotFound, TooManyWebhookEndpoints
 from penstock.events.services import publish
 from penstock.ids import new_id
 from penstock.webhooks.documents import endpoint_document
@@ -29,6 +30,8 @@ MOST_ENDPOINTS: Final = 20
 
 SYSTEM: Final = Actor(ActorKind.SYSTEM, "webhooks", "Penstock", None, ())
 BY_HAND: Final = "disabled by hand"
+OPERATORS_EVENTS: Final = "rollout."
+"""Events of the installation, which only an operator can have sent to an address."""
 
 
 class EndpointEvent(StrEnum):
@@ -78,7 +81,8 @@ class Endpoints:
         self._tenant_id = tenant_id
 
     def create(self, *, url: str, description: str, events: Sequence[str]) -> WebhookEndpoint:
-        """A new endpoint with a secret of its own. Raises `TooManyWebhookEndpoints`."""
+        """A new endpoint with a secret of its own. Raises `TooManyWebhookEndpoints` and `Forbidden`."""
+        self._refuse_operators_events(events)
         # One at a time of each tenant, so that two together do not pass the limit.
         self._session.execute(select(Tenant.id).where(Tenant.id == self._tenant_id).with_for_update(key_share=True))
         if len(list_endpoints(self._session, self._tenant_id)) >= MOST_ENDPOINTS:
@@ -98,8 +102,9 @@ class Endpoints:
         return endpoint
 
     def change(self, endpoint_id: str, change: EndpointChange) -> WebhookEndpoint:
-        """Change it, disable it, or enable it again, which forgives its failures."""
+        """Change it, disable it, or enable it again, which forgives its failures. Raises `Forbidden`."""
         endpoint = self._locked(endpoint_id)
+        self._refuse_operators_events([*(change.events or ()), *(endpoint.events if change.url else ())])
         for name, value in change.columns.items():
             setattr(endpoint, name, value)
         if change.columns:
@@ -141,6 +146,11 @@ class Endpoints:
         owed = Owed(self._tenant_id, EndpointEvent.TEST, endpoint_document(endpoint))
         delivery_id = queue_delivery(self._session, owed, endpoint.url, endpoint_id=endpoint.id)
         return self._session.get_one(WebhookDelivery, delivery_id)
+
+    def _refuse_operators_events(self, events: Sequence[str]) -> None:
+        theirs = [event for event in events if event.startswith(OPERATORS_EVENTS)]
+        if theirs and not self._actor.may(Scope.OPERATOR):
+            raise Forbidden(f"{theirs[0]} is for operators: this needs the scope operator", field="events")
 
     def _locked(self, endpoint_id: str) -> WebhookEndpoint:
         return get_endpoint(self._session, self._tenant_id, endpoint_id, lock=True)

@@ -13,6 +13,7 @@ from penstock.bulk.telling import BulkEvent
 from penstock.db import Database
 from penstock.feedback.services import FEEDBACK_GIVEN
 from penstock.jobs.events import EventType
+from penstock.rollouts.events import RolloutEvent
 from penstock.settings import Settings
 from penstock.webhooks.documents import (
     WebhookDeliveryDetail,
@@ -97,6 +98,7 @@ def test_every_event_can_be_named() -> None:
         *EventType,
         *BatchEvent,
         *BulkEvent,
+        *RolloutEvent,
         EndpointEvent.DISABLED,
         FEEDBACK_GIVEN,
     }
