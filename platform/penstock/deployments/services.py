@@ -31,7 +31,8 @@ from penstock.rollouts.models import UNDER_WAY, Rollout
 class Wanted:
     """A deployment that a worker should have.
 
-    `needed` says that it is to be loaded now: it is warm, jobs wait for it, or it has yet to show that it loads.
+    `needed` says that it is to be loaded now: it is warm, jobs wait for it, it is to take over or in a rollout, or it has
+    yet to show that it loads.
     `traffic` is its share of its model's jobs, 0 to 1.
     """
 
@@ -127,7 +128,13 @@ def _needed(session: Session, deployments: Sequence[Deployment], desired: Mappin
         Deployment.id.in_(cold), select(Job.id).where(Job.deployment_id == Deployment.id, claimable()).exists()
     )
     incoming = select(RoutingPolicy.incoming_id).where(RoutingPolicy.incoming_id.in_(cold))
-    woken: set[str | None] = {*session.scalars(waited_for), *session.scalars(incoming)} if cold else set()
+    rivals = (
+        select(side).where(side.in_(cold), Rollout.state.in_(UNDER_WAY))
+        for side in (Rollout.candidate_id, Rollout.champion_id)
+    )
+    woken: set[str | None] = set()
+    for query in (waited_for, incoming, *rivals) if cold else ():
+        woken |= set(session.scalars(query))
     return {each.id for each in deployments if each.id not in cold or each.id in woken or each.first_ready_at is None}
 
 
