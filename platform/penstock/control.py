@@ -33,6 +33,8 @@ from penstock.metrics import ControlMetrics, serve_metrics
 from penstock.registry.hints import Hints
 from penstock.registry.mlflow_sync import Synchroniser
 from penstock.retention.sweeping import RetentionSweeper
+from penstock.rollouts.controller import Controller
+from penstock.rollups.keeping import RollupKeeper
 from penstock.settings import Settings, variable_name
 from penstock.tracing import make_tracing
 from penstock.webhooks import tasks as webhook_tasks
@@ -58,6 +60,8 @@ def run_control(settings: Settings) -> int:
     companions.start("batches", BatchTender(workshop).run)
     companions.start("bulk", BulkTender(workshop, {**JOB_WORKS, **LETTER_WORKS}).run)
     companions.start("retention", RetentionSweeper(database, redis, settings, metrics).run)
+    companions.start("rollups", RollupKeeper(database).run)
+    companions.start("rollouts", Controller(database, metrics.rollouts).run)
     if settings.mlflow_tracking_uri is not None:
         companions.start("publisher", Publisher(database, settings).run)
         companions.start("synchroniser", Synchroniser(database, settings, Hints(redis)).run)
