@@ -16,15 +16,15 @@ from typing import Final
 import click
 from rich.console import Console
 
+from penstock.cli.demo_model import MODEL, assets, await_model
+from penstock.cli.demo_rollout import rollout
 from penstock.client import Client, Job, Message, Params, TokenEvent, verify_webhook
 from penstock.client.webhooks import WebhookEvent
 from penstock.embedded.errors import EmbeddedError
 from penstock.embedded.platform import Platform
 from penstock.errors import PenstockError
 
-MODEL: Final = "invoice-extractor"
 _PARAMS: Final[Params] = {"temperature": 0.0, "max_tokens": 128}
-_MODEL_SECONDS: Final = 120.0
 _JOB_SECONDS: Final = 120.0
 
 
@@ -79,14 +79,17 @@ class Receiver:
             return self.events.get(job_id)
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--jobs", default=12, show_default=True, type=click.IntRange(8), help="How many invoices to submit.")
 @click.option("--verbose", is_flag=True, help="Tell what each service does while it starts.")
-def demo(jobs: int, verbose: bool) -> None:
+@click.pass_context
+def demo(context: click.Context, jobs: int, verbose: bool) -> None:
     """Start everything on embedded services, run real invoices through it, stop everything.
 
     Some answers are polled, one is watched as a stream, one comes by a signed webhook.
     """
+    if context.invoked_subcommand is not None:
+        return
     console = Console()
     samples = _samples(jobs)
     with tempfile.TemporaryDirectory(prefix="penstock-demo-", ignore_cleanup_errors=True) as folder:
@@ -116,7 +119,7 @@ def _run(console: Console, state_dir: Path, samples: list[Sample], verbose: bool
 
         platform = Platform(
             state_dir,
-            models={MODEL: _assets() / "model"},
+            models={MODEL: assets() / "model"},
             settings={"webhook_allow_loopback": "true", "environment": "demo"},
             report=report,
         )
@@ -124,7 +127,7 @@ def _run(console: Console, state_dir: Path, samples: list[Sample], verbose: bool
             assert platform.bootstrap is not None  # the folder is new
             with Client(platform.url, platform.bootstrap.api_key) as client:
                 status.update(f"Waiting for a worker to load {MODEL}")
-                _await_model(client)
+                await_model(client)
                 console.print(f"The platform is up at {platform.url} after {time.monotonic() - started:.1f} s.")
                 status.stop()
                 outcomes, signed = _submit_all(console, client, samples)
@@ -166,14 +169,6 @@ def _watch(console: Console, client: Client, job: Job) -> Job:
             console.print()
             return event.job
     raise click.ClickException(f"the stream of {job.id} ended without a final event")
-
-
-def _await_model(client: Client) -> None:
-    deadline = time.monotonic() + _MODEL_SECONDS
-    while not any(model.name == MODEL and model.ready for model in client.models()):
-        if time.monotonic() > deadline:
-            raise click.ClickException(f"no worker has loaded {MODEL} within {_MODEL_SECONDS:.0f} seconds")
-        time.sleep(0.1)
 
 
 @contextmanager
@@ -220,7 +215,7 @@ def _milliseconds(job: Job, moment: datetime | None) -> str:
 
 
 def _samples(count: int) -> list[Sample]:
-    folder = _assets() / "samples"
+    folder = assets() / "samples"
     paths = sorted(folder.glob("*.txt"))
     if len(paths) < count:
         raise click.ClickException(f"{folder} holds {len(paths)} invoices: ask for at most so many with --jobs")
@@ -233,7 +228,4 @@ def _answer(path: Path) -> str:
     return answer
 
 
-def _assets() -> Path:
-    """The demo's model and invoices: in a wheel beside the package, in the repository under examples."""
-    packaged = Path(__file__).parent.parent / "_demo"
-    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "examples" / "invoices"
+demo.add_command(rollout)
