@@ -126,6 +126,10 @@ class ModelTokenizer:
         """The text of the whole sequence, without its special tokens."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
+    def spelled(self, token_id: int) -> str:
+        """What one token writes; of one that writes nothing by itself, how the vocabulary spells it."""
+        return self.decode([token_id]) or self._tokenizer.id_to_token(token_id) or ""
+
     def token_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary writes it, or None."""
         return self._tokenizer.token_to_id(token)

@@ -34,6 +34,8 @@ class Parting:
     position: int
     token_id: int
     """What stands there."""
+    probability: float
+    """How likely the candidate finds that."""
     kld: float
     reference: tuple[Likely, ...]
     candidate: tuple[Likely, ...]
@@ -138,7 +140,10 @@ def _rank(place: PromptToken) -> int:
 
 def _parting(position: int, places: Sequence[tuple[PromptToken, PromptToken]], divergences: Sequence[float]) -> Parting:
     one, other = places[position]
-    return Parting(position, one.token_id, divergences[position], _likeliest(one), _likeliest(other))
+    probability = math.exp(other.logprob or 0.0)
+    return Parting(
+        position, one.token_id, round(probability, 6), divergences[position], _likeliest(one), _likeliest(other)
+    )
 
 
 def _likeliest(place: PromptToken) -> tuple[Likely, ...]:
