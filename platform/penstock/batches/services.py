@@ -1,15 +1,14 @@
 """What the web process does with batches: make, read, pause, change, cancel, retry. Takes a session, never commits."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import func, insert, literal, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from penstock.auth.services import Principal
 from penstock.batches.models import Batch, BatchLine
 from penstock.batches.schemas import BatchRequest, BatchRetryRequest, span_of
 from penstock.batches.states import RETRYABLE, RUNNING, BatchState, LineState
@@ -26,6 +25,19 @@ from penstock.jobs.states import JobState
 from penstock.outbox.services import Topic, post
 
 
+class Owner(Protocol):
+    """Whose batch it will be: a program with its key, or a person, who has none. `models` None is all."""
+
+    @property
+    def tenant_id(self) -> str: ...
+
+    @property
+    def key_id(self) -> str | None: ...
+
+    @property
+    def models(self) -> Collection[str] | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Made:
     """A batch. `replayed` when an earlier request with the same key has made it."""
@@ -34,12 +46,12 @@ class Made:
     replayed: bool
 
 
-def create(session: Session, principal: Principal, request: BatchRequest, keyed: KeyedRequest | None) -> Made:
+def create(session: Session, owner: Owner, request: BatchRequest, keyed: KeyedRequest | None) -> Made:
     """A batch over the tenant's file, to be validated next.
 
     Raises `NotFound` for the file, `ValidationFailed` for a deadline in the past, `IdempotencyKeyReused`.
     """
-    file = files.get(session, principal.tenant_id, request.input_file_id, field="input_file_id")
+    file = files.get(session, owner.tenant_id, request.input_file_id, field="input_file_id")
     if file.purpose != Purpose.BATCH:
         raise ValidationFailed(f"{file.id} is a {file.purpose} file; upload the input as one", field="input_file_id")
     values = {
@@ -52,7 +64,7 @@ def create(session: Session, principal: Principal, request: BatchRequest, keyed:
         "output_expires_seconds": request.output_expires_after.seconds if request.output_expires_after else None,
         "expires_at": _end(session, request.completion_window, request.deadline),
     }
-    return _make(session, principal, values, keyed)
+    return _make(session, owner, values, keyed)
 
 
 def get(session: Session, tenant_id: str, batch_id: str) -> Batch:
@@ -111,14 +123,14 @@ def cancel(session: Session, tenant_id: str, batch_id: str) -> Batch:
 
 
 def retry(
-    session: Session, principal: Principal, batch_id: str, request: BatchRetryRequest, keyed: KeyedRequest | None
+    session: Session, owner: Owner, batch_id: str, request: BatchRetryRequest, keyed: KeyedRequest | None
 ) -> Made:
     """A new batch of the lines that failed, expired or were cancelled, so far; `retry_of` names the old one.
 
     Raises `NothingToRetry`, `NotFound` for the input file and `IdempotencyKeyReused`.
     """
-    old = get(session, principal.tenant_id, batch_id)
-    files.get(session, principal.tenant_id, old.input_file_id, field="input_file_id")
+    old = get(session, owner.tenant_id, batch_id)
+    files.get(session, owner.tenant_id, old.input_file_id, field="input_file_id")
     window = request.completion_window or old.completion_window
     values = {
         name: getattr(old, name)
@@ -138,7 +150,7 @@ def retry(
         "state": BatchState.IN_PROGRESS,
         "in_progress_at": func.now(),
     }
-    made = _make(session, principal, values, keyed)
+    made = _make(session, owner, values, keyed)
     if not made.replayed:
         made.batch.total_lines = _take_over(session, old, made.batch, request.custom_ids)
         tell(session, made.batch, BatchEvent.IN_PROGRESS)
@@ -176,18 +188,18 @@ def _waiting(batch: Batch) -> Any:
     )
 
 
-def _make(session: Session, principal: Principal, values: dict[str, Any], keyed: KeyedRequest | None) -> Made:
-    owner = {
+def _make(session: Session, owner: Owner, values: dict[str, Any], keyed: KeyedRequest | None) -> Made:
+    columns = {
         "id": new_id("batch"),
-        "tenant_id": principal.tenant_id,
-        "api_key_id": principal.key_id,
-        "allowed_models": sorted(principal.models) if principal.models is not None else None,
+        "tenant_id": owner.tenant_id,
+        "api_key_id": owner.key_id,
+        "allowed_models": sorted(owner.models) if owner.models is not None else None,
         "idempotency_key": keyed.key if keyed else None,
         "fingerprint": keyed.fingerprint if keyed else None,
     }
     inserted = session.scalars(
         upsert(Batch)
-        .values(**owner, **values)
+        .values(**columns, **values)
         .on_conflict_do_nothing(index_elements=["tenant_id", "idempotency_key"])
         .returning(Batch)
     ).one_or_none()

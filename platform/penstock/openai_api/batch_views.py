@@ -145,24 +145,26 @@ def retry_batch(principal: Principal, headers: RetryHeaders, body: BatchRetryReq
 def read_results(principal: Principal, headers: ResultsHeaders, query: BatchResultsQuery, batch_id: str) -> Response:
     """Read what came of the lines that have finished, in the order in which they did, while the batch goes on."""
     services = current_services()
-    page = _page(services, principal.tenant_id, batch_id, query.after, query.limit)
+    page = page_of(services, principal.tenant_id, batch_id, query.after, query.limit)
     if JSONL in (headers.accept or ""):
-        return Response(_as_lines(services, principal.tenant_id, batch_id, page), mimetype=JSONL)
+        return Response(as_lines(services, principal.tenant_id, batch_id, page), mimetype=JSONL)
     return jsonify({"object": "list", "data": page.results, "has_more": page.has_more, "next": page.next})
 
 
-def _page(services: Services, tenant_id: str, batch_id: str, after: int, limit: int) -> Page:
+def page_of(services: Services, tenant_id: str, batch_id: str, after: int, limit: int) -> Page:
+    """The results behind that position, at most `limit`. Raises `NotFound`."""
     with services.database.transaction() as session:
         batch = batches.get(session, tenant_id, batch_id)
         return Results(session, services.prompts, batch).settled_after(after, limit)
 
 
-def _as_lines(services: Services, tenant_id: str, batch_id: str, page: Page) -> Iterator[bytes]:
+def as_lines(services: Services, tenant_id: str, batch_id: str, page: Page) -> Iterator[bytes]:
+    """The page and all that follow it, as JSON Lines, up to what has finished by then."""
     while True:
         yield b"".join(map(jsonl, page.results))
         if not page.has_more:
             return
-        page = _page(services, tenant_id, batch_id, page.next, LINES_AT_ONCE)
+        page = page_of(services, tenant_id, batch_id, page.next, LINES_AT_ONCE)
 
 
 def _answer(work: Callable[[Session], Batch]) -> Response:

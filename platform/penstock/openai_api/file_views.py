@@ -108,11 +108,15 @@ def delete_file(principal: Principal, file_id: str) -> Response:
 )
 def get_file_content(principal: Principal, headers: RangeHeaders, file_id: str) -> Response:  # noqa: ARG001 - werkzeug reads the range
     """Download a file, or a part of it."""
-    file = _found(principal, file_id)
+    return content_of(_found(principal, file_id))
+
+
+def content_of(file: File) -> Response:
+    """The file's bytes, or the part of them that the request's `Range` names. Raises `NotFound` when they are gone."""
     try:
         opened = current_services().storage.open(file.key)
     except FileNotFoundError:
-        raise NotFound(f"no file {file_id!r}", field="id") from None
+        raise NotFound(f"no file {file.id!r}", field="id") from None
     response = Response(FileWrapper(opened, CHUNK_BYTES), mimetype=file.content_type, direct_passthrough=True)
     response.call_on_close(opened.close)
     response.content_length = file.bytes or 0

@@ -17,6 +17,7 @@ from penstock.jobs.models import Job
 from penstock.jobs.params import asked_for
 from penstock.jobs.schemas import JobRequest
 from penstock.jobs.states import JobClass
+from penstock.portal.fields import sentence
 from penstock.problems import explain_validation
 
 NUMBERS: Final = (
@@ -136,8 +137,7 @@ def _json(text: str) -> Any:
 def _sentence(problem: Mapping[str, str]) -> str:
     if problem["field"] in NUMBERS and problem["message"].startswith("has the wrong type"):
         return "Write a whole number." if "integer" in problem["expected"] else "Write a number."
-    text = "; ".join(part for part in (problem["message"], problem.get("expected", "")) if part)
-    return f"{text[:1].upper()}{text[1:]}."
+    return sentence(problem)
 
 
 def _put(body: dict[str, Any], name: str, value: Any) -> None:

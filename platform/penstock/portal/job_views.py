@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import re
-from typing import Any, Final
+from typing import Any
 
 from flask import Blueprint, Response, flash, redirect, render_template, request, url_for
 from pydantic import ValidationError
@@ -23,6 +22,7 @@ from penstock.jobs.sse import stream_response
 from penstock.jobs.states import JobClass, JobState
 from penstock.jobs.views import announce
 from penstock.logs import get_logger
+from penstock.portal import wording
 from penstock.portal.forms import JobForm
 from penstock.portal.guard import check_form, current_user, guard, tenant_id
 from penstock.portal.listing import PAGE_SIZE, SPANS, Listing
@@ -35,7 +35,6 @@ blueprint = Blueprint("portal_jobs", __name__, url_prefix="/jobs")
 blueprint.before_request(check_form)
 blueprint.before_request(guard)
 log = get_logger(__name__)
-_NUMBER_LIST: Final = re.compile(r"\[\n\s+(-?[\d.e+-]+(?:,\n\s+-?[\d.e+-]+)*)\n\s+\]")
 
 
 @blueprint.get("")
@@ -134,7 +133,7 @@ def raw(job_id: str) -> Response:
     """The job's document as the API gives it."""
     with current_services().database.transaction() as session:
         document = job_document(jobs.get(session, tenant_id(), job_id))
-    return Response(_as_text(document), mimetype="application/json")
+    return Response(wording.as_json(document), mimetype="application/json")
 
 
 @blueprint.post("/<job_id>/cancel")
@@ -199,7 +198,7 @@ def _shown(job_id: str) -> dict[str, Any]:
         "final": JobState(page.job.state).final,
         "curl": as_curl(request_body(page.job), address()),
         "python": as_python(request_body(page.job), address()),
-        "document": _as_text(job_document(page.job)),
+        "document": wording.as_json(job_document(page.job)),
         "answers": _structured_answers(page),
         "seen": _digest(f"{page.job.last_event} {page.job.first_token_at} {page.waiting and page.waiting.sentences}"),
     }
@@ -231,14 +230,8 @@ def _structured_answers(page: JobPage) -> list[str]:
         except ValueError:
             continue
         if isinstance(answer, dict | list):
-            laid_out.append(_as_text(answer))
+            laid_out.append(wording.as_json(answer))
     return laid_out
-
-
-def _as_text(document: Any) -> str:
-    """JSON for reading: indented, but each list of numbers on one line."""
-    text = json.dumps(document, indent=2, ensure_ascii=False)
-    return _NUMBER_LIST.sub(lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
 
 
 def _digest(text: str) -> str:

@@ -7,22 +7,17 @@ from flask import Flask, Response, abort, current_app, render_template, request
 from flask_wtf.csrf import CSRFError
 
 from penstock.errors import SettingsError
-from penstock.portal import account_views, bulk_views, job_views, wording
+from penstock.portal import wording
 from penstock.portal.assets import Asset, Assets, web_folder
 from penstock.portal.guard import csrf, current_user
 from penstock.portal.navigation import sections_for
+from penstock.portal.pages import PAGES
 from penstock.portal.throttle import SignInThrottle
 from penstock.settings import Settings, variable_name
 
 _SESSION_DAYS: Final = 14
 _YEAR_SECONDS: Final = 31_536_000
 _THEMES: Final = ("light", "dark")
-_PAGES: Final = (
-    account_views.blueprint,
-    bulk_views.blueprint,
-    job_views.blueprint,
-)
-
 # Nothing inline, nothing from elsewhere: text of a model that is taken for markup by mistake still cannot act.
 _PAGE_HEADERS: Final = {
     "Content-Security-Policy": (
@@ -50,7 +45,7 @@ def register(app: Flask) -> None:
     app.add_url_rule("/assets/<digest>/<path:name>", "portal_asset", lambda digest, name: _serve(assets, digest, name))
     app.register_error_handler(CSRFError, _on_csrf_error)
     app.after_request(_protect_page)
-    for blueprint in _PAGES:
+    for blueprint in PAGES:
         blueprint.template_folder = str(folder / "templates")
         app.register_blueprint(blueprint)
     if settings.oidc_issuer is not None:

@@ -1,6 +1,7 @@
 """Figures and facts in words that people read: durations, counts, why a version serves a job, what an event says."""
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -14,6 +15,7 @@ from penstock.registry.models import LANE_ID
 from penstock.webhooks.models import WebhookAttempt
 
 _STEP: Final = 1000
+_NUMBER_LIST: Final = re.compile(r"\[\n\s+(-?[\d.e+-]+(?:,\n\s+-?[\d.e+-]+)*)\n\s+\]")
 _OUTCOMES: Final[Mapping[str, str]] = {
     RunOutcome.FINISHED: "Finished",
     RunOutcome.CRASHED: "Engine crashed",
@@ -107,6 +109,12 @@ def size(count: int | None) -> str:
 def count(number: int, one: str, many: str | None = None) -> str:
     """`1 job`, `12,000 jobs`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def as_json(document: Any) -> str:
+    """JSON for reading: indented, but each list of numbers on one line."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    return _NUMBER_LIST.sub(lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
 
 
 def of_class(job: Job) -> str:

@@ -46,7 +46,7 @@ OPERATORS = "/v1/admin/"
 OF_THE_INSTALLATION = {"letter_id": "dlt_any", "worker_id": "wrk_any"}
 """What those routes name that is no tenant's; whether it is there, no tenant's key learns."""
 
-PORTAL = "/jobs"
+PORTAL = ("/jobs", "/playground", "/batches", "/files", "/keys", "/webhooks", "/usage")
 """Routes of signed-in people; all others need a key."""
 
 THINGS = (
@@ -82,9 +82,9 @@ BODIES: Mapping[tuple[str, str], Any] = {
 }
 """What is sent where a body is needed."""
 
-OWN_TESTS = {("POST", "/v1/files"), ("POST", "/v1/batches"), ("GET", "/v1/calibration")}
+OWN_TESTS = {("POST", "/v1/files"), ("POST", "/v1/batches"), ("GET", "/v1/calibration"), ("POST", "/files")}
 """What needs a form, a query, or a file of the sender's: `tests/platform/files` tries them as a stranger, and
-`tests/platform/compressions`."""
+`tests/platform/compressions`; a page that takes a file in names none."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def routes(app: Flask, which: Callable[[str], bool]) -> list[Route]:
 
 
 def needs_a_key(rule: str) -> bool:
-    return rule not in OPEN | MODELS and not rule.startswith((PORTAL, OPERATORS))
+    return rule not in OPEN | MODELS and not rule.startswith((*PORTAL, OPERATORS))
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_every_route_is_sorted(app: Flask) -> None:
 
     assert rules >= OPEN
     for rule in rules - OPEN:
-        assert rule.startswith(("/v1/", f"{PORTAL}")), f"{rule}: say in this test who may see it"
+        assert rule.startswith(("/v1/", *PORTAL)), f"{rule}: say in this test who may see it"
 
 
 def test_every_route_of_the_api_needs_a_key(app: Flask, caller: Caller, belongings: Belongings) -> None:
@@ -252,13 +252,15 @@ def test_pages_of_another_tenant_are_not_there(
     before = what_there_is(caller, belongings)
     app.config["WTF_CSRF_METHODS"] = set()  # another test holds the form token; here it would hide what comes after
     for route in routes(app, lambda rule: rule.startswith(PORTAL)):
+        if (route.method, route.rule) in OWN_TESTS:
+            continue
         answer = browser.open(route.path(belongings.ids), method=route.method, headers={"Accept": "text/html"})
         if route.arguments:
             assert answer.status_code == 404, route
             continue
         assert answer.status_code in (200, 422), route
         assert belongings.hidden_from(answer.text), route
-    assert browser.get(f"{PORTAL}/new?from={belongings.job_id}").status_code == 404
+    assert browser.get(f"/jobs/new?from={belongings.job_id}").status_code == 404
 
     assert what_there_is(caller, belongings) == before
 

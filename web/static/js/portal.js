@@ -5,6 +5,7 @@ import { serveCompose } from "./compose.js";
 import { serveCopyButtons, serveDialogs, serveSubmittingSelects, serveTabs, serveThemeToggle } from "./controls.js";
 import { keepFoldsOpen } from "./folds.js";
 import { serveToasts } from "./toasts.js";
+import { serveUpload } from "./upload.js";
 
 serveThemeToggle();
 serveCopyButtons();
@@ -16,3 +17,4 @@ keepFoldsOpen();
 keepTime();
 document.querySelectorAll("form[data-compose]").forEach(serveCompose);
 document.querySelectorAll("[data-stream]").forEach(followLiveJob);
+document.querySelectorAll("[data-upload]").forEach(serveUpload);
