@@ -248,6 +248,11 @@ class Settings(MlflowSettings):
         description="How long a worker with free slots may take none of the jobs that wait before it restarts itself",
     )
     model_poll_seconds: float = Field(default=2.0, gt=0, description="How often MLflow's aliases are read")
+    registry_hand_moves: Literal["honour", "revert"] = Field(
+        default="honour",
+        description="What follows when somebody moves or removes the alias champion in MLflow: jobs follow it and a "
+        "rollout of the model ends, or the alias is set back",
+    )
     registry_webhook_secret: SecretStr | None = Field(
         default=None,
         min_length=16,

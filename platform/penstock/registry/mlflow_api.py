@@ -74,12 +74,12 @@ class MlflowApi:
 
     def model(self, name: str) -> RegistryModel:
         """The model without its versions. Raises `ModelNotFound`."""
-        answer = self._ask("GET", "registered-models/get", params={"name": name})
+        answer = self.ask("GET", "registered-models/get", params={"name": name})
         return _model(answer["registered_model"])
 
     def version(self, name: str, number: str) -> RegistryVersion:
         """One version. Raises `ModelNotFound`."""
-        answer = self._ask("GET", "model-versions/get", params={"name": name, "version": number})
+        answer = self.ask("GET", "model-versions/get", params={"name": name, "version": number})
         return _version(answer["model_version"])
 
     def versions(self, name: str) -> list[RegistryVersion]:
@@ -94,7 +94,12 @@ class MlflowApi:
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Move the alias to the version. Raises `ModelNotFound` or `ValidationFailed`."""
-        self._ask("POST", "registered-models/alias", json={"name": name, "alias": alias, "version": version})
+        self.ask("POST", "registered-models/alias", json={"name": name, "alias": alias, "version": version})
+
+    def set_tag(self, name: str, version: str, key: str, value: str) -> None:
+        """Set a tag of a version. Raises `ModelNotFound`."""
+        body = {"name": name, "version": version, "key": key, "value": value}
+        self.ask("POST", "model-versions/set-tag", json=body)
 
     def set_webhook(self, url: str, *, secret: str, events: Sequence[tuple[str, str]]) -> None:
         """Have MLflow tell `url` of these events (entity, action), signed; one webhook for a URL, made or made anew.
@@ -105,13 +110,13 @@ class MlflowApi:
         body = {"name": "penstock", "url": url, "events": named, "secret": secret, "status": "ACTIVE"}
         known = next((each for each in self._pages("webhooks", "webhooks", {}) if each["url"] == url), None)
         if known is None:
-            self._ask("POST", "webhooks", json=body)
+            self.ask("POST", "webhooks", json=body)
         else:
-            self._ask("PATCH", f"webhooks/{known['webhook_id']}", json=body)
+            self.ask("PATCH", f"webhooks/{known['webhook_id']}", json=body)
 
     def ping(self) -> None:
         """Raise `ServiceUnavailable` when the registry does not answer."""
-        self._ask("GET", "registered-models/search", params={"max_results": 1})
+        self.ask("GET", "registered-models/search", params={"max_results": 1})
 
     def _with_followed(self, document: dict[str, Any], between: Callable[[], None]) -> RegistryModel:
         model = _model(document)
@@ -126,13 +131,17 @@ class MlflowApi:
     def _pages(self, call: str, member: str, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
         page = {"max_results": _PAGE} | query
         while True:
-            answer = self._ask("GET", call, params=page)
+            answer = self.ask("GET", call, params=page)
             yield from answer.get(member, [])
             if not answer.get("next_page_token"):
                 return
             page["page_token"] = answer["next_page_token"]
 
-    def _ask(self, method: str, call: str, **request: Any) -> dict[str, Any]:
+    def ask(self, method: str, call: str, **request: Any) -> dict[str, Any]:
+        """One call of MLflow's REST API, such as `runs/create`.
+
+        Raises `ModelNotFound` for what is not there, `ValidationFailed` for what is refused, and `ServiceUnavailable`.
+        """
         try:
             answer = self._http.request(method, f"api/2.0/mlflow/{call}", **request)
         except httpx.HTTPError as error:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -19,7 +19,9 @@ from penstock.errors import ModelNotFound, ServiceUnavailable, ValidationFailed
 from penstock.logs import get_logger
 from penstock.registry.hints import EVENTS, PATH, Hints
 from penstock.registry.mlflow_api import MlflowApi
+from penstock.registry.models import RoutingPolicy
 from penstock.registry.reconcile import reconcile
+from penstock.registry.telling import tell_mlflow
 from penstock.settings import Settings
 
 _ELECTION: Final = 0x70656E73_746F636B  # a number of our own among PostgreSQL's advisory locks
@@ -53,6 +55,7 @@ class Synchroniser:
         self._database, self._poll_seconds, self._hints = database, settings.model_poll_seconds, hints
         self._webhook = _Webhook.of(settings)
         self._longest = settings.engine_max_model_len
+        self._revert = settings.registry_hand_moves == "revert"
         self._mlflow = MlflowApi(settings) if settings.mlflow_tracking_uri is not None else None
         self.failures = 0
 
@@ -88,11 +91,39 @@ class Synchroniser:
         with self.elected() as session:
             if session is None:
                 return False
+            self._ask_for_hints()
+            written = self._write_aliases(session)
             # Read while elected: what is read later can never be overwritten by what was read earlier.
             models = self._mlflow.models(between=lambda: _keep_alive(session))
-            reconcile(session, models, longest=self._longest)
-            self._ask_for_hints()
+            reconcile(session, models, longest=self._longest, written=written, revert=self._revert)
+        self._tell()
         return True
+
+    def _write_aliases(self, session: Session) -> dict[str, str]:
+        """Set the alias `champion` where a route has moved before it; the versions by model.
+
+        A process that dies before it has written that down does it again. What MLflow refuses is tried again, too.
+        """
+        assert self._mlflow is not None
+        pending = select(RoutingPolicy.model_name, RoutingPolicy.alias_to).where(RoutingPolicy.alias_to.is_not(None))
+        written: dict[str, str] = {}
+        for name, version in session.execute(pending).all():
+            _keep_alive(session)
+            try:
+                self._mlflow.set_alias(name, "champion", version)
+            except (ModelNotFound, ValidationFailed) as error:
+                log.warning("registry.alias_refused", model=name, version=version, reason=error.message)
+            else:
+                written[name] = version
+                log.info("registry.alias_set", model=name, version=version)
+        return written
+
+    def _tell(self) -> None:
+        """Write rollouts' decisions to the versions in MLflow that they are about."""
+        assert self._mlflow is not None
+        with self.elected() as session:
+            if session is not None:
+                tell_mlflow(session, self._mlflow)
 
     def _ask_for_hints(self) -> None:
         """Have MLflow tell us of changes, once in this process's life; where it does not, we read by the clock."""

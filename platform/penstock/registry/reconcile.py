@@ -1,6 +1,8 @@
 """Bringing our tables to what MLflow's aliases say: deployments, routes, and which versions workers should host.
 
-Runs in one transaction of the one process that was elected. Nothing here asks MLflow.
+Runs in one transaction of the one process that was elected. Nothing here asks MLflow. Rollouts and routes are locked
+before they are read, in the order in which rollouts' own moves lock them: a promotion that commits meanwhile is seen,
+not overwritten.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,6 +16,7 @@ from penstock.ids import new_id
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
 from penstock.logs import get_logger
+from penstock.registry.hand_moves import kept_hosted, lock_rollouts, note_gone, note_hand_move
 from penstock.registry.hosting_services import live_hostings
 from penstock.registry.mlflow_api import RegistryModel, RegistryVersion
 from penstock.registry.models import LANE_ID, Deployment, Hosting, RoutingPolicy
@@ -32,23 +35,50 @@ class Named:
     problem: str | None = None
 
 
-def reconcile(session: Session, models: Sequence[RegistryModel], *, longest: int | None = None) -> None:
+def reconcile(
+    session: Session,
+    models: Sequence[RegistryModel],
+    *,
+    longest: int | None = None,
+    written: Mapping[str, str] | None = None,
+    revert: bool = False,
+) -> None:
     """Make deployments, routing policies and deployment states follow the registry.
 
-    `longest` is the longest context that workers serve, in tokens; None is each model's own.
+    `longest` is the longest context that workers serve, in tokens; None is each model's own. `written` are the
+    versions, by model, that the alias `champion` was set to for us just before it was read. With `revert` an alias
+    that somebody else has moved is to be set back.
     """
-    policies = {policy.model_name: policy for policy in session.scalars(select(RoutingPolicy))}
+    lock_rollouts(session)
+    policies = {policy.model_name: policy for policy in session.scalars(_LOCKED_ROUTES)}
     hostings = _by_deployment(live_hostings(session))
     wanted: set[str] = set()
     for model in models:
         policy = policies.pop(model.name, None)
         if model.followed or policy is not None:
-            wanted |= _follow(session, model, policy or _new_policy(session, model.name), hostings, longest)
+            policy = policy or _new_policy(session, model.name)
+            _settle(policy, (written or {}).get(model.name))
+            wanted |= _follow(session, model, policy, hostings, longest, revert=revert)
     for policy in policies.values():
+        note_gone(session, policy)
         _set_route(policy, Route(None, None, "the model is gone from MLflow"))
-        policy.challenger_id = None
+        policy.challenger_id, policy.alias_to = None, None
     session.flush()
-    _set_states(session, wanted)
+    _set_states(session, wanted | kept_hosted(session))
+
+
+_LOCKED_ROUTES = (
+    select(RoutingPolicy)
+    .order_by(RoutingPolicy.model_name)
+    .with_for_update(key_share=True)
+    .execution_options(populate_existing=True)
+)
+
+
+def _settle(policy: RoutingPolicy, written: str | None) -> None:
+    """The alias was written as the route wants it; what was read since is what somebody wants."""
+    if written is not None and policy.alias_to == written:
+        policy.alias_to = None
 
 
 def _follow(
@@ -57,14 +87,19 @@ def _follow(
     policy: RoutingPolicy,
     hostings: Mapping[str, Sequence[Hosting]],
     longest: int | None,
+    *,
+    revert: bool,
 ) -> set[str]:
     """Route one model; answers with the deployments that workers should host for it."""
     champion = _named(session, model.followed.get("champion"), longest)
     challenger = _named(session, model.followed.get("challenger"), longest)
+    if policy.alias_to is None and champion.problem is None:
+        note_hand_move(session, policy, champion.deployment, revert=revert)
     served = session.get(Deployment, policy.champion_id) if policy.champion_id else None
+    awaited = session.get(Deployment, policy.incoming_id) if policy.incoming_id else None
     candidates = {
         deployment.id: candidate_of(deployment, hostings.get(deployment.id, ()))
-        for deployment in (champion.deployment, challenger.deployment, served)
+        for deployment in (champion.deployment, challenger.deployment, served, awaited)
         if deployment is not None
     }
     route = _route(policy, candidates, champion)
@@ -76,6 +111,9 @@ def _follow(
 
 
 def _route(policy: RoutingPolicy, candidates: Mapping[str, Candidate], champion: Named) -> Route:
+    if policy.alias_to is not None:
+        waits = f"the alias champion is to be set to version {policy.alias_to} in MLflow"
+        return Route(policy.champion_id, policy.incoming_id, waits)
     if champion.problem is not None:
         return Route(policy.champion_id, None, f"{champion.problem}; the alias champion is not followed there")
     if champion.deployment is None:

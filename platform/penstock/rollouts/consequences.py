@@ -18,20 +18,26 @@ from penstock.rollouts.gates import GATES
 from penstock.rollouts.models import Rollout
 from penstock.rollouts.policy import Policy, StartedJobs
 from penstock.rollouts.rerouting import Rerouted, Way, reroute
-from penstock.rollouts.states import Position, State, stage, touched
+from penstock.rollouts.states import Move, Position, State, stage, touched
 from penstock.routing.succession import Candidate, Readiness
 
 ENDS: Final = (State.REJECTED, State.ROLLED_BACK, State.ABORTED)
 NOT_READY: Final = "no live worker has the candidate ready"
 
 
-def follow_through(session: Session, rollout: Rollout, before: Position, after: Position, policy: Policy) -> Rerouted:
-    """Do what the move from `before` to `after` means. Answers with the jobs that were sent to the champion."""
+def follow_through(session: Session, rollout: Rollout, how: Move, before: Position, policy: Policy) -> Rerouted:
+    """Do what the move means that led from `before` to where the rollout stands now.
+
+    Answers with the jobs that were sent to the champion.
+    """
+    after = rollout.position
     route = _locked_route(session, rollout.model_name)
     _change_gates(session, rollout, before, after, policy)
     open_share(session, rollout, policy)
     if after.state is State.PROMOTED:
-        _promote(session, rollout, route, policy)
+        _keep_warm(session, rollout, policy)
+    if after.state is State.PROMOTED and how is not Move.ADOPT:  # there the alias was first, and the route follows it
+        _point(session, route, rollout.candidate_id, f"rollout {rollout.id} promoted it")
     if after.state not in ENDS:
         return Rerouted()
     if before.state is State.PROMOTED:
@@ -76,13 +82,10 @@ def _change_gates(session: Session, rollout: Rollout, before: Position, after: P
         GATES[entered].begin(session, rollout, policy)
 
 
-def _promote(session: Session, rollout: Rollout, route: RoutingPolicy, policy: Policy) -> None:
-    """The very next submit goes to the candidate. MLflow hears of it from the synchroniser."""
-    old = session.get_one(Deployment, rollout.champion_id)
-    old.keep_warm_until = session.scalars(
-        select(func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, policy.keep_warm))
-    ).one()
-    _point(session, route, rollout.candidate_id, f"rollout {rollout.id} promoted it")
+def _keep_warm(session: Session, rollout: Rollout, policy: Policy) -> None:
+    """The old version stays hosted, so that the promotion can be taken back in one step."""
+    until = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, policy.keep_warm)
+    session.get_one(Deployment, rollout.champion_id).keep_warm_until = session.scalars(select(until)).one()
 
 
 def _take_back(session: Session, rollout: Rollout, route: RoutingPolicy) -> None:
@@ -97,6 +100,7 @@ def _point(session: Session, route: RoutingPolicy, deployment_id: str, why: str)
     version = _version(session, deployment_id)
     route.champion_id, route.incoming_id, route.alias_to = deployment_id, None, version
     route.champion_since = session.scalars(select(func.clock_timestamp())).one()
+    # MLflow hears of it from the synchroniser.
     route.reason = f"version {version} serves: {why}"
     session.flush()
 

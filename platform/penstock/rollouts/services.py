@@ -64,7 +64,7 @@ def start(
     ).one_or_none()
     if created is None:
         raise AlreadyExists(f"a rollout of {model_name} is under way; wait for its end, or abort it", field="model")
-    follow_through(session, created, START, entered, policy)
+    follow_through(session, created, Move.START, START, policy)
     record(session, created, Move.START, START, actor, reason=reason)
     return created
 
@@ -207,7 +207,7 @@ def _move(session: Session, rollout: Rollout, policy: Policy, how: Move, actor: 
     if after.state.gate and stage(after) is not stage(before):
         rollout.stage_started_at = rollout.entered_at
     session.flush()
-    rerouted = follow_through(session, rollout, before, after, policy)
+    rerouted = follow_through(session, rollout, how, before, policy)
     record(session, rollout, how, before, actor, rerouted=rerouted, **told)
 
 

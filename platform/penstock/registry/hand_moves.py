@@ -1,0 +1,95 @@
+"""Aliases that somebody moves in MLflow: an operator's decision, written down; followed, or else set back.
+
+MLflow says neither who moved an alias nor from where. What names another version than jobs go to, or wait for, and was
+not set by us, was moved by hand.
+"""
+
+from typing import Final
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from penstock.auth.audit import Actor, ActorKind
+from penstock.logs import get_logger
+from penstock.registry.models import Deployment, RoutingPolicy
+from penstock.rollouts import services as rollouts
+from penstock.rollouts.ledger import record_by_hand
+from penstock.rollouts.models import UNDER_WAY, Rollout
+
+MLFLOW: Final = Actor(ActorKind.SYSTEM, "mlflow", "somebody in MLflow", None, ())
+MOVED: Final = "alias_moved"
+REMOVED: Final = "alias_removed"
+SET_BACK: Final = "alias_set_back"
+log = get_logger(__name__)
+
+
+def lock_rollouts(session: Session) -> None:
+    """Lock all rollouts that are under way, before any route: whoever moves one locks them in this order."""
+    session.execute(
+        select(Rollout.id).where(Rollout.state.in_(UNDER_WAY)).order_by(Rollout.id).with_for_update(key_share=True)
+    )
+
+
+def note_hand_move(session: Session, policy: RoutingPolicy, named: Deployment | None, *, revert: bool) -> None:
+    """Write down that the alias `champion` names another version (or none) than it did, and what follows from that.
+
+    With `revert` it is to be set back, and nothing else happens; a model that had no version yet takes its first one.
+    """
+    last_id = policy.incoming_id or policy.champion_id
+    if (named.id if named else None) == last_id:
+        return
+    last = session.get(Deployment, last_id) if last_id else None
+    # One number with other files is a model that was registered anew: there is nothing to set back to.
+    if revert and last is not None and _version(named) != last.model_version:
+        _set_back(session, policy, last, named)
+        return
+    move, told = (MOVED, f"moved to version {named.model_version}") if named else (REMOVED, "removed")
+    _record(session, policy, move, (_version(last), _version(named)), f"the alias champion was {told} in MLflow")
+    _end_rollout(session, policy, named, f"the alias champion was {told} in MLflow")
+
+
+def note_gone(session: Session, policy: RoutingPolicy) -> None:
+    """Write down that the model, which had a version, was deleted."""
+    last_id = policy.incoming_id or policy.champion_id
+    if last_id is None:
+        return
+    version = session.get_one(Deployment, last_id).model_version
+    _record(session, policy, REMOVED, (version, None), "the model was deleted in MLflow")
+    _end_rollout(session, policy, None, "the model was deleted in MLflow")
+
+
+def kept_hosted(session: Session) -> set[str]:
+    """What workers should host whatever aliases say: both versions of a rollout, and those that are kept warm."""
+    both = select(Rollout.candidate_id, Rollout.champion_id).where(Rollout.state.in_(UNDER_WAY))
+    warm = select(Deployment.id).where(Deployment.keep_warm_until > func.clock_timestamp())
+    return {identity for row in session.execute(both) for identity in row} | set(session.scalars(warm))
+
+
+def _set_back(session: Session, policy: RoutingPolicy, kept: Deployment, named: Deployment | None) -> None:
+    policy.alias_to = kept.model_version
+    told = f"moved to version {named.model_version}" if named else "removed"
+    reason = f"the alias champion was {told} in MLflow, and is set back: PENSTOCK_REGISTRY_HAND_MOVES is revert"
+    _record(session, policy, SET_BACK, (_version(named), kept.model_version), reason)
+
+
+def _end_rollout(session: Session, policy: RoutingPolicy, named: Deployment | None, reason: str) -> None:
+    """A rollout against a version that is champion no longer proves nothing any more."""
+    mine = select(Rollout).where(Rollout.model_name == policy.model_name, Rollout.state.in_(UNDER_WAY))
+    rollout = session.scalars(mine.execution_options(populate_existing=True)).one_or_none()
+    if rollout is None:
+        return
+    if named is not None and named.id == rollout.candidate_id:
+        rollouts.adopt(session, rollout, MLFLOW, reason)
+    else:
+        rollouts.abort(session, rollout.id, MLFLOW, reason)
+
+
+def _record(
+    session: Session, policy: RoutingPolicy, move: str, versions: tuple[str | None, str | None], reason: str
+) -> None:
+    record_by_hand(session, policy.model_name, move, versions, MLFLOW, reason)
+    log.info(f"routing.{move}", model=policy.model_name, versions=versions)
+
+
+def _version(deployment: Deployment | None) -> str | None:
+    return deployment.model_version if deployment is not None else None
