@@ -54,6 +54,8 @@ FILES = [
         "files/geist-mono-latin-wght-normal.woff2",
         "web/static/vendor/geist-mono.woff2",
     ),
+    Vendored("uplot@1.6.32", "MIT", "dist/uPlot.esm.js", "web/static/vendor/uplot.js"),
+    Vendored("uplot@1.6.32", "MIT", "LICENSE", "web/static/vendor/LICENSE.uplot.txt"),
     Vendored("htmx.org@2.0.11", "0BSD", "LICENSE", "web/static/vendor/LICENSE.htmx.txt"),
     Vendored("@fontsource-variable/geist@5.3.0", "OFL-1.1", "LICENSE", "web/static/vendor/LICENSE.geist.txt"),
     Vendored("@fontsource-variable/geist-mono@5.3.0", "OFL-1.1", "LICENSE", "web/static/vendor/LICENSE.geist-mono.txt"),

@@ -1,6 +1,7 @@
 // What every page of the portal loads. Each part looks for the elements that it serves and leaves the others alone.
 import { followLiveJob } from "./live-job.js";
 import { keepTime } from "./clock.js";
+import { serveCharts } from "./charts.js";
 import { serveCompose } from "./compose.js";
 import { serveCopyButtons, serveDialogs, serveSubmittingSelects, serveTabs, serveThemeToggle } from "./controls.js";
 import { keepFoldsOpen } from "./folds.js";
@@ -15,6 +16,7 @@ serveTabs();
 serveToasts();
 keepFoldsOpen();
 keepTime();
+serveCharts();
 document.querySelectorAll("form[data-compose]").forEach(serveCompose);
 document.querySelectorAll("[data-stream]").forEach(followLiveJob);
 document.querySelectorAll("[data-upload]").forEach(serveUpload);
