@@ -58,7 +58,10 @@ class Action(StrEnum):
     ROLLOUT_ROLLED_BACK = "rollout.rolled_back"
     ROLLOUT_PROMOTED = "rollout.promoted"
     ROLLOUT_POLICY_SET = "rollout_policy.set"
+    ROLLOUT_TEXT_READ = "rollout.text_read"
     DEPLOYMENT_PLACED = "deployment.placed"
+    REPLAY_CREATED = "replay.created"
+    REPLAY_CANCELLED = "replay.cancelled"
 
 
 @dataclass(frozen=True, slots=True)

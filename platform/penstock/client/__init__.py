@@ -41,6 +41,7 @@ from penstock.client.models import (
     WebhookEndpoint,
 )
 from penstock.client.operation import DeadLetter, DeadLetterGroup, Worker
+from penstock.client.rollouts import Decision, Flip, Judgement, Rollout, RolloutGate, RolloutPolicy
 from penstock.client.usage import Quotas, TenantBudget, UsageRow
 from penstock.client.webhooks import WebhookEvent, verify_webhook
 from penstock.errors import PenstockError
@@ -62,13 +63,16 @@ __all__ = [
     "ConnectionFailed",
     "DeadLetter",
     "DeadLetterGroup",
+    "Decision",
     "Event",
     "FeedEvent",
     "Feedback",
     "File",
+    "Flip",
     "Job",
     "JobError",
     "JobState",
+    "Judgement",
     "Message",
     "Model",
     "Output",
@@ -77,6 +81,9 @@ __all__ = [
     "Queue",
     "Quotas",
     "ResponseFormat",
+    "Rollout",
+    "RolloutGate",
+    "RolloutPolicy",
     "Run",
     "Score",
     "StateEvent",

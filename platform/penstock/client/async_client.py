@@ -22,6 +22,7 @@ from penstock.client.keys import Keys
 from penstock.client.operation import Operation
 from penstock.client.patience import Patience
 from penstock.client.reading import Asking, Pages, Reader, Upload, Waiting
+from penstock.client.rollouts import Rollouts
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -216,6 +217,25 @@ class AsyncOperation(_Awaited[Operation]):
     settle_dead_letters = _awaited(Operation.settle_dead_letters)
 
 
+class AsyncRollouts(_Awaited[Rollouts]):
+    """`Rollouts`, awaited."""
+
+    start = _awaited(Rollouts.start)
+    get = _awaited(Rollouts.get)
+    list = _iterated(Rollouts.list)
+    follow = _iterated(Rollouts.follow)
+    pause = _awaited(Rollouts.pause)
+    resume = _awaited(Rollouts.resume)
+    abort = _awaited(Rollouts.abort)
+    roll_back = _awaited(Rollouts.roll_back)
+    promote = _awaited(Rollouts.promote)
+    decisions = _iterated(Rollouts.decisions)
+    flips = _awaited(Rollouts.flips)
+    policy = _awaited(Rollouts.policy)
+    set_policy = _awaited(Rollouts.set_policy)
+    simulate = _awaited(Rollouts.simulate)
+
+
 class AsyncClient(_Awaited[House]):
     """Talks to a Penstock server from one event loop; close it, or use it in an `async with` block.
 
@@ -238,6 +258,7 @@ class AsyncClient(_Awaited[House]):
         self.webhooks = AsyncWebhooks(transport, Webhooks)
         self.bulk = AsyncBulk(transport, lambda asking: Bulk(asking, patience_seconds=patience))
         self.operation = AsyncOperation(transport, Operation)
+        self.rollouts = AsyncRollouts(transport, lambda asking: Rollouts(asking, patience_seconds=patience))
         self.keys = AsyncKeys(transport, Keys)
         self.files = AsyncFiles(transport, Files)
         self.batches = AsyncBatches(transport, lambda asking: Batches(asking, Files(asking), patience_seconds=patience))

@@ -12,6 +12,7 @@ from penstock.client.house import House
 from penstock.client.jobs import Jobs
 from penstock.client.keys import Keys
 from penstock.client.operation import Operation
+from penstock.client.rollouts import Rollouts
 from penstock.client.transport import Transport
 
 
@@ -42,6 +43,7 @@ class Client(House):
         self.batches = Batches(transport, self.files, patience_seconds=patience)
         self.bulk = Bulk(transport, patience_seconds=patience)
         self.operation = Operation(transport)
+        self.rollouts = Rollouts(transport, patience_seconds=patience)
 
     def close(self) -> None:
         """Close every connection."""

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from penstock.rollouts.flips import FlipDocument
 from penstock.rollouts.policy import Policy
 from penstock.rollouts.states import Move, State
 from penstock.rollouts.verdicts import Verdict
@@ -212,6 +213,13 @@ class DecisionPage(_Document):
     data: list[DecisionDetail]
     has_more: bool
     next: str | None
+
+
+class FlipList(_Document):
+    """Answers on which the versions differ."""
+
+    object: Literal["list"]
+    data: list[FlipDocument]
 
 
 class PolicyDocument(_Document):

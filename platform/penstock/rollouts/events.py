@@ -16,7 +16,7 @@ from penstock.auth.services import Role, Scope
 from penstock.events.services import publish
 from penstock.logs import get_logger
 from penstock.rollouts.models import Decision, Rollout
-from penstock.rollouts.presentation import decision_document
+from penstock.rollouts.presentation import decision_document, rollout_document
 from penstock.rollouts.reading import versions_of
 from penstock.rollouts.states import Move, State
 from penstock.webhooks.queueing import Owed, tell_endpoints
@@ -72,18 +72,8 @@ def events_of(decision: Decision) -> list[RolloutEvent]:
 
 def event_document(session: Session, rollout: Rollout, decision: Decision) -> dict[str, Any]:
     """What an event says: where the rollout stands now, and the decision without the evidence behind it."""
-    version = {found.id: found.model_version for found in versions_of(session, [rollout]).values()}
-    return {
-        "id": rollout.id,
-        "object": "rollout",
-        "model": rollout.model_name,
-        "candidate": version[rollout.candidate_id],
-        "champion": version[rollout.champion_id],
-        "status": rollout.state,
-        "step": rollout.step,
-        "policy_version": rollout.policy_version,
-        "decision": decision_document(decision),
-    }
+    document = rollout_document(rollout, versions_of(session, [rollout]))
+    return document | {"decision": decision_document(decision)}
 
 
 def operators_tenants(session: Session) -> Sequence[str]:

@@ -12,7 +12,8 @@ from penstock.errors import AlreadyExists, IdempotencyKeyReused, ModelNotFound
 from penstock.files import services as files
 from penstock.idempotency.services import HEADER, KeyedRequest
 from penstock.registry.models import Deployment
-from penstock.rollouts import services
+from penstock.rollouts import reading, services
+from penstock.rollouts.flips import Flip, Order, find_flips, flips_of
 from penstock.rollouts.models import Rollout, StoredPolicy
 from penstock.rollouts.policy import Policy
 
@@ -76,6 +77,17 @@ def move(session: Session, rollout_id: str, name: str, actor: Actor, reason: str
     details = {"model": rollout.model_name, "status": rollout.state, "reason": reason}
     record(session, actor, action, tenant_id=tenant_id, target=rollout_id, details=details)
     return rollout
+
+
+def read_flips(
+    session: Session, rollout_id: str, order: Order, limit: int, actor: Actor, *, tenant_id: str
+) -> list[Flip]:
+    """The answers on which the versions differ. They hold text of tenants, so the record says who read them."""
+    reading.get(session, rollout_id)
+    found = find_flips(session, flips_of(rollout_id), order, limit)
+    details = {"jobs": [flip.source.id for flip in found]}
+    record(session, actor, Action.ROLLOUT_TEXT_READ, tenant_id=tenant_id, target=rollout_id, details=details)
+    return found
 
 
 def policy_of(session: Session, model_name: str) -> Policy:

@@ -4,6 +4,7 @@ from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from penstock.rollouts.flips import Order
 from penstock.rollouts.policy import Policy
 from penstock.rollouts.rehearsal import Effect
 from penstock.rollouts.states import State
@@ -88,6 +89,12 @@ class DecisionQuery(_Query):
     model: str | None = Field(default=None, max_length=200)
     rollout: str | None = Field(default=None, max_length=100)
     after: str | None = Field(default=None, pattern=r"^dcs_[0-9a-z]{26}$", description="`next` of the page before")
+
+
+class FlipQuery(_Query):
+    """Which answers come first."""
+
+    order: Order = Field(default=Order.DIVERGENCE, description="By the largest mean divergence, or as it says")
 
 
 class RolloutHeaders(BaseModel):

@@ -12,21 +12,26 @@ from penstock.auth.services import Principal, Scope
 from penstock.endpoints import Contract, endpoint
 from penstock.errors import ServiceUnavailable
 from penstock.idempotency.services import keyed_request
+from penstock.registry.models import Deployment
+from penstock.registry.tokenizer import ModelTokenizer
 from penstock.rollouts import operating, reading
 from penstock.rollouts.documents import (
     DecisionPage,
+    FlipList,
     PolicyDocument,
     RolloutDetail,
     RolloutDocument,
     RolloutPage,
     SimulationDocument,
 )
+from penstock.rollouts.flips import flip_document
 from penstock.rollouts.models import Rollout
 from penstock.rollouts.operating import Wish
 from penstock.rollouts.presentation import decision_document, policy_document, rollout_detail, rollout_document
 from penstock.rollouts.rehearsed import rehearsed
 from penstock.rollouts.schemas import (
     DecisionQuery,
+    FlipQuery,
     MoveRequest,
     PolicyRequest,
     RolloutHeaders,
@@ -154,6 +159,22 @@ def list_rollout_decisions(principal: Principal, query: DecisionQuery, rollout_i
         return _decisions(session, query, rollout_id)
 
 
+@endpoint(
+    routes,
+    "GET",
+    "/rollouts/<rollout_id>/flips",
+    Contract(scope=Scope.OPERATOR, query=FlipQuery, answer=FlipList, problems=(404,)),
+)
+def list_flips(principal: Principal, query: FlipQuery, rollout_id: str) -> Response:
+    """List the answers on which the two versions differ most, with what each would have said. The record says who."""
+    services = current_services()
+    with services.database.transaction() as session:
+        found = operating.read_flips(
+            session, rollout_id, query.order, query.limit, actor_of(principal), tenant_id=principal.tenant_id
+        )
+    return jsonify({"object": "list", "data": [flip_document(flip, _tokenizer_of) for flip in found]})
+
+
 @endpoint(routes, "GET", "/decisions", Contract(scope=Scope.OPERATOR, query=DecisionQuery, answer=DecisionPage))
 def list_decisions(principal: Principal, query: DecisionQuery) -> Response:  # noqa: ARG001 - every operator sees all
     """List the ledger over all models, newest first: every move of a rollout, and of an alias by hand."""
@@ -212,6 +233,12 @@ def _move(principal: Principal, rollout_id: str, name: str, body: MoveRequest) -
             session, rollout_id, name, actor_of(principal), body.reason, tenant_id=principal.tenant_id
         )
         return jsonify(_document(session, rollout))
+
+
+def _tokenizer_of(deployment: Deployment) -> ModelTokenizer:
+    tokenizer = current_services().prompts.get(deployment)
+    assert isinstance(tokenizer, ModelTokenizer)
+    return tokenizer
 
 
 def _document(session: Session, rollout: Rollout) -> dict[str, Any]:
