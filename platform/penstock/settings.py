@@ -180,6 +180,15 @@ class Settings(MlflowSettings):
     worker_models: str = Field(
         default="*", description="Names of the models that a worker hosts, separated by commas; * is all"
     )
+    worker_labels: str = Field(
+        default="",
+        description="Names by which deployments may ask for this worker beside its host's, separated by commas",
+    )
+    worker_memory_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="What all engines of one worker may take of its device; what is free when they load without it",
+    )
     worker_drain_seconds: float = Field(
         default=10.0,
         ge=0,
@@ -200,7 +209,9 @@ class Settings(MlflowSettings):
         default=None, ge=1, description="Threads of one CPU engine; all cores without it"
     )
     engine_kv_bytes: int | None = Field(
-        default=None, ge=1, description="Memory of one engine's KV pool; measured without it"
+        default=None,
+        ge=1,
+        description="Memory for K and V on a worker's device, divided among the versions there; measured without it",
     )
     engine_quantization: Literal["int8", "int4", "fp8"] | None = Field(
         default=None,

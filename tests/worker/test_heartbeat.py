@@ -52,7 +52,8 @@ class Pulse:
         self.held = HeldJobs()
         self.writer = JournalWriter(Journal(redis, "test"), linger_seconds=60)
         self.heartbeat = Heartbeat(settings, self.card, database, self.held, self.writer)
-        self.host = Host(settings, database, self.writer, Doorbells(celery), changed=self.heartbeat.wake)
+        doorbells = Doorbells(celery)
+        self.host = Host(self.card.id, settings, database, self.writer, doorbells, changed=self.heartbeat.wake)
 
     @contextmanager
     def beating(self, *, stall_seconds: float) -> Iterator[None]:

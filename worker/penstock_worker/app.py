@@ -34,7 +34,7 @@ from penstock_worker.engine_process import ENGINE_PROGRAM
 from penstock_worker.file_lane import FileLane
 from penstock_worker.heartbeat import Heartbeat
 from penstock_worker.held import HeldJobs
-from penstock_worker.hosting import Host
+from penstock_worker.hosting import Host, models_of, split_names
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.patience import DATABASE_OUTAGE, GaveUp, until_done
 from penstock_worker.results import Results
@@ -85,6 +85,8 @@ class WorkerProcess:
             settings.worker_device,
             settings.worker_slots,
             settings.compressions,
+            split_names(settings.worker_labels),
+            models_of(settings),
         )
         self._metrics = WorkerMetrics()
         self._tracing = make_tracing(settings, "worker")
@@ -108,6 +110,7 @@ class WorkerProcess:
         self._exit_code = 0
         self._doorbells = Doorbells(self._celery)
         self._host = Host(
+            self._card.id,
             settings,
             self._own_database,
             self._writer,

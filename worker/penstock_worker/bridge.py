@@ -33,7 +33,9 @@ from penstock_worker.messages import (
     Commands,
     EngineSpec,
     FromEngine,
+    Grant,
     Loading,
+    Needs,
     Ready,
     Share,
     StepReport,
@@ -63,8 +65,15 @@ class EngineFailed(Exception):
         self.code = code
 
 
+def _as_set(needs: Needs) -> int | None:
+    return needs.kv
+
+
 class Bridge:
-    """One engine process. `places` is how many jobs it may hold at once, which may be lowered while it runs."""
+    """One engine process. `places` is how many jobs it may hold at once, which may be lowered while it runs.
+
+    `grant` answers an engine that asks for memory; what it raises `start` raises, once the process has ended.
+    """
 
     def __init__(
         self,
@@ -76,8 +85,12 @@ class Bridge:
         metrics: EngineMetrics | None = None,
         meter_of: Callable[[str, str | None], EnergyMeter] = energy_meter,
         program: Sequence[str] = ENGINE_PROGRAM,
+        grant: Callable[[Needs], int | None] = _as_set,
     ) -> None:
         self.places = places
+        self.weight_bytes = 0
+        self._kv_bytes = self._page_bytes = 0
+        self._grant = grant
         self.metrics = metrics or WorkerMetrics().of("", "", spec.name)
         self.progress = 0.0
         self.ready = False
@@ -125,12 +138,26 @@ class Bridge:
         while not isinstance(message := self._receive(), Ready):
             if message is None:
                 raise self._failure()
+            if isinstance(message, Needs):
+                self._answer(message)
             self._take(message)
         self._energy = self._meter_of(message.device, message.device_uuid)
         self.device, self.ready = message.device, True
+        self.weight_bytes, self._kv_bytes = message.weight_bytes, message.kv_bytes
         self._report = StepReport(0, 0, message.free_slots)
         self._progressed_at = time.monotonic()
         threading.Thread(target=self._write, name="bridge-writer", daemon=True).start()
+
+    def _answer(self, needs: Needs) -> None:
+        self._page_bytes = needs.page
+        try:
+            granted = self._grant(needs)
+        except Exception:
+            self.kill("it was refused its memory")
+            self._how_it_ended()
+            raise
+        with suppress(OSError):  # it has gone, which the next message tells
+            self._connection.send_bytes(encode(Grant(granted)))
 
     def read(self) -> str:
         """Give every message to the jobs until the process ends; returns how it ended."""
@@ -315,12 +342,29 @@ class Bridge:
                 self._progressed_at = time.monotonic()
                 self._send_soon()
 
+    @property
+    def kv_bytes(self) -> int:
+        """What K and V take of the device, as the engine told last."""
+        pages = self.stats.get("pages_total")
+        return int(pages + 1) * self._page_bytes if pages is not None and self._page_bytes else self._kv_bytes
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, once it has begun."""
+        return self._process.pid if self._process is not None else None
+
+    def resize(self, kv_bytes: int) -> None:
+        """Have K and V take so many bytes from the end of the step on that runs now."""
+        with self._lock:
+            self._commands = msgspec.structs.replace(self._commands, kv_bytes=kv_bytes)
+            self._send_soon()
+
     def stop(self) -> None:
         """Ask the process to end; one that still loads is ended."""
         if not self.ready:
             self.kill("it was stopped while it loaded")
         with self._lock:
-            self._commands = Commands(self._commands.submits, self._commands.aborts, stop=True)
+            self._commands = msgspec.structs.replace(self._commands, stop=True)
             self._send_soon()
 
     def orphans(self) -> list[RunningJob]:
@@ -353,7 +397,7 @@ class Bridge:
             if self._closed:
                 return None
             asked, self._commands, self._unsent = self._commands, Commands(), False
-            return Commands(asked.submits, asked.aborts, ping=self._ping, paused=self._paused, stop=asked.stop)
+            return msgspec.structs.replace(asked, ping=self._ping, paused=self._paused)
 
     # Watching: called by the heartbeat
 

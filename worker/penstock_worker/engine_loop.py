@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final, Self
@@ -20,6 +20,7 @@ from penstock_engine import (
 )
 from penstock_engine.model_config import read_model_config
 
+from penstock_worker.engine_needs import needs_of
 from penstock_worker.engine_requests import delta_of, request_from, scores_of
 from penstock_worker.messages import (
     Broken,
@@ -35,6 +36,7 @@ from penstock_worker.messages import (
     StepReport,
     Submit,
     decode_commands,
+    decode_grant,
     decode_spec,
     encode,
 )
@@ -64,14 +66,23 @@ def serve(connection: Connection) -> None:
 def _load(connection: Connection, spec: EngineSpec) -> "EngineLoop | None":
     try:
         config = _config(spec)
+        if spec.shares_device:
+            config = _granted(connection, spec, config)
         engine = Engine.from_folder(spec.folder, config, progress=_Progress(connection))
         engine.warm_up()  # before it is ready: a first step that compiles would look stuck
         loop = EngineLoop(connection, engine, _trace_file(spec, engine))
     except EngineError as error:
         _send(connection, Broken(error.code, _reason(error)))
         return None
-    _send(connection, Ready(config.device, engine.free_slots, _device_uuid(config.device)))
+    uuid = _device_uuid(config.device)
+    _send(connection, Ready(config.device, engine.free_slots, uuid, engine.weight_bytes, engine.kv_bytes))
     return loop
+
+
+def _granted(connection: Connection, spec: EngineSpec, config: EngineConfig) -> EngineConfig:
+    """With the memory for K and V that the worker grants, once there is room. Raises ModelLoadError, InvalidConfig."""
+    _send(connection, needs_of(Path(spec.folder), config))
+    return replace(config, kv_bytes=decode_grant(connection.recv_bytes()).kv_bytes)
 
 
 def _config(spec: EngineSpec) -> EngineConfig:
@@ -177,6 +188,9 @@ class EngineLoop:
             self._submit(submit)
         for request_id, choice in commands.aborts:
             self._engine.abort(request_id, choice)
+        if commands.kv_bytes is not None:
+            self._engine.resize(commands.kv_bytes)
+            self._stats_at = 0.0  # the next report tells
         self._received += sum(submit.places for submit in commands.submits)
         self._pong = commands.ping or self._pong
         self._paused = commands.paused

@@ -168,7 +168,7 @@ class Heartbeat:
 
     def _report(self, host: Host) -> None:
         """Say that we live, and how each model stands; register again when we were taken for dead."""
-        reports = {model.deployment_id: model.report for model in host.models}
+        reports = host.reports
         claimed_at = self._claimed_at
         with self._database.transaction() as session:
             claimed = claimed_at > self._claim_told_at

@@ -1,11 +1,14 @@
 """One deployment on this worker: verified, loaded, served by one engine process, restarted when that crashes."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from penstock.deployments.placement import Mode
+from penstock.deployments.services import Wanted
 from penstock.errors import ModelFolderInvalid
 from penstock.jobs.states import RunOutcome
 from penstock.logs import get_logger
@@ -15,10 +18,12 @@ from penstock.registry.models import Deployment
 from penstock.registry.tokenizer import ModelTokenizer
 
 from penstock_worker.bridge import Bridge, EngineFailed
+from penstock_worker.device_memory import DoesNotFit
 from penstock_worker.energy import EnergyMeter, energy_meter
 from penstock_worker.engine_process import ENGINE_PROGRAM
 from penstock_worker.journal_writer import JournalWriter
-from penstock_worker.messages import EngineSpec
+from penstock_worker.messages import EngineSpec, Needs
+from penstock_worker.room import Room
 from penstock_worker.running import GivenBack
 from penstock_worker.worker_metrics import EngineMetrics
 
@@ -26,6 +31,7 @@ _RETRY_LOAD_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 2.0
 _FIRST_RESTART_SECONDS, _LONGEST_RESTART_SECONDS = 0.1, 5.0
 _STEADY_SECONDS: Final = 60.0
+_PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE")
 _VERIFY_SHARE: Final = 0.2
 """Of the progress of loading, what is hashing."""
 
@@ -38,22 +44,27 @@ class HostedModel:
 
     After a crash with several jobs in the engine at most half as many are let in at once, down to one, so
     that the job at fault ends up alone; every job that ends well opens another place.
+
+    `wanted` is what is wanted of it now. It asks `room` for its memory, and leaves it when its engine has ended.
     """
 
     def __init__(
         self,
-        deployment: Deployment,
+        wanted: Wanted,
         spec: EngineSpec,
         writer: JournalWriter,
         *,
+        room: Room,
         stall_seconds: float,
         changed: Callable[[], None],
         metrics: EngineMetrics | None = None,
         meter_of: Callable[[str, str | None], EnergyMeter] = energy_meter,
         program: Sequence[str] = ENGINE_PROGRAM,
     ) -> None:
-        self.deployment = deployment
+        self.wanted = wanted
+        self.deployment = wanted.deployment
         self._spec = spec
+        self._room = room
         self._writer = writer
         self._stall_seconds = stall_seconds
         self._changed = changed
@@ -66,14 +77,26 @@ class HostedModel:
         self._bridge: Bridge | None = None
         self._tokenizer: ModelTokenizer | None = None
         self._suspects = spec.max_running
+        self._sizes: dict[str, int | float] = {}
+        self._granted_at: float | None = None
+        self._waited = 0.0
+        self._ready_at = self._used_at = time.monotonic()
         self._unwanted = threading.Event()
-        self._thread = threading.Thread(target=self._live, name=f"host-{deployment.id}", daemon=True)
+        self._thread = threading.Thread(target=self._live, name=f"host-{self.deployment.id}", daemon=True)
 
     # What others see
 
     @property
     def deployment_id(self) -> str:
         return self.deployment.id
+
+    @property
+    def name(self) -> str:
+        return f"{self.deployment.model_name}:{self.deployment.model_version}"
+
+    @property
+    def state(self) -> HostingState:
+        return HostingState.UNLOADING if self._unwanted.is_set() else self._state
 
     def serves(self, deployment: Deployment | None) -> bool:
         """Whether this is what is wanted: the same folder with the same files."""
@@ -111,18 +134,47 @@ class HostedModel:
     @property
     def report(self) -> HostingReport:
         """How it stands, for the `hosting` table."""
-        state = HostingState.UNLOADING if self._unwanted.is_set() else self._state
         bridge = self.live_bridge
         if bridge is None:
-            return HostingReport(self.deployment.id, state, progress=self._loading_progress, error=self._error)
-        return HostingReport(
-            self.deployment.id, state, max(bridge.free_places, 0), 1.0, self._error, dict(bridge.stats)
-        )
+            return HostingReport(self.deployment.id, self.state, progress=self._loading_progress, error=self._error)
+        stats = {**bridge.stats, **self._sizes, "kv_bytes": bridge.kv_bytes}
+        return HostingReport(self.deployment.id, self.state, max(bridge.free_places, 0), 1.0, self._error, stats)
 
     @property
     def _loading_progress(self) -> float:
         loaded = self._bridge.progress if self._bridge is not None else 0.0
         return round(_VERIFY_SHARE * self._verified + (1 - _VERIFY_SHARE) * loaded, 2)
+
+    # What the room asks
+
+    @property
+    def kv_bytes(self) -> int:
+        """What K and V take of the device; 0 while there is no engine."""
+        return self._bridge.kv_bytes if self._bridge is not None else 0
+
+    @property
+    def makes_way(self) -> bool:
+        """Whether it leaves when another needs its memory."""
+        return self.wanted.desired.mode is Mode.COLD
+
+    @property
+    def idle_seconds(self) -> float:
+        """Since it last had a job, or became ready; 0 while it is not ready or has one."""
+        bridge = self.live_bridge
+        if bridge is None or bridge.busy:
+            self._used_at = time.monotonic()
+        return time.monotonic() - self._used_at
+
+    @property
+    def may_leave_now(self) -> bool:
+        """Whether nobody waits for it, or it has served for as long as it would have stayed idle."""
+        has_served = time.monotonic() - self._ready_at >= self.wanted.desired.idle_seconds
+        return self.live_bridge is not None and (has_served or (not self.bridge.busy and not self.wanted.needed))
+
+    def resize(self, kv_bytes: int) -> None:
+        """Have the engine take so many bytes for K and V."""
+        if (bridge := self.live_bridge) is not None:
+            bridge.resize(kv_bytes)
 
     # What others ask
 
@@ -146,6 +198,7 @@ class HostedModel:
 
     def note_finished(self) -> None:
         """A job ended without harm: a place more may be tried, up to all."""
+        self._used_at = time.monotonic()
         self._suspects = min(self._suspects + 1, self._spec.max_running)
         if self._bridge is not None:
             self._bridge.places = self._suspects
@@ -170,7 +223,15 @@ class HostedModel:
 
     def _load_and_serve(self) -> str:
         """One engine process from its start to its end. Returns how it ended; raises when it never became ready."""
-        self._bridge, self._verified = None, 0.0
+        try:
+            return self._serve(self._loaded())
+        finally:
+            self._room.leave(self.deployment.id)
+
+    def _loaded(self) -> Bridge:
+        """An engine that is verified, loaded and warm: its first job pays for nothing."""
+        began = time.monotonic()
+        self._bridge, self._verified, self._granted_at = None, 0.0, None
         self._set_state(HostingState.LOADING, self._error)
         folder = Path(self.deployment.source)
         verify(folder, self.deployment.manifest, self._note_verified)
@@ -183,12 +244,33 @@ class HostedModel:
             metrics=self._metrics,
             meter_of=self._meter_of,
             program=self._program,
+            grant=self._ask_for_room,
         )
         self._bridge.start()
+        self._note_loaded(self._bridge, time.monotonic() - began)
+        return self._bridge
+
+    def _ask_for_room(self, needs: Needs) -> int | None:
+        admission = self._room.admit(self, needs, self._unwanted.is_set)
+        self._granted_at, self._waited = time.monotonic(), admission.waited
+        return admission.kv_bytes
+
+    def _note_loaded(self, bridge: Bridge, seconds: float) -> None:
+        """What it took of time and memory, for who looks at the hosting."""
+        self._sizes = {"load_seconds": round(seconds, 3), "weight_bytes": bridge.weight_bytes}
+        if self._granted_at is not None:
+            self._room.settle(self.deployment.id, weight_bytes=bridge.weight_bytes, kv_bytes=bridge.kv_bytes)
+            if self._waited:
+                self._sizes["switch_seconds"] = round(self._waited + time.monotonic() - self._granted_at, 3)
+        if (resident := resident_bytes(bridge.pid)) is not None:
+            self._sizes["resident_bytes"] = resident
+        self._ready_at = self._used_at = time.monotonic()
         self._set_state(HostingState.READY, None)
-        log.info("model.ready", deployment=self.deployment.id, version=self.deployment.model_version)
-        how = self._bridge.read()
-        self._give_back_orphans(self._bridge, how)
+        log.info("model.ready", deployment=self.deployment.id, version=self.deployment.model_version, **self._sizes)
+
+    def _serve(self, bridge: Bridge) -> str:
+        how = bridge.read()
+        self._give_back_orphans(bridge, how)
         return how
 
     def _note_verified(self, done: int, total: int) -> None:
@@ -213,21 +295,32 @@ class HostedModel:
         self._writer.mark(*orphans)
 
     def _wait_for_mending(self, error: Exception) -> None:
-        """Loading failed: try again when the folder changes, or after a minute."""
+        """Loading failed: try again when the folder changes, another version left the device, or after a minute."""
         if self._unwanted.is_set():
             return
-        expected = isinstance(error, (EngineFailed, ModelFolderInvalid))
+        expected = isinstance(error, (EngineFailed, ModelFolderInvalid, DoesNotFit))
         log.error("model.load_failed", deployment=self.deployment.id, error=str(error), exc_info=not expected)
         # Whoever may use the model reads this: files are named, where they lie is for the log.
         self._set_state(HostingState.FAILED, str(error).replace(f"{self.deployment.source}/", ""))
-        before, until = _fingerprint(self.deployment.source), time.monotonic() + _RETRY_LOAD_SECONDS
+        before, until = self._circumstances(), time.monotonic() + _RETRY_LOAD_SECONDS
         while time.monotonic() < until and not self._unwanted.wait(_LOOK_SECONDS):
-            if _fingerprint(self.deployment.source) != before:
+            if self._circumstances() != before:
                 return
+
+    def _circumstances(self) -> object:
+        return _fingerprint(self.deployment.source), self._room.departures
 
     def _set_state(self, state: HostingState, error: str | None) -> None:
         self._state, self._error = state, error
         self._changed()
+
+
+def resident_bytes(pid: int | None) -> int | None:
+    """What the process has of this machine's memory; None where there is none, or nobody tells."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_SIZE
+    except (OSError, IndexError):
+        return None
 
 
 def _fingerprint(source: str) -> list[tuple[str, int, int]]:

@@ -1,12 +1,14 @@
-"""Keeps this worker's models as the `deployment` table wants them."""
+"""Keeps this worker's models as the tables `deployment` and `placement` want them."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from penstock.db import Database
+from penstock.deployments.placement import Mode, kv_shares
+from penstock.deployments.services import Wanted, wanted_on
 from penstock.logs import get_logger
-from penstock.registry.hosting_services import wanted_deployments
+from penstock.registry.hosting_services import HostingReport, HostingState
 from penstock.registry.models import Deployment
 from penstock.settings import Settings
 
@@ -17,19 +19,25 @@ from penstock_worker.hosted_model import HostedModel
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.messages import EngineSpec
 from penstock_worker.patience import DATABASE_OUTAGE
+from penstock_worker.room import Room
 from penstock_worker.worker_metrics import WorkerMetrics
 
 POLL_SECONDS: Final = 2.0
 _END_SECONDS: Final = 10.0
+_ON_THE_DEVICE: Final = (HostingState.LOADING, HostingState.READY)
 
 log = get_logger(__name__)
 
 
 class Host:
-    """All models of this worker, one engine process each. A new version loads beside the old one."""
+    """All models of this worker, one engine process each. A new version loads beside the old one.
+
+    What is cold and not loaded is there too, as a report alone.
+    """
 
     def __init__(
         self,
+        worker_id: str,
         settings: Settings,
         database: Database,
         writer: JournalWriter,
@@ -39,8 +47,12 @@ class Host:
         metrics: WorkerMetrics | None = None,
         program: Sequence[str] = ENGINE_PROGRAM,
     ) -> None:
+        self._worker_id = worker_id
         self._settings = settings
+        self._names = set(models) if (models := models_of(settings)) is not None else None
         self._database = database
+        self._room = Room(total=settings.worker_memory_bytes, kv=settings.engine_kv_bytes)
+        self._resting: frozenset[str] = frozenset()
         self._writer = writer
         self._doorbells = doorbells
         self._changed = changed
@@ -60,6 +72,12 @@ class Host:
         """The models that take jobs."""
         return [model for model in self.models if model.ready]
 
+    @property
+    def reports(self) -> dict[str, HostingReport]:
+        """How everything stands that is wanted here, by deployment."""
+        cold = {name: HostingReport(name, HostingState.COLD) for name in self._resting}
+        return cold | {model.deployment_id: model.report for model in self.models}
+
     def open_deployments(self) -> list[str]:
         """Those that take jobs and have a place free."""
         return [model.deployment_id for model in self.ready_servers() if model.bridge.free_places > 0]
@@ -74,19 +92,44 @@ class Host:
             stop.wait(POLL_SECONDS)
 
     def reconcile(self) -> None:
-        """Start what is wanted and not here, unload what is here and not wanted, forget what is gone."""
+        """Start what is needed and not here, unload what is here and not wanted, forget what is gone.
+
+        A cold one rests, once it was idle for long enough. Then K and V are divided among those that are left.
+        """
         with self._database.transaction() as session:
-            wanted = {deployment.id: deployment for deployment in wanted_deployments(session, self._names())}
+            found = wanted_on(session, self._worker_id, self._names)
+        if found is None:
+            return
+        wanted = {each.deployment.id: each for each in found}
         for model in self.models:
-            if model.gone:
-                with self._lock:
-                    del self._models[model.deployment_id]
-                self._changed()
-            elif not model.serves(wanted.get(model.deployment_id)):
-                model.unload()
-        for deployment in wanted.values():
-            if deployment.id not in self._models:
-                self._host(deployment)
+            self._tend(model, wanted.get(model.deployment_id))
+        for each in wanted.values():
+            if each.needed and each.deployment.id not in self._models:
+                self._host(each)
+        self._rest({name for name in wanted if name not in self._models})
+        self._divide()
+
+    def _tend(self, model: HostedModel, wanted: Wanted | None) -> None:
+        if model.gone:
+            with self._lock:
+                del self._models[model.deployment_id]
+            self._changed()
+        elif wanted is None or not model.serves(wanted.deployment) or _may_rest(model, wanted):
+            model.unload()
+        else:
+            model.wanted = wanted
+
+    def _rest(self, names: Collection[str]) -> None:
+        if self._resting != names:
+            self._resting = frozenset(names)
+            self._changed()
+
+    def _divide(self) -> None:
+        """Tell the room what each engine's part of K and V should be, and have it see to that."""
+        here = {model.deployment_id: model.wanted for model in self.models if model.state in _ON_THE_DEVICE}
+        explicit = {name: wanted.desired.kv_share for name, wanted in here.items()}
+        self._room.share_by(kv_shares(explicit, {name: wanted.traffic for name, wanted in here.items()}))
+        self._room.rebalance()
 
     def close(self) -> None:
         """Unload everything and wait until no engine is left."""
@@ -96,11 +139,13 @@ class Host:
         for model in models:
             model.join(_END_SECONDS)
 
-    def _host(self, deployment: Deployment) -> None:
+    def _host(self, wanted: Wanted) -> None:
+        deployment = wanted.deployment
         model = HostedModel(
-            deployment,
+            wanted,
             spec_of(deployment, self._settings),
             self._writer,
+            room=self._room,
             stall_seconds=self._settings.engine_stall_seconds,
             changed=self._on_change,
             metrics=self._metrics.of(deployment.model_name, deployment.model_version, deployment.id),
@@ -115,9 +160,16 @@ class Host:
         self._doorbells.listen(model.deployment_id for model in self.ready_servers())
         self._changed()
 
-    def _names(self) -> set[str] | None:
-        names = {name.strip() for name in self._settings.worker_models.split(",")}
-        return None if "*" in names else names
+
+def models_of(settings: Settings) -> tuple[str, ...] | None:
+    """The names of the models that the worker is set up for; None is all."""
+    names = split_names(settings.worker_models)
+    return None if "*" in names else names
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Names between commas, without blanks and repetitions."""
+    return tuple(sorted({name.strip() for name in text.split(",") if name.strip()}))
 
 
 def spec_of(deployment: Deployment, settings: Settings) -> EngineSpec:
@@ -135,6 +187,16 @@ def spec_of(deployment: Deployment, settings: Settings) -> EngineSpec:
         memory_share=settings.engine_memory_share,
         max_model_len=settings.engine_max_model_len,
         deterministic=settings.engine_deterministic,
+        shares_device=True,
         name=deployment.id,
         trace_folder=settings.trace_folder,
     )
+
+
+def _may_rest(model: HostedModel, wanted: Wanted) -> bool:
+    """Whether it is cold, nobody waits for it, and it has been idle for long enough, or cannot be loaded."""
+    if wanted.desired.mode is not Mode.COLD or wanted.needed:
+        return False
+    if model.state is HostingState.READY:
+        return model.idle_seconds >= wanted.desired.idle_seconds
+    return model.state is HostingState.FAILED

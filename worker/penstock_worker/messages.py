@@ -2,7 +2,7 @@
 
 The worker's first message is an `EngineSpec`, every later one `Commands`. The engine process answers with
 `Loading`, then `Ready` (or `Broken`), then a `StepReport` after every step and after every command that
-changed something.
+changed something. One that shares its device says what it `Needs` before it loads anything, and waits for the `Grant`.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,8 @@ import msgspec
 class EngineSpec(msgspec.Struct, frozen=True):
     """Which folder to load, and within which limits. `device` is auto, cpu or cuda[:N]; `kv_bytes` None is measured.
 
-    With a `trace_folder` the engine's last steps are recorded in a file there whose name begins with `name`. The rest
+    With a `trace_folder` the engine's last steps are recorded in a file there whose name begins with `name`. With
+    `shares_device` it asks for its memory before it takes any, and `kv_bytes` is not heeded but by who grants. The rest
     are the engine's own settings of these names, but for two: `memory_share` leaves a second version room to load
     beside this one, and `max_model_len` may be above what the model has, which counts then.
     """
@@ -33,6 +34,7 @@ class EngineSpec(msgspec.Struct, frozen=True):
     memory_share: float = 0.45
     max_model_len: int | None = None
     deterministic: bool = False
+    shares_device: bool = False
 
 
 class Grammar(msgspec.Struct, frozen=True, array_like=True):
@@ -97,7 +99,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
 class Commands(msgspec.Struct, frozen=True):
     """All that was asked since the last message. Submits come before aborts; `ping` is answered by its number.
 
-    An abort names a request, and one choice of it or (None) all.
+    An abort names a request, and one choice of it or (None) all. `kv_bytes` is what K and V may take from now on.
     """
 
     submits: list[Submit] = []
@@ -105,6 +107,13 @@ class Commands(msgspec.Struct, frozen=True):
     ping: int = 0
     paused: bool = False
     stop: bool = False
+    kv_bytes: int | None = None
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """What an engine may take for K and V, in bytes; None lets it measure what is left beside its weights."""
+
+    kv_bytes: int | None
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
@@ -178,12 +187,35 @@ class Loading(msgspec.Struct, frozen=True, tag=True):
     progress: float
 
 
+class Needs(msgspec.Struct, frozen=True, tag=True):
+    """What an engine will take of its device, in bytes, told before it loads anything.
+
+    `weights` and `workspace` are reckoned from the folder. K and V take `page` bytes a page: one longest sequence takes
+    `longest`, and more than `most` is of no use. `kv` is what it would take alone; None is known once it has loaded.
+    `free` is what the device has now.
+    """
+
+    device: str
+    weights: int
+    workspace: int
+    page: int
+    longest: int
+    most: int
+    kv: int | None
+    free: int
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The engine takes requests. `free_slots` as in StepReport; `device_uuid` is that of its GPU."""
+    """The engine takes requests. `free_slots` as in StepReport; `device_uuid` is that of its GPU.
+
+    `weight_bytes` and `kv_bytes` are what its weights and its pool took.
+    """
 
     device: str
     free_slots: int
     device_uuid: str | None = None
+    weight_bytes: int = 0
+    kv_bytes: int = 0
 
 
 class StepReport(msgspec.Struct, frozen=True, tag=True):
@@ -219,9 +251,10 @@ class Broken(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-FromEngine = Loading | Ready | StepReport | Broken
+FromEngine = Loading | Needs | Ready | StepReport | Broken
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_spec: Final = msgspec.msgpack.Decoder(EngineSpec).decode
+decode_grant: Final = msgspec.msgpack.Decoder(Grant).decode
 decode_commands: Final = msgspec.msgpack.Decoder(Commands).decode
 decode_report: Final[Callable[[bytes], FromEngine]] = msgspec.msgpack.Decoder(FromEngine).decode
