@@ -57,7 +57,7 @@ def upgrade() -> None:
         sa.Column("candidate_step", sa.SmallInteger(), nullable=True),
         *(
             sa.Column(name, sa.Boolean(), server_default="false", nullable=False)
-            for name in ("paired", "failed", "slow", "judged")
+            for name in ("failed", "slow", "judged")
         ),
         sa.ForeignKeyConstraint(
             ["rollout_id"], ["rollout.id"], name=op.f("fk_assigned_unit_rollout_id"), ondelete="CASCADE"

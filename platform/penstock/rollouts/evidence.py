@@ -1,11 +1,13 @@
 """What a gate has seen so far. Frozen, made of counts alone, and the same after a way through JSON."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from pydantic import TypeAdapter
 
+from penstock.rollouts.assignment import Arm
 from penstock.rollouts.statistics import Sample, Tally
 
 
@@ -83,6 +85,8 @@ class Evidence:
     pairs: dict[str, Sample] = field(default_factory=dict)
     """Candidate less champion, of `errors` and `slow` (1 if it is so, else 0); champion less candidate of `feedback`
     (scores): above 0 the candidate is worse. See `paired`."""
+    waiting: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Values of the candidate's units that wait for a partner, by the pairs' names."""
     judged: Tally = field(default_factory=Tally)
     """Units that sent feedback."""
 
@@ -106,11 +110,16 @@ class Paired:
     waiting: tuple[float, ...]
 
 
-def paired(candidate: Sequence[float], champion: Sequence[float]) -> Paired:
-    """Each value of the candidate less one of the champion's, both in the order in which the units came.
+def paired(waiting: Sequence[float], came: Iterable[tuple[Arm, float]]) -> Paired:
+    """Each value of the candidate less the next one of the champion's that is free, in the order in which they came.
 
-    Given what came since the last time, and who waited then, partners are near each other in time, so that a drift
-    which both have cancels out. What the champion has beyond that is passed over.
+    `waiting` are values of the candidate that came before. Partners are near each other in time, so that a drift which
+    both have cancels out; a value of the champion's that nobody waits for is passed over.
     """
-    differences = tuple(one - other for one, other in zip(candidate, champion, strict=False))
-    return Paired(differences, tuple(candidate[len(differences) :]))
+    queue, differences = deque(waiting), []
+    for arm, value in came:
+        if arm is Arm.CANDIDATE:
+            queue.append(value)
+        elif queue:
+            differences.append(queue.popleft() - value)
+    return Paired(tuple(differences), tuple(queue))

@@ -124,7 +124,6 @@ class AssignedUnit(Base):
     first_job: Mapped[str]
     candidate_step: Mapped[int | None] = mapped_column(SmallInteger)
     """The last step that the candidate had them in."""
-    paired: Mapped[bool] = mapped_column(server_default="false")
     failed: Mapped[bool] = mapped_column(server_default="false")
     slow: Mapped[bool] = mapped_column(server_default="false")
     judged: Mapped[bool] = mapped_column(server_default="false")
@@ -194,9 +193,7 @@ class Decision(Base):
     __tablename__ = "decision"
     __table_args__ = (
         Index("ix_decision_rollout", "rollout_id", "number", unique=True),
-        Index(
-            "ix_decision_by_hand", "model_name", "number", unique=True, postgresql_where=text("rollout_id IS NULL")
-        ),
+        Index("ix_decision_by_hand", "model_name", "number", unique=True, postgresql_where=text("rollout_id IS NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

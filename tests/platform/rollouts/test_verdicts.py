@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from penstock.rollouts.assignment import Arm
 from penstock.rollouts.evidence import Comparison, Evidence, OfflineFigures, paired
 from penstock.rollouts.policy import AB, Breaker, Policy, read_policy
 from penstock.rollouts.states import START, Position, State, course
@@ -232,6 +233,8 @@ def test_evidence_is_the_same_after_a_way_through_json() -> None:
 
 
 def test_pairs_are_made_of_neighbours() -> None:
-    found = paired([1.0, 0.0, 0.5], [0.0, 0.0])
+    ours, theirs = Arm.CANDIDATE, Arm.CHAMPION
+    found = paired((), [(theirs, 1.0), (ours, 1.0), (theirs, 0.0), (ours, 0.0), (ours, 0.5), (theirs, 0.0)])
     assert (found.differences, found.waiting) == ((1.0, 0.0), (0.5,))
-    assert paired([*found.waiting, 1.0], [1.0, 0.0, 1.0]).differences == (-0.5, 1.0)
+    later = paired(found.waiting, [(ours, 1.0), (theirs, 1.0), (theirs, 0.0), (theirs, 1.0)])
+    assert (later.differences, later.waiting) == ((-0.5, 1.0), ())
