@@ -13,9 +13,11 @@ from penstock.db import Database
 from penstock.jobs import lease
 from penstock.jobs.journal import Append, Journal, JournalEntry
 from penstock.jobs.lease import Held, Progress
-from penstock.jobs.models import Job, JobRun
+from penstock.jobs.models import Event, Job, JobRun
 from penstock.jobs.states import RunOutcome
+from penstock.registry.models import Deployment
 from penstock.registry.tokenizer import ModelTokenizer
+from penstock.rollouts.rerouting import Way, reroute
 from penstock.settings import Settings
 from penstock.usage.spent import Spent
 from penstock_worker.bridge import Bridge
@@ -239,6 +241,27 @@ def test_the_longer_of_the_two_journals_is_taken_over(
     assert job.choices[0].token_ids == [20 + at for at in range(wanted)]
     rewound = house.row(job_id).last_event == 5  # queued, running, requeued, running, rewound
     assert rewound == (in_redis < in_postgresql)
+
+
+def test_what_another_version_generated_is_void(house: House, database: Database) -> None:
+    """The version was rolled back, and its jobs begin anew: Redis still has what readers were shown."""
+    tried, server = house.deploy("tried"), house.deploy()
+    job_id = house.submit("tried@champion")
+    with database.transaction() as session:
+        assert lease.claim(session, worker_id="wrk_b", deployment_id=tried.deployment_id, lease_seconds=60)
+    house.journal.open(job_id, 1)
+    house.journal.append([Append(job_id, 1, 0, [JournalEntry(0, at, 20 + at, "", None, 1) for at in range(3)])])
+    with database.transaction() as session:
+        source, target = (session.get_one(Deployment, each.deployment_id) for each in (tried, server))
+        reroute(session, Way(source, target, "rol_1", "rolled back", anew=True))
+
+    house.answer(server)
+    (job,) = eventually(house.running, "the second run")
+    assert job.entries == house.journal.read(job_id) == []
+    with database.transaction() as session:
+        told = session.scalars(select(Event).where(Event.job_id == job_id).order_by(Event.number)).all()
+    assert [event.type for event in told][2:] == ["job.requeued", "job.rerouted", "job.running", "output.rewound"]
+    assert told[-1].data == {"position": 0}
 
 
 def hand_back_after(house: House, server: Server, job_id: str, fence: int, spent: Spent, words: int = 0) -> None:

@@ -183,12 +183,16 @@ class Serving:
         return None
 
     def _restore(self, job: RunningJob, checkpoint: list[JournalEntry], tokenizer: ModelTokenizer) -> None:
-        """Shut earlier holders out and take over what they journalled: the longer of Redis and PostgreSQL."""
+        """Shut earlier holders out and take over what they journalled: the longer of Redis and PostgreSQL.
+
+        What is void they generated with another version, before the job was sent to this one.
+        """
         prompt_ids = tokenizer.encode_input(job.job.input, job.job.params.get("tools", ()))
         opened = self._journal.open(job.id, job.fence)
-        behind = len(opened.entries) < len(checkpoint)
-        entries = checkpoint if behind else opened.entries
-        if behind:
+        valid = [entry for entry in opened.entries if entry.fence > job.job.void_to]
+        behind = len(valid) < len(checkpoint)
+        entries = checkpoint if behind else valid
+        if behind or len(valid) < len(opened.entries):
             self._journal.rewrite(job.id, job.fence, entries)
         job.restore(entries, tokenizer, prompt_ids)
         job.journalled, job.checkpointed = len(entries), len(checkpoint)
@@ -212,6 +216,7 @@ class Serving:
             runs = session.scalars(select(JobRun).where(JobRun.job_id == job.id)).all()
             job.meter.follow([run.spent for run in runs if run.outcome in CHARGED], position=position)
             previous = next((run.outcome for run in runs if run.fence == job.fence - 1), None)
-            if journal_lost and previous == RunOutcome.LEASE_LOST:
+            begins_anew = job.fence - 1 == job.job.void_to
+            if begins_anew or (journal_lost and previous == RunOutcome.LEASE_LOST):
                 lease.note_rewind(session, job.held, position)
         log.info("job.resumed", job=job.id, fence=job.fence, position=position)

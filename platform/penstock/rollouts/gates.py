@@ -5,7 +5,7 @@ from typing import Final, Protocol
 
 from sqlalchemy.orm import Session
 
-from penstock.rollouts import offline, shadow
+from penstock.rollouts import folding, offline, shadow
 from penstock.rollouts.evidence import Evidence
 from penstock.rollouts.models import Rollout
 from penstock.rollouts.policy import Policy
@@ -25,4 +25,9 @@ class Gate(Protocol):
         """The stage is left, however: what it has under way is cancelled."""
 
 
-GATES: Final[Mapping[State, Gate]] = {State.OFFLINE: offline, State.SHADOW: shadow}
+GATES: Final[Mapping[State, Gate]] = {
+    State.OFFLINE: offline,
+    State.SHADOW: shadow,
+    State.CANARY: folding,
+    State.AB: folding,
+}
