@@ -45,6 +45,7 @@ from penstock.quotas.fields import add_fields
 from penstock.quotas.gate import QuotaGate
 from penstock.quotas.views import routes as quota_routes
 from penstock.registry import hint_views
+from penstock.replay.views import routes as replay_routes
 from penstock.retention.views import routes as retention_routes
 from penstock.rollouts.views import routes as rollout_routes
 from penstock.rollups.views import routes as metric_routes
@@ -124,6 +125,7 @@ def create_app(
         price_routes,
         calibration_routes,
         rollout_routes,
+        replay_routes,
     )
     for blueprint in (*apis, hint_views.blueprint(), health.blueprint(), openapi.blueprint()):
         app.register_blueprint(blueprint)

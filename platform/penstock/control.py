@@ -32,6 +32,7 @@ from penstock.logs import get_logger
 from penstock.metrics import ControlMetrics, serve_metrics
 from penstock.registry.hints import Hints
 from penstock.registry.mlflow_sync import Synchroniser
+from penstock.replay.tending import ReplayTender
 from penstock.retention.sweeping import RetentionSweeper
 from penstock.rollouts.controller import Controller
 from penstock.rollups.keeping import RollupKeeper
@@ -59,6 +60,7 @@ def run_control(settings: Settings) -> int:
     workshop = Workshop.open(settings, database, redis)
     companions.start("batches", BatchTender(workshop).run)
     companions.start("bulk", BulkTender(workshop, {**JOB_WORKS, **LETTER_WORKS}).run)
+    companions.start("replays", ReplayTender(database, sweep_seconds=settings.sweep_seconds).run)
     companions.start("retention", RetentionSweeper(database, redis, settings, metrics).run)
     companions.start("rollups", RollupKeeper(database).run)
     companions.start("rollouts", Controller(database, metrics.rollouts).run)

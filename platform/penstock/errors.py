@@ -35,6 +35,8 @@ PenstockError
 │   ├── NothingToRetry      409   no line of the batch can be tried again
 │   ├── TooManyBulkOperations 409 the tenant has as many going as it may
 │   ├── BulkOperationFinished 409 nothing is left of it to cancel
+│   ├── TooManyReplays        409 as many go on as may
+│   ├── ReplayFinished        409 nothing is left of it to cancel
 │   ├── DeadLetterSettled   409   it was replayed or discarded before
 │   ├── RolloutMoveRefused  409   where the rollout stands, that move is none
 │   ├── BodyTooLarge        413
@@ -351,6 +353,22 @@ class BulkOperationFinished(RequestError):
     code = "bulk_operation_finished"
     status = 409
     title = "The bulk operation has finished"
+
+
+class TooManyReplays(RequestError):
+    """As many replays go on as may."""
+
+    code = "too_many_replays"
+    status = 409
+    title = "There are too many replays"
+
+
+class ReplayFinished(RequestError):
+    """The replay is completed: nothing of it is left to cancel."""
+
+    code = "replay_finished"
+    status = 409
+    title = "The replay has finished"
 
 
 class DeadLetterSettled(RequestError):

@@ -80,6 +80,11 @@ class House:
     ) -> Claim:
         """Score the answer that the deployment is to score next, as the engine would tell it."""
         claim = self.claim(deployment)
+        self.told(claim, likely, prompt)
+        return claim
+
+    def told(self, claim: Claim, likely: Mapping[int, float], prompt: Sequence[int] = tuple(PROMPT)) -> None:
+        """End a score so."""
         assert claim.job.kind == "score"
         assert claim.job.tenant_id == SYSTEM_TENANT_ID
         answer = claim.job.input["continuation_token_ids"]
@@ -89,7 +94,6 @@ class House:
         entry = JournalEntry(0, 0, None, "", None, claim.fence, prompt=tuple(tokens))
         end = JournalEntry(0, 0, None, "", None, claim.fence, "length")
         self._end(claim, Finish(JobState.SUCCEEDED, [entry, end], prompt_tokens=len(tokens)))
-        return claim
 
     def fail(self, deployment: Deployment) -> None:
         """The engine cannot do what waits next there."""
