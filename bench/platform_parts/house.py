@@ -23,7 +23,7 @@ from penstock.ids import new_id
 from penstock.jobs.models import Job
 from penstock.migrate import upgrade
 from penstock.registry.folder import describe
-from penstock.registry.models import Deployment, Hosting, RoutingPolicy
+from penstock.registry.models import LANE_ID, Deployment, Hosting, RoutingPolicy
 from penstock.settings import Settings, variable_name
 from pydantic import SecretStr
 from sqlalchemy import func, select, text
@@ -36,9 +36,13 @@ REAL_WORKER: Final = ("-m", "penstock_worker")
 T = TypeVar("T")
 
 
-def null_worker(step_seconds: float) -> tuple[str, ...]:
-    """What Python runs as a worker whose engine takes so long for a step, and computes nothing."""
-    return ("-m", "bench.platform_parts.null_worker", "--step-seconds", str(step_seconds))
+def null_worker(step_seconds: float, fails: Path | None = None) -> tuple[str, ...]:
+    """What Python runs as a worker whose engine takes so long for a step, and computes nothing.
+
+    The version in the folder `fails` gives up every request.
+    """
+    failing = ("--fails", str(fails)) if fails is not None else ()
+    return ("-m", "bench.platform_parts.null_worker", "--step-seconds", str(step_seconds), *failing)
 
 
 def until(look: Callable[[], T | None], what: str, seconds: float = START_SECONDS, *, pause: float = 0.02) -> T:
@@ -108,8 +112,9 @@ class House:
     def _worker_ready(self) -> bool:
         assert self.processes["worker"].poll() is None, "the worker ended"
         with self.database.transaction() as session:
-            states = select(func.count()).where(Hosting.state == "ready")
-            return bool(session.scalar(states))
+            ready = select(func.count()).select_from(Hosting).where(Hosting.state == "ready")
+            wanted = select(func.count()).select_from(Deployment).where(Deployment.id != LANE_ID)
+            return (session.scalar(ready) or 0) >= (session.scalar(wanted) or 0)
 
     def count(self, *states: str) -> int:
         """Jobs in these states."""
@@ -217,7 +222,7 @@ def open_house(services: EmbeddedServices, model: Path = DEMO_MODEL, **overrides
     upgrade(settings)
     database = Database(settings)
     try:
-        _register(database, model)
+        crown(database, add_version(database, model, "1"))
         with database.transaction() as session:
             made = bootstrap(session, environment=settings.environment)
         assert made is not None, "the database is not new"
@@ -226,14 +231,14 @@ def open_house(services: EmbeddedServices, model: Path = DEMO_MODEL, **overrides
         database.close()
 
 
-def _register(database: Database, model: Path) -> None:
-    """The model's rows, as the registry would have them."""
+def add_version(database: Database, model: Path, version: str, name: str = MODEL_NAME) -> str:
+    """The rows of one version, as the registry would have them; its deployment's id."""
     folder = describe(model)
     with database.transaction() as session:
         deployment = Deployment(
             id=new_id("dep"),
-            model_name=MODEL_NAME,
-            model_version="1",
+            model_name=name,
+            model_version=version,
             source=str(folder.path),
             manifest=folder.manifest,
             digest=folder.digest,
@@ -241,9 +246,14 @@ def _register(database: Database, model: Path) -> None:
             context_length=folder.context_length,
         )
         session.add(deployment)
-        session.flush()
+        return deployment.id
+
+
+def crown(database: Database, deployment_id: str, name: str = MODEL_NAME) -> None:
+    """Have it serve the model's jobs."""
+    with database.transaction() as session:
         policy = RoutingPolicy(
-            model_name=MODEL_NAME, champion_id=deployment.id, champion_since=utc_now(), reason="made by a benchmark"
+            model_name=name, champion_id=deployment_id, champion_since=utc_now(), reason="made by a benchmark"
         )
         session.add(policy)
 

@@ -1,10 +1,10 @@
 """An engine's process without an engine: every step brings tokens that cost nothing, through the same messages.
 
-python -m bench.platform_parts.null_engine [--step-seconds S] FD PARENT_PID
+python -m bench.platform_parts.null_engine [--step-seconds S] [--fails FOLDER] FD PARENT_PID
 
 A worker that runs it in the engine's place (`run_worker(settings, program)`) shows what everything but the model costs.
 The tokens are the prompt's own, over and over, so that turning them into text is real work; a choice ends at its
-`max_tokens`.
+`max_tokens`. The version in the folder that fails gives up every request, as a damaged one does.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from penstock_worker.messages import (
     Delta,
     EngineSpec,
     Ready,
+    Refusal,
     Share,
     StepReport,
     Submit,
@@ -60,8 +61,12 @@ class Choice:
 class NullEngine:
     """Every running choice gets one token a step; a step takes `step_seconds`, or no time at all."""
 
-    def __init__(self, connection: Connection, spec: EngineSpec, step_seconds: float = 0.0) -> None:
+    def __init__(
+        self, connection: Connection, spec: EngineSpec, step_seconds: float = 0.0, *, fails: str | None = None
+    ) -> None:
         self._connection = connection
+        self._fails = spec.folder == fails
+        self._refused: list[Refusal] = []
         self._places = spec.max_running
         self._step_seconds = step_seconds
         self._next_step_at = 0.0
@@ -104,6 +109,9 @@ class NullEngine:
 
     def _apply(self, commands: Commands) -> None:
         for request in commands.submits:
+            if self._fails:
+                self._refused.append(Refusal(request.request_id, "logits_not_finite", "the version is damaged"))
+                continue
             self._running += _choices(request)
             self._began.append((request.request_id, 0))
         for request_id, number in commands.aborts:
@@ -128,11 +136,13 @@ class NullEngine:
     ) -> StepReport:
         ended = time.perf_counter() if deltas else 0.0
         ran = dict.fromkeys(delta.request_id for delta in deltas or ())
+        refused, self._refused = self._refused, []
         return StepReport(
             step=self._step,
             received=self._received,
             free_slots=self.free_slots,
             deltas=deltas or [],
+            refusals=refused,
             pong=self._pong,
             admitted=admitted or [],
             shares=[Share(request_id, 1, 0, (ended - began) / len(ran)) for request_id in ran],
@@ -159,6 +169,7 @@ def _is_meant(choice: Choice, request_id: str, number: int | None) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step-seconds", type=float, default=0.0)
+    parser.add_argument("--fails")
     parser.add_argument("descriptor", type=int)
     parser.add_argument("parent", type=int)
     args = parser.parse_args()
@@ -166,7 +177,7 @@ def main() -> None:
     die_with(args.parent)
     connection = Connection(args.descriptor)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the worker has ended
-        NullEngine(connection, decode_spec(connection.recv_bytes()), args.step_seconds).run()
+        NullEngine(connection, decode_spec(connection.recv_bytes()), args.step_seconds, fails=args.fails).run()
 
 
 if __name__ == "__main__":

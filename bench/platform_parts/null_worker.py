@@ -1,6 +1,6 @@
 """The real worker, with `null_engine` where its engines would be.
 
-python -m bench.platform_parts.null_worker [--step-seconds S]
+python -m bench.platform_parts.null_worker [--step-seconds S] [--fails FOLDER]
 
 Set by the environment as `penstock worker` is; run it where `bench` can be imported, as its engines are.
 """
@@ -16,10 +16,12 @@ from penstock_worker.app import run_worker
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step-seconds", default="0")
+    parser.add_argument("--fails", help="folder of a version that gives up every request")
     args = parser.parse_args()
     settings = Settings.from_environment()
     configure_logs(settings, "worker")
-    program = ("-m", "bench.platform_parts.null_engine", "--step-seconds", args.step_seconds)
+    program: tuple[str, ...] = ("-m", "bench.platform_parts.null_engine", "--step-seconds", args.step_seconds)
+    program += ("--fails", args.fails) if args.fails else ()
     sys.exit(run_worker(settings, program))
 
 

@@ -27,7 +27,7 @@ def test_a_missed_target_ends_it_with_a_status(
     met: bool, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gates, "measure", lambda _: ({"alpha": 0.01}, met))
-    monkeypatch.setattr("sys.argv", ["gates", "--json", str(tmp_path / "gates.json")])
+    monkeypatch.setattr("sys.argv", ["gates", "--part", "simulation", "--json", str(tmp_path / "gates.json")])
     with pytest.raises(SystemExit) as ended:
         gates.main()
     assert ended.value.code == status

@@ -1,0 +1,36 @@
+"""What a live rollout adds to a submit: two models alike, one with a canary under way, one job of each in turns."""
+
+import time
+from typing import Any, Final
+
+from penstock.rollouts import services
+
+from bench.gates_parts.switches import OPERATOR, POLICY
+from bench.platform_parts.clients import Caller, Latency
+from bench.platform_parts.house import DEMO_MODEL, MODEL_NAME, House, add_version, crown, job_body
+
+PLAIN: Final = "invoice-extractor-without-rollout"
+WARM: Final = 20
+PROMPT: Final = "Invoice 4711 of the bench"
+
+
+def measured(house: House, submits: int) -> dict[str, Any]:
+    """Milliseconds of submits over HTTP, with a front and a worker that run already."""
+    crown(house.database, add_version(house.database, DEMO_MODEL, "1", PLAIN), PLAIN)
+    bodies = {"with": job_body(PROMPT, 8), "without": job_body(PROMPT, 8).replace(MODEL_NAME.encode(), PLAIN.encode())}
+    seconds: dict[str, list[float]] = {name: [] for name in bodies}
+    with house.database.transaction() as session:
+        rollout = services.start(session, MODEL_NAME, "2", POLICY, OPERATOR).id
+    with Caller(house) as caller:
+        for _ in range(WARM + submits):
+            for name, body in bodies.items():
+                began = time.perf_counter()
+                caller.submit(body)
+                seconds[name].append(time.perf_counter() - began)
+    with house.database.transaction() as session:
+        services.abort(session, rollout, OPERATOR, "the bench")
+    told = {name: Latency.of(each[WARM:]) for name, each in seconds.items()}
+    added = {name: round(getattr(told["with"], name) - getattr(told["without"], name), 3) for name in ("p50", "p99")}
+    return {"submits of each": submits, "added ms": added} | {
+        f"ms {name} a rollout": {"p50": each.p50, "p95": each.p95, "p99": each.p99} for name, each in told.items()
+    }
