@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from penstock.rollouts.assignment import Arm
 from penstock.rollouts.statistics import Sample, Tally
+from penstock.rollouts.worth import Trades
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ class Evidence:
     (scores): above 0 the candidate is worse. See `paired`."""
     waiting: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Values of the candidate's units that wait for a partner, by the pairs' names."""
+    trades: Trades = ()
+    """The pairs of `feedback` again, with the seconds of a device that their jobs took."""
     judged: Tally = field(default_factory=Tally)
     """Units that sent feedback."""
 

@@ -22,7 +22,7 @@ from penstock.rollouts.assignment import Arm, Unit
 from penstock.rollouts.evidence import Evidence
 from penstock.rollouts.failures import model_may_be_to_blame
 from penstock.rollouts.models import AssignedUnit, Assignment, Rollout
-from penstock.rollouts.outcomes import Counts, Outcome, added, fold, with_pairs
+from penstock.rollouts.outcomes import Counts, Outcome, added, fold, with_feedback
 from penstock.rollouts.policy import Policy
 from penstock.rollouts.states import State, stage
 from penstock.rollouts.thresholds import SECONDS, freeze
@@ -31,8 +31,8 @@ AT_ONCE: Final = 2_000
 """Jobs that a turn counts at most, so that it stays short."""
 FEEDBACK_MAY_LAG: Final = timedelta(seconds=60)
 """Feedback bears the time at which its transaction began, and is seen when that has ended."""
-Said = Row[float | None, datetime, str, float, str | None]
-"""A score, since when it is kept, and its job's arm, share and key."""
+Said = Row[float | None, datetime, str, float, str | None, float]
+"""A score, since when it is kept, and its job's arm, share, key, and seconds of a device."""
 _COMPLETED: Final = (JobState.SUCCEEDED, JobState.FAILED)
 
 
@@ -165,19 +165,19 @@ def _with_feedback(session: Session, rollout: Rollout, before: Evidence) -> Evid
     said = _said(session, rollout)
     units = _marks(session, rollout, (row.key for row in said))
     counts: Counts = Counter()
-    scores: list[tuple[Arm, float]] = []
+    scores: list[tuple[Arm, float, float]] = []
     for row in said:
-        score, _, arm, share, key = row
+        score, _, arm, share, key, seconds = row
         unit = units.get(key or "")
         if score is None or unit is None or unit.judged:
             continue
         unit.judged = True
         counts[share, Arm(arm)] += 1
-        scores.append((Arm(arm), -score))
+        scores.append((Arm(arm), score, seconds))
     if said:
         rollout.judged_until = _read_until(said, units)
     session.flush()
-    return with_pairs(replace(before, judged=added(before.judged, counts)), "feedback", scores)
+    return with_feedback(replace(before, judged=added(before.judged, counts)), scores)
 
 
 def _said(session: Session, rollout: Rollout) -> Sequence[Said]:
@@ -188,8 +188,10 @@ def _said(session: Session, rollout: Rollout) -> Sequence[Said]:
         AssignedUnit.stage == Assignment.stage,
         AssignedUnit.key == Assignment.key,
     )
+    runs = select(func.coalesce(func.sum(JobRun.device_seconds), 0.0)).where(JobRun.job_id == Feedback.job_id)
+    took = runs.scalar_subquery()
     said = (
-        select(Feedback.score, Feedback.created_at, Assignment.arm, Assignment.share, Assignment.key)
+        select(Feedback.score, Feedback.created_at, Assignment.arm, Assignment.share, Assignment.key, took)
         .join(Assignment, Assignment.job_id == Feedback.job_id)
         .outerjoin(AssignedUnit, unit)
         .where(

@@ -11,6 +11,7 @@ from typing import Protocol
 from penstock.rollouts.assignment import Arm
 from penstock.rollouts.evidence import Evidence, paired
 from penstock.rollouts.statistics import Sample, Tally
+from penstock.rollouts.worth import with_trades
 
 Counts = Counter[tuple[float, Arm]]
 
@@ -127,6 +128,16 @@ def added(tally: Tally, counts: Counts) -> Tally:
     for (share, arm), count in sorted(counts.items()):
         tally = tally.plus(share, **{arm.value: count})
     return tally
+
+
+def with_feedback(before: Evidence, said: Sequence[tuple[Arm, float, float]]) -> Evidence:
+    """With what units said that came, in their order: their arm, the score, and the seconds that the job took."""
+    scores = [(arm, -score) for arm, score, _ in said]
+    seconds = paired(before.waiting.get("seconds", ()), [(arm, -time) for arm, _, time in said])
+    quality = paired(before.waiting.get("feedback", ()), scores)
+    trades = with_trades(before.trades, quality.differences, seconds.differences)
+    kept = replace(before, trades=trades, waiting=before.waiting | {"seconds": seconds.waiting})
+    return with_pairs(kept, "feedback", scores) if said else before
 
 
 def with_pairs(before: Evidence, name: str, values: Sequence[tuple[Arm, float]]) -> Evidence:

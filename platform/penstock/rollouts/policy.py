@@ -207,6 +207,9 @@ class AB(Strict):
     share: Share = 0.5
     feedback_margin: Margin = 0.05
     """The candidate's mean score is proven to be at most this much below the champion's; scores lie in 0 to 1."""
+    cost: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """What a second of a device is worth, in points of score, each job's difference counting up to 1; 0 judges answers
+    alone."""
     minimum_jobs: Count = 200
     """So many units of the candidate that were judged, at least."""
     timeout: Duration = 14 * 86400

@@ -9,7 +9,7 @@ intersection-union test, Berger 1982).
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -29,6 +29,7 @@ from penstock.rollouts.statistics import (
     mean_capitals,
     mean_interval,
 )
+from penstock.rollouts.worth import turning_costs, weighed
 
 
 class Verdict(StrEnum):
@@ -175,15 +176,30 @@ def _canary(policy: Policy, step: Step, evidence: Evidence) -> _Gate:
 def _ab(policy: Policy, ab: AB, evidence: Evidence) -> _Gate:
     """Errors and latency are held to what the canary's last step wanted."""
     rates = _rate_guards(policy, State.AB, policy.canary.steps[-1], ab.share, evidence)
-    sample = evidence.pairs.get("feedback", Sample())
+    sample = weighed(evidence.trades, ab.cost) if ab.cost else evidence.pairs.get("feedback", Sample())
     # Of all jobs few are judged: how many is seen as it goes on.
     rate = sample.size / evidence.units.total if sample.size and evidence.units.total else ab.share
     feedback = _mean_guard("feedback", sample, ab.feedback_margin, policy, State.AB, rate)
+    turns = turning_costs(evidence.trades, ab.cost, lambda cost: _verdict_at(cost, policy, ab, evidence))
+    feedback = replace(feedback, figures=feedback.figures | {f"turns_{side}": cost for side, cost in turns.items()})
     return _Gate((*rates, feedback), ab.minimum_jobs, sample.size, rate, ab.timeout, ab.on_timeout)
 
 
+def _verdict_at(cost: float, policy: Policy, ab: AB, evidence: Evidence) -> Verdict:
+    """Feedback's verdict if a second of a device were worth so many points."""
+    sample = weighed(evidence.trades, cost)
+    if log_mean_evidence(sample, ab.feedback_margin, above=True) >= _rollback_threshold(policy, State.AB):
+        return Verdict.ROLLBACK
+    proven = log_mean_evidence(sample, ab.feedback_margin, above=False) >= log_threshold(policy.alphas.promotion)
+    return Verdict.PROMOTE if proven else Verdict.HOLD
+
+
+def _rollback_threshold(policy: Policy, state: State) -> float:
+    return log_threshold(policy.alphas.rollback, guardrails(policy, state))
+
+
 def _rate_guards(policy: Policy, state: State, step: Step, share: float, evidence: Evidence) -> tuple[Reason, ...]:
-    threshold = log_threshold(policy.alphas.rollback, guardrails(policy, state))
+    threshold = _rollback_threshold(policy, state)
     harm = log_ratio_evidence(evidence.failures, tolerated=policy.errors.tolerated_ratio)
     errors = _harmful("errors", harm, threshold, evidence.failures)
     pairs = evidence.pairs.get("errors", Sample())
@@ -207,7 +223,7 @@ def _harmful(name: str, capital: float, threshold: float, events: Tally) -> Reas
 
 def _mean_guard(name: str, sample: Sample, bound: float, policy: Policy, state: State, rate: float) -> Reason:
     capital = log_mean_evidence(sample, bound, above=True)
-    threshold = log_threshold(policy.alphas.rollback, guardrails(policy, state))
+    threshold = _rollback_threshold(policy, state)
     if capital >= threshold:
         text = f"{name}: the mean {sample.mean:.4f} is above {bound:g} beyond doubt"
         return Reason(name, Verdict.ROLLBACK, text, {"log_evidence": capital, "threshold": threshold})

@@ -91,6 +91,7 @@ def finish(
         outcome = how.get("outcome", "finished")
         run = JobRun(job_id=job.id, fence=1, worker_id=how.get("worker", "a worker"), started_at=job.started_at)
         run.ended_at, run.outcome = ended, outcome
+        run.device_seconds = how.get("device_seconds", 0.0)
         session.add(run)
         session.flush()
     job.state, job.lease_holder, job.finished_at = state, None, ended
@@ -284,7 +285,7 @@ def said(stage: Stage, job_id: str, score: float | None, at: datetime | None = N
 
 def test_feedback_counts_once_for_each_user_also_when_it_comes_late(stage: Stage) -> None:
     stage.change(state="ab", unit="user", share=0.5)
-    ann, bob = stage.ends(Arm.CANDIDATE, key="ann"), stage.ends(Arm.CHAMPION, key="bob")
+    ann, bob = stage.ends(Arm.CANDIDATE, key="ann", device_seconds=3.5), stage.ends(Arm.CHAMPION, key="bob")
     again = stage.ends(Arm.CANDIDATE, key="ann")
     said(stage, ann, None)
     assert stage.turn().judged == Tally()
@@ -294,11 +295,12 @@ def test_feedback_counts_once_for_each_user_also_when_it_comes_late(stage: Stage
     assert stage.turn().judged == Tally().plus(0.5, 1, 1)
     assert stage.evidence.waiting["feedback"] == (-0.25,)
     assert stage.turn() == stage.evidence
-    cyd = stage.ends(Arm.CHAMPION, key="cyd")
+    cyd = stage.ends(Arm.CHAMPION, key="cyd", device_seconds=1.5)
     said(stage, cyd, 0.75, utc_now() - timedelta(seconds=5))  # whose transaction took so long
     said(stage, ann, 0.0)
     seen = stage.turn()
     assert (seen.judged, seen.pairs["feedback"]) == (Tally().plus(0.5, 1, 2), Sample().plus(0.5))
+    assert seen.trades == ((500, -2000, 1),)
 
 
 def test_who_leaves_a_stage_forgets_its_users_and_counts_no_more(stage: Stage) -> None:
