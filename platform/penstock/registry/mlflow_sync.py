@@ -105,9 +105,10 @@ class Synchroniser:
         A process that dies before it has written that down does it again. What MLflow refuses is tried again, too.
         """
         assert self._mlflow is not None
-        pending = select(RoutingPolicy.model_name, RoutingPolicy.alias_to).where(RoutingPolicy.alias_to.is_not(None))
+        moved = select(RoutingPolicy.model_name, RoutingPolicy.alias_to)
+        pending = [(name, version) for name, version in session.execute(moved) if version is not None]
         written: dict[str, str] = {}
-        for name, version in session.execute(pending).all():
+        for name, version in pending:
             _keep_alive(session)
             try:
                 self._mlflow.set_alias(name, "champion", version)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from penstock.auth.audit import Actor, ActorKind
@@ -45,14 +46,14 @@ class Died(Exception):
 class Scene:
     """A model with two versions, both ready on a worker, in a canary at one half; and what happens to its jobs."""
 
-    def __init__(self, session: Session, **rollout: object) -> None:
+    def __init__(self, session: Session, **rollout: Any) -> None:
         self.champion = make_deployment(session)
         self.candidate = make_deployment(session, version="2", champion=False)
         self.workers = [make_worker(session, each).id for each in (self.champion, self.candidate)]
         self.rollout_id = make_rollout(session, self.champion, self.candidate, **rollout).id
         self.tenant: Tenant = make_tenant(session)
 
-    def submit(self, session: Session, count: int = 12, **body: object) -> list[Job]:
+    def submit(self, session: Session, count: int = 12, **body: Any) -> list[Job]:
         return [submit_job(session, self.tenant, **body) for _ in range(count)]
 
     def tried(self, jobs: Sequence[Job]) -> list[str]:
