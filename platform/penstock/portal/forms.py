@@ -6,7 +6,7 @@ Values go into the request as what they look like (a number, or text where none 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 from pydantic import ValidationError
@@ -24,7 +24,8 @@ NUMBERS: Final = (
     "params.max_tokens", "params.temperature", "params.top_p", "params.top_k", "params.seed", "params.n",
     "budget.tokens", "priority",
 )  # fmt: skip
-OTHERS: Final = ("model", "input.prompt", "params.stop", "params", "class", "tags", "webhook.url")
+SCHEMA: Final = "params.response_format"
+OTHERS: Final = ("model", "input.prompt", "params.stop", SCHEMA, "params", "class", "tags", "webhook.url")
 _DEFAULTS: Final[Mapping[str, str]] = {"params.temperature": "0", "class": "interactive"}
 _EMPTY: Final[Mapping[str, str]] = {"input.prompt": "Write a prompt.", "input.messages": "Write at least one message."}
 
@@ -59,6 +60,7 @@ class JobForm:
             "input.prompt": job.input.get("prompt", ""),
             "params.seed": str(job.seed),
             "params.stop": "\n".join(job.params.get("stop", [])),
+            SCHEMA: _schema(job.params),
             "params": _further(job.params),
             "budget.tokens": str(job.token_budget or ""),
             "class": "interactive" if job.job_class == JobClass.INTERACTIVE else "batch",
@@ -69,10 +71,19 @@ class JobForm:
         messages = tuple((message["role"], message["content"]) for message in job.input.get("messages", []))
         return cls(values, "chat" if messages else "prompt", messages or (("system", ""), ("user", "")))
 
+    def with_values(self, **values: str) -> Self:
+        """The same with some fields changed: `model`, `tags`, `seed`."""
+        named = {"params.seed" if name == "seed" else name: value for name, value in values.items()}
+        return replace(self, values={**self.values, **named})
+
+    def with_messages(self, *messages: tuple[str, str]) -> Self:
+        """The conversation with more messages at its end."""
+        return replace(self, messages=(*self.messages, *messages))
+
     def request(self) -> JobRequest:
         """The request that the form makes. Raises `ValidationFailed` as the API does."""
         try:
-            return JobRequest.model_validate_json(json.dumps(self._body()))
+            return JobRequest.model_validate_json(json.dumps(self.body()))
         except ValidationError as error:
             raise explain_validation(error) from None
 
@@ -90,11 +101,13 @@ class JobForm:
         """The field that `path` lies in: `params.stop.2` is in `params.stop`, input in what is shown."""
         if path.partition(".")[0] in ("input", "prompt", "messages"):
             return "input.prompt" if self.mode == "prompt" else "input.messages"
-        while path and path not in NUMBERS and path not in OTHERS:
+        fields = {*NUMBERS, *OTHERS} - (set() if self.values.get(SCHEMA) else {SCHEMA})
+        while path and path not in fields:
             path = path.rpartition(".")[0]
         return path
 
-    def _body(self) -> dict[str, Any]:
+    def body(self) -> dict[str, Any]:
+        """The API's request body, as far as the fields can be read."""
         body: dict[str, Any] = {"params": {}, "budget": {}}
         for name in NUMBERS:
             if text := self.values.get(name, "").strip():
@@ -103,6 +116,8 @@ class JobForm:
             body["params"]["stop"] = stops
         if not body["budget"]:
             del body["budget"]
+        if schema := self.values.get(SCHEMA, "").strip():
+            body["params"]["response_format"] = {"type": "json_schema", "schema": _json(schema)}
         if further := self.values.get("params", "").strip():
             known = _json(further)
             body["params"] = known | body["params"] if isinstance(known, dict) else known
@@ -121,9 +136,15 @@ class JobForm:
 
 def _further(params: Mapping[str, Any]) -> str:
     """The parameters that have no field of their own, as JSON; empty without any."""
-    named = {name.removeprefix("params.") for name in (*NUMBERS, *OTHERS)}
+    named = {name.removeprefix("params.") for name in (*NUMBERS, *OTHERS) if name != SCHEMA or _schema(params)}
     further = {name: value for name, value in asked_for(params).items() if name not in named}
     return json.dumps(further, indent=2, ensure_ascii=False) if further else ""
+
+
+def _schema(params: Mapping[str, Any]) -> str:
+    """The JSON Schema that the output is held to, as text; empty for other structures and without any."""
+    wanted = params.get("response_format") or {}
+    return json.dumps(wanted["schema"], indent=2, ensure_ascii=False) if wanted.get("type") == "json_schema" else ""
 
 
 def _json(text: str) -> Any:

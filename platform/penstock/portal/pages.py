@@ -9,12 +9,14 @@ from penstock.portal import (
     file_views,
     job_views,
     key_views,
+    playground_views,
     usage_views,
     webhook_views,
 )
 
 PAGES: Final = (
     account_views.blueprint,
+    playground_views.blueprint,
     bulk_views.blueprint,
     job_views.blueprint,
     batch_views.blueprint,

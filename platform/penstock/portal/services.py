@@ -15,6 +15,7 @@ from penstock.jobs.events import events_after
 from penstock.jobs.models import Event, Job, JobRun
 from penstock.jobs.standing import Standing, standing_of
 from penstock.portal.timeline import Waterfall, waterfall
+from penstock.registry.catalogue import list_models
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
 from penstock.webhooks import replays
 from penstock.webhooks.models import WebhookAttempt, WebhookDelivery
@@ -31,6 +32,14 @@ class ModelChoice:
     context_length: int
     state: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A job as the playground shows it, and why it waits where it does."""
+
+    job: Job
+    waiting: Standing | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,23 @@ def model_choices(session: Session, heartbeat_seconds: float) -> list[ModelChoic
     return [_choice(name, deployment, hostings.get(deployment.id, [])) for name, deployment in rows]
 
 
+def version_choices(session: Session) -> list[tuple[str, str]]:
+    """What a job may ask for, each with its name for people: models, their challengers, and versions by number."""
+    choices = []
+    for model in list_models(session):
+        if model.champion is not None:
+            choices.append((model.name, f"{model.name} · champion, version {model.champion.version}"))
+        if model.challenger is not None:
+            choices.append(
+                (f"{model.name}@challenger", f"{model.name} · challenger, version {model.challenger.version}")
+            )
+    served = select(Deployment).where(Deployment.state == "active", Deployment.first_ready_at.is_not(None))
+    for version in session.scalars(served.order_by(Deployment.model_name, Deployment.created_at.desc())):
+        name, number = version.model_name, version.model_version
+        choices.append((f"{name}:{number}", f"{name} · version {number}"))
+    return choices
+
+
 def job_page(session: Session, tenant_id: str, job_id: str) -> JobPage:
     """The tenant's job for its page. Raises `NotFound`, also for another tenant's."""
     job = jobs.get(session, tenant_id, job_id)
@@ -82,6 +108,12 @@ def job_page(session: Session, tenant_id: str, job_id: str) -> JobPage:
         deliveries=deliveries_of(session, job),
         feedback=feedback.list_feedback(session, tenant_id, job_id, limit=_MOST_TOLD)[0],
     )
+
+
+def answers_of(session: Session, tenant_id: str, job_ids: Sequence[str]) -> list[Answer]:
+    """The tenant's jobs in that order. Raises `NotFound`, also for another tenant's."""
+    found = [jobs.get(session, tenant_id, job_id) for job_id in job_ids]
+    return [Answer(job, standing_of(session, job)) for job in found]
 
 
 def deliveries_of(session: Session, job: Job) -> list[Sent]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -15,6 +15,10 @@ from penstock.registry.models import LANE_ID
 from penstock.webhooks.models import WebhookAttempt
 
 _STEP: Final = 1000
+_SUBJECTS: Final[Mapping[str, str]] = {
+    "job": "Jobs", "output": "Jobs", "batch": "Batches", "bulk": "Many at once", "rollout": "Rollouts",
+    "webhook_endpoint": "Webhooks",
+}  # fmt: skip
 _NUMBER_LIST: Final = re.compile(r"\[\n\s+(-?[\d.e+-]+(?:,\n\s+-?[\d.e+-]+)*)\n\s+\]")
 _OUTCOMES: Final[Mapping[str, str]] = {
     RunOutcome.FINISHED: "Finished",
@@ -115,6 +119,15 @@ def as_json(document: Any) -> str:
     """JSON for reading: indented, but each list of numbers on one line."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
     return _NUMBER_LIST.sub(lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
+
+
+def by_subject(events: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Names of events by what they are about, in the order in which they come."""
+    groups: dict[str, list[str]] = {}
+    for name in events:
+        subject = name.partition(".")[0]
+        groups.setdefault(_SUBJECTS.get(subject, subject.replace("_", " ").capitalize()), []).append(name)
+    return list(groups.items())
 
 
 def of_class(job: Job) -> str:

@@ -277,20 +277,32 @@ def test_edit_and_rerun_fills_the_form(person: Person, deployment: Deployment, d
 def test_parameters_without_a_field_of_their_own_are_written_as_json(
     person: Person, deployment: Deployment, database: Database
 ) -> None:
-    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
-    further = {"response_format": {"type": "json_schema", "schema": schema}, "min_p": 0.1}
+    further = {"response_format": {"type": "regex", "regex": "[0-9]+"}, "min_p": 0.1}
     fields = {"params": json.dumps(further), "params.n": "2", "budget.tokens": "200"}
     answer = person.post("/jobs/new", CHAT | fields)
     job = person.job(answer.headers["Location"].rsplit("/", 1)[1])
     assert job.params.items() >= further.items()
-    assert list(job.params["response_format"]["schema"]["properties"]) == ["b", "a"]
     assert (job.params["n"], job.token_budget) == (2, 200)
     again = unescape(person.get(f"/jobs/new?from={job.id}").text)
     assert json.dumps(further, indent=2) in again
     assert 'value="200"' in again
     page = unescape(person.get(f"/jobs/{job.id}").text)
     assert "Repetition penalty" not in page  # it is at its default
-    assert "json_schema" in page
+    assert "regex" in page
+
+
+def test_a_json_schema_has_a_field_of_its_own(person: Person, deployment: Deployment) -> None:
+    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
+    answer = person.post("/jobs/new", CHAT | {"params.response_format": json.dumps(schema)})
+    job = person.job(answer.headers["Location"].rsplit("/", 1)[1])
+    assert job.params["response_format"] == {"type": "json_schema", "schema": schema}
+    assert list(job.params["response_format"]["schema"]["properties"]) == ["b", "a"]
+    again = unescape(person.get(f"/jobs/new?from={job.id}").text)
+    assert json.dumps(schema, indent=2) in again
+    assert "json_schema" not in again, "it is in one field alone"
+    wrong = person.post("/jobs/new", CHAT | {"params.response_format": '{"type": 7}'})
+    assert wrong.status_code in (400, 422)
+    assert 'id="params-response_format-error"' in wrong.text
 
 
 def test_the_stream_of_a_finished_job_replays_and_ends(

@@ -18,6 +18,7 @@ class LiveJob {
   constructor(element) {
     this.output = new LiveOutput(element);
     this.address = element.dataset.stream;
+    this.watch = element.dataset.watch ?? "#watch";
     this.lastId = null;
     this.source = null;
     this.ended = false;
@@ -60,12 +61,12 @@ class LiveJob {
   changed(state) {
     if (FINAL.has(state)) this.end();
     // The rest of the page is the server's: htmx fetches what changed.
-    htmx.trigger("#watch", "job-changed");
+    htmx.trigger(this.watch, "job-changed");
   }
 
   reopen() {
     this.close();
-    if (document.querySelector("#watch").hasAttribute("data-final")) this.end();
+    if (document.querySelector(this.watch).hasAttribute("data-final")) this.end();
     else setTimeout(() => this.open(), REOPEN_MILLISECONDS);
   }
 }
@@ -77,8 +78,11 @@ class LiveOutput {
     this.deltas = [];
     this.choices = new Map();
     this.tokens = 0;
+    this.scope = element.closest("[data-answer]") ?? document;
     // The server's figure is a moment old: what was swapped in tells ours before it is painted.
-    document.addEventListener("htmx:oobAfterSwap", () => element.hasAttribute("data-live") && this.tellCount());
+    for (const swapped of ["htmx:oobAfterSwap", "htmx:afterSwap"]) {
+      document.addEventListener(swapped, () => element.hasAttribute("data-live") && this.tellCount());
+    }
   }
 
   add(delta) {
@@ -122,6 +126,6 @@ class LiveOutput {
   }
 
   tellCount() {
-    for (const shown of document.querySelectorAll("[data-token-count]")) shown.textContent = this.tokens;
+    for (const shown of this.scope.querySelectorAll("[data-token-count]")) shown.textContent = this.tokens;
   }
 }
