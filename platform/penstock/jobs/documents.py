@@ -219,7 +219,8 @@ class QueueDocument(Document):
     ahead: AheadDocument | None = Field(description="Null while it is held or not counted to the end")
     blocker: str = Field(description="What it waits for, in words")
     blocker_code: Literal[
-        "batch_paused", "no_worker", "load_failed", "loading", "draining", "slots_full", "doorbell"
+        "tenant_suspended", "batch_paused", "no_worker", "load_failed", "loading", "cold", "draining", "slots_full",
+        "doorbell",
     ]  # fmt: skip
     loading_progress: float | None = Field(description="0 to 1, while the version is loading")
     eta: EtaDocument | None

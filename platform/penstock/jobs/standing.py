@@ -11,12 +11,13 @@ from sqlalchemy.orm import Session
 
 from penstock.auth.models import Tenant
 from penstock.clock import between_words, iso
+from penstock.deployments.services import nowhere
 from penstock.fairness.places import MOST_COUNTED, Place, place_of
 from penstock.jobs.eta import COVERAGE, MOST_SEEN, Evidence, estimate
 from penstock.jobs.models import Job, JobRun
 from penstock.jobs.states import JobState
 from penstock.registry.hosting_services import HEARTBEAT_SECONDS, HostingState
-from penstock.registry.models import LANE_ID, Hosting, Worker
+from penstock.registry.models import LANE_ID, Deployment, Hosting, Worker
 
 _MOST_RUNNING: Final = 512
 
@@ -29,6 +30,7 @@ class Blocker(StrEnum):
     NO_WORKER = "no_worker"
     LOAD_FAILED = "load_failed"
     LOADING = "loading"
+    COLD = "cold"
     DRAINING = "draining"
     SLOTS_FULL = "slots_full"
     DOORBELL = "doorbell"
@@ -139,7 +141,7 @@ def standing_of(session: Session, job: Job) -> Standing | None:
     place, hosts = place_of(session, job), _hosts(session, job.deployment_id)
     serving = [host for host in hosts if host.state == HostingState.READY and not host.draining]
     if not serving:
-        blocker, words, progress = _why_nobody_serves(job, hosts)
+        blocker, words, progress = _why_nobody_serves(session, job, hosts)
         return Standing(place, blocker, words, progress, eta_unknown=EtaUnknown.NOT_SERVED)
     blocker, words = _turn(place, serving)
     eta = _eta(session, job, place, sum(host.places for host in serving))
@@ -177,7 +179,7 @@ def _hosts(session: Session, deployment_id: str) -> list[_Host]:
     return [_Host(*row) for row in rows]
 
 
-def _why_nobody_serves(job: Job, hosts: Sequence[_Host]) -> tuple[Blocker, str, float | None]:
+def _why_nobody_serves(session: Session, job: Job, hosts: Sequence[_Host]) -> tuple[Blocker, str, float | None]:
     version = f"version {job.model_version} of {job.model_name}"
     loading = [host.progress for host in hosts if host.state == HostingState.LOADING]
     if loading:
@@ -185,9 +187,12 @@ def _why_nobody_serves(job: Job, hosts: Sequence[_Host]) -> tuple[Blocker, str, 
     failures = [host.error for host in hosts if host.state == HostingState.FAILED]
     if failures:
         return Blocker.LOAD_FAILED, f"{version} could not be loaded: {failures[0]}", None
+    if any(host.state == HostingState.COLD for host in hosts):
+        return Blocker.COLD, f"{version} is cold, and a worker is about to load it", None
     if hosts:
         return Blocker.DRAINING, f"every worker that hosts {version} is about to stop", None
-    return Blocker.NO_WORKER, f"no worker hosts {version}", None
+    why = nowhere(session, session.get_one(Deployment, job.deployment_id))
+    return Blocker.NO_WORKER, f"no worker hosts {version}" + (f": {why}" if why else ""), None
 
 
 def _turn(place: Place, serving: Sequence[_Host]) -> tuple[Blocker, str]:

@@ -37,6 +37,8 @@ class VersionStanding:
             return f"loading ({self.progress:.0%})"
         if HostingState.FAILED in self.hosting_states:
             return f"could not be loaded: {self.error}"
+        if HostingState.COLD in self.hosting_states:
+            return "cold: loaded when a job waits for it"
         return "no worker hosts it"
 
 

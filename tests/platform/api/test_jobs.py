@@ -49,7 +49,7 @@ def test_a_waiting_job_says_where_it_stands_and_what_it_waits_for(caller: Caller
         "position": 2,
         "position_is_exact": True,
         "ahead": {"own": 1, "others": 0, "own_jobs": [first]},
-        "blocker": "no worker hosts version 1 of tiny",
+        "blocker": "no worker hosts version 1 of tiny: no worker is live",
         "blocker_code": "no_worker",
         "loading_progress": None,
         "eta": None,

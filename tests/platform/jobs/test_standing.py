@@ -106,7 +106,7 @@ def test_it_says_what_it_waits_for(database: Database) -> None:
     with database.transaction() as session:
         deployment = make_deployment(session)
         job = submit_job(session, make_tenant(session))
-        assert _told(session, job) == (Blocker.NO_WORKER, "no worker hosts version 1 of tiny")
+        assert _told(session, job) == (Blocker.NO_WORKER, "no worker hosts version 1 of tiny: no worker is live")
         worker = make_worker(session, deployment, slots=1, state="loading")
         session.execute(update(Hosting).values(progress=0.4))
         assert _told(session, job) == (Blocker.LOADING, "version 1 of tiny is loading (40%)")
@@ -116,7 +116,9 @@ def test_it_says_what_it_waits_for(database: Database) -> None:
             Blocker.LOAD_FAILED,
             "version 1 of tiny could not be loaded: weights.bin is cut off",
         )
-        session.execute(update(Hosting).values(state="ready", error=None))
+        session.execute(update(Hosting).values(state="cold", error=None))
+        assert _told(session, job) == (Blocker.COLD, "version 1 of tiny is cold, and a worker is about to load it")
+        session.execute(update(Hosting).values(state="ready"))
         assert _told(session, job) == (Blocker.DOORBELL, "a worker is about to take it")
         session.execute(update(Worker).values(draining=True))
         assert _told(session, job)[0] is Blocker.DRAINING

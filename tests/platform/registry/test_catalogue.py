@@ -17,6 +17,7 @@ from tests.factories import make_deployment, make_worker
         ("loading", "loading (25%)"),
         ("failed", "could not be loaded: config.json is missing"),
         ("unloading", "no worker hosts it"),
+        ("cold", "cold: loaded when a job waits for it"),
     ],
 )
 def test_a_version_stands_as_its_worker_says(database: Database, state: str, words: str) -> None:
