@@ -24,6 +24,9 @@ COMMANDS = {
     "Operation": {
         "workers": Lazy("penstock.cli.operation:workers", "See the workers, and drain one."),
         "dead-letters": Lazy("penstock.cli.operation:dead_letters", "Look at jobs that were given up."),
+        "replay": Lazy("penstock.cli.replay:replay", "Run stored jobs against another version."),
+        "replays": Lazy("penstock.cli.replay:replays", "See replays of stored jobs, and cancel one."),
+        "rollout": Lazy("penstock.cli.rollout:rollout", "Let a version earn its place, gate by gate."),
     },
     "Platform": {
         "up": Lazy("penstock.cli.up:up", "Run everything on this machine.", "platform,embedded,worker"),

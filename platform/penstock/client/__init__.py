@@ -41,6 +41,7 @@ from penstock.client.models import (
     WebhookEndpoint,
 )
 from penstock.client.operation import DeadLetter, DeadLetterGroup, Worker
+from penstock.client.replays import Replay
 from penstock.client.rollouts import Decision, Flip, Judgement, Rollout, RolloutGate, RolloutPolicy
 from penstock.client.usage import Quotas, TenantBudget, UsageRow
 from penstock.client.webhooks import WebhookEvent, verify_webhook
@@ -80,6 +81,7 @@ __all__ = [
     "PenstockError",
     "Queue",
     "Quotas",
+    "Replay",
     "ResponseFormat",
     "Rollout",
     "RolloutGate",

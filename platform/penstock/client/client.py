@@ -12,6 +12,7 @@ from penstock.client.house import House
 from penstock.client.jobs import Jobs
 from penstock.client.keys import Keys
 from penstock.client.operation import Operation
+from penstock.client.replays import Replays
 from penstock.client.rollouts import Rollouts
 from penstock.client.transport import Transport
 
@@ -44,6 +45,7 @@ class Client(House):
         self.bulk = Bulk(transport, patience_seconds=patience)
         self.operation = Operation(transport)
         self.rollouts = Rollouts(transport, patience_seconds=patience)
+        self.replays = Replays(transport, patience_seconds=patience)
 
     def close(self) -> None:
         """Close every connection."""

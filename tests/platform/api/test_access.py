@@ -213,15 +213,19 @@ def test_every_change_is_written_down(app: Flask, caller: Caller, worker: Worker
         ("POST", "/v1/admin/dead-letters/<letter_id>/discard"): None,
         ("POST", "/v1/admin/dead-letters/bulk"): {"action": "discard", "filter": {}},
         ("POST", "/v1/admin/workers/<worker_id>/drain"): None,
+        ("POST", "/v1/admin/replays"): {"model": "tiny"},
+        ("POST", "/v1/admin/replays/<replay_id>/cancel"): None,
     }
     keep = {"email": "keep@example.com", "role": "admin"}
     caller.post("/v1/users", keep)
     changing = [(method, rule) for method, rule in admin_routes(app) if method != "GET"]
     assert {(method, rule.rule) for method, rule in changing} == set(bodies), "tell this test of the new route"
     letter_ids = [bury(caller, worker) for _ in range(2)]
+    replay_id = caller.post("/v1/admin/replays", {"model": "tiny"}).json["id"]
     for number, (method, rule) in enumerate(changing):
         ids = {
             "worker_id": worker.id,
+            "replay_id": replay_id,
             "letter_id": letter_ids[rule.rule.endswith("/discard")],
             "key_id": caller.post("/v1/keys", {"name": "subject"}).json["id"],
             "user_id": caller.post("/v1/users", {"email": f"{number}@example.com"}).json["id"],

@@ -18,6 +18,8 @@ from penstock.client.files import Files
 from penstock.client.jobs import Jobs
 from penstock.client.keys import Keys
 from penstock.client.operation import Operation
+from penstock.client.replays import Replays
+from penstock.client.rollouts import Rollouts
 
 from tests.conftest import ROOT
 
@@ -59,6 +61,8 @@ def test_every_call_is_documented_with_its_arguments() -> None:
         "batches": Batches,
         "bulk": Bulk,
         "operation": Operation,
+        "replays": Replays,
+        "rollouts": Rollouts,
     }
     for place, kind in kinds.items():
         calls |= {f"{place}.{name}": getattr(kind, name) for name in public(kind)}

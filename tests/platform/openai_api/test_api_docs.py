@@ -20,6 +20,7 @@ from penstock.dead_letters.burial import bury_if_deadly
 from penstock.dead_letters.models import DeadLetter
 from penstock.ids import new_id
 from penstock.registry.models import Worker
+from penstock.replay.tending import ReplayTender
 from penstock.usage.budgets import set_budget
 from penstock.webhooks.models import WebhookDelivery
 from penstock.webhooks.sender import Sender
@@ -133,6 +134,10 @@ class Reader:
             world = self._house.world
             tender = BulkTender(workshop_of(world.settings, world.database, world.redis), JOB_WORKS)
             while tender.work_once():
+                pass
+        if call.method == "GET" and call.path.startswith("/v1/admin/replays/"):
+            replays = ReplayTender(self._house.world.database, sweep_seconds=1)
+            while replays.work_once():
                 pass
         if call.method == "GET" and call.path.startswith("/v1/batches/") and not self._tended:
             self._tended = True
