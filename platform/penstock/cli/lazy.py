@@ -45,11 +45,11 @@ class Commands(click.Group):
         self,
         *args: Any,
         commands_by_section: Mapping[str, Mapping[str, Lazy]],
-        plugin_help: Mapping[str, str],
+        plugin_help: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        plugins = _plugins(plugin_help)
+        plugins = {} if plugin_help is None else _plugins(plugin_help)
         self.sections = dict(commands_by_section) | ({PLUGIN_SECTION: plugins} if plugins else {})
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature

@@ -5,11 +5,10 @@ from itertools import islice
 from typing import Any, Final
 
 import click
-from rich.table import Table
 
 from penstock.cli.bulk import follow_to_its_end
 from penstock.cli.options import with_client
-from penstock.cli.render import console_for, printable
+from penstock.cli.render import print_rows
 from penstock.client import Client, DeadLetter
 from penstock.clock import iso
 
@@ -27,7 +26,7 @@ def workers() -> None:
 @with_client
 def list_workers(client: Client) -> None:
     """List the workers: what they host, what they run, and when they were last heard of."""
-    _print(
+    print_rows(
         ("id", "status", "host", "device", "running", "slots", "heard", "hosts"),
         [
             (
@@ -63,7 +62,7 @@ def dead_letters() -> None:
 @with_client
 def groups(client: Client) -> None:
     """Count the open ones by reason and model version."""
-    _print(
+    print_rows(
         ("count", "tenants", "reason", "model", "latest", "meaning"),
         [
             (
@@ -89,7 +88,7 @@ def groups(client: Client) -> None:
 def list_letters(client: Client, limit: int, **filters: Any) -> None:
     """List dead letters, newest first."""
     found = islice(client.operation.dead_letters(page_size=min(limit, 100), **filters), limit)
-    _print(("id", "at", "reason", "model", "tenant", "job", "message"), [_row(letter) for letter in found])
+    print_rows(("id", "at", "reason", "model", "tenant", "job", "message"), [_row(letter) for letter in found])
 
 
 @dead_letters.command()
@@ -144,17 +143,3 @@ def _row(letter: DeadLetter) -> tuple[str, ...]:
     model = f"{letter.model_name}:{letter.model_version}"
     at = str(iso(letter.created_at))
     return letter.id, at, letter.reason, model, letter.tenant_id, letter.job_id, letter.message
-
-
-def _print(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal; elsewhere a line for each row, its cells between tabs."""
-    console = console_for()
-    cells = [[printable(cell) for cell in row] for row in rows]
-    if not console.is_terminal:
-        for row in cells:
-            click.echo("\t".join(row))
-        return
-    table = Table(*headings, box=None, pad_edge=False)
-    for row in cells:
-        table.add_row(*row)
-    console.print(table)

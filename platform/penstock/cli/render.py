@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+import click
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -156,3 +157,17 @@ def _output(job: Job) -> list[RenderableType]:
         called = [call.function for call in choice.tool_calls or ()]
         parts += [Text(printable(f"calls {function.name} {function.arguments}")) for function in called]
     return parts
+
+
+def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal; elsewhere a line for each row, its cells between tabs."""
+    console = console_for()
+    cells = [[printable(cell) for cell in row] for row in rows]
+    if not console.is_terminal:
+        for row in cells:
+            click.echo("\t".join(row))
+        return
+    table = Table(*headings, box=None, pad_edge=False)
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)

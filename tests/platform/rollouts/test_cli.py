@@ -1,4 +1,4 @@
-"""`penstock rollout` as it is called, and the picture that it draws."""
+"""`penstock rollout` as it is called, alone and against the real application, and the picture that it draws."""
 
 import re
 from collections.abc import Callable
@@ -7,13 +7,26 @@ from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner, Result
+from penstock.auth.services import Scope, create_api_key
 from penstock.cli import main
+from penstock.cli.rollout_view import bar
+from penstock.db import Database
+from penstock.rollouts.evidence import Evidence
+from penstock.rollouts.lead import take
+from penstock.rollouts.models import Rollout
 from penstock.rollouts.picture import Panel, draw
 from penstock.rollouts.policy import Policy, read_policy
 from penstock.rollouts.rehearsal import Passage, Rehearsal
+from penstock.rollouts.services import conclude
 from penstock.rollouts.states import Position, State
+from penstock.rollouts.statistics import Sample, Tally
 from penstock.rollouts.verdicts import Verdict
 
+from tests.factories import make_deployment, make_tenant, make_worker
+from tests.platform.cli.conftest import quiet_server
+from tests.platform.client.real import app, url
+
+__all__ = ["app", "quiet_server", "url"]  # fixtures
 Call = Callable[..., Result]
 QUICK = "{shadow: null, latency: null, canary: {steps: [{share: 0.5, error_margin: 0.2, slow_margin: 0.2}]}}"
 
@@ -31,16 +44,16 @@ def quick(tmp_path: Path) -> str:
 
 
 def test_the_policy_is_printed_in_full_and_can_be_read_again(call: Call, quick: str) -> None:
-    printed = call("policy").stdout
+    printed = call("policy", "check").stdout
     assert printed.startswith(f"# version {Policy().version}\n")
     assert read_policy(printed) == Policy()
-    assert read_policy(call("policy", quick).stdout) == read_policy(QUICK)
+    assert read_policy(call("policy", "check", quick).stdout) == read_policy(QUICK)
 
 
 def test_a_wrong_policy_ends_with_one_line(call: Call, tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text("canary: {unit: planet}")
-    answer = call("policy", str(path))
+    answer = call("policy", "check", str(path))
     assert answer.exit_code == 1
     assert re.fullmatch(r"Error: canary.unit: is none of the allowed values; it must be .*\n", answer.stderr)
 
@@ -112,3 +125,86 @@ def test_the_picture_shows_which_part_of_the_runs_is_where() -> None:
     assert heights["tone1"] == 0
     left = {colour: abs(corners[0][0][1] - corners[0][-1][1]) for colour, corners in found.items()}
     assert left["passed"] == left["back"] == 0 < left["tone1"]
+
+
+SEEN = Evidence(
+    step_units=40,
+    units=Tally().plus(0.5, 40, 41),
+    failures=Tally().plus(0.5, 1, 0),
+    pairs={"errors": Sample(((0, 39), (1000, 1)))},
+)
+
+
+@pytest.fixture
+def asking(call: Call, url: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """The command with an operator's key, and two versions of a model."""
+    with database.transaction() as session:
+        make_deployment(session)
+        make_worker(session, make_deployment(session, version="2", champion=False))
+        scopes, tenant = (Scope.OPERATOR,), make_tenant(session)
+        key = create_api_key(session, tenant_id=tenant.id, name="Ann", scopes=scopes, environment="test")[1]
+    monkeypatch.setenv("PENSTOCK_URL", url)
+    monkeypatch.setenv("PENSTOCK_API_KEY", key)
+
+    def successful(*arguments: str) -> Result:
+        answer = call(*arguments)
+        assert answer.exit_code == 0, answer.output
+        return answer
+
+    return successful
+
+
+def judge(database: Database, rollout_id: str, evidence: Evidence) -> None:
+    with database.transaction() as session:
+        lead = take(session, "rollouts", "test", 600)
+        assert lead
+        assert conclude(session, lead, rollout_id, session.get_one(Rollout, rollout_id).fence, evidence)
+
+
+def test_an_operator_starts_looks_at_and_moves_a_rollout(
+    asking: Call, call: Call, quick: str, database: Database
+) -> None:
+    Path(quick).write_text(QUICK.replace("shadow: null", "shadow: null, offline: null"))
+    assert asking("policy", "set", "tiny", quick, "--reason", "ours").stdout.startswith("number 1, version ")
+    assert '"offline": null' in asking("policy", "get", "tiny").stdout
+    rollout_id = asking("start", "tiny", "2", "--reason", "int4 at last").stdout.strip()
+    assert call("start", "tiny", "2").stderr.startswith("Error: model: a rollout of tiny is under way")
+    judge(database, rollout_id, SEEN)
+
+    shown = asking("show", rollout_id).stdout
+    head, course, *_ = shown.splitlines()
+    assert re.fullmatch(
+        rf"{rollout_id} tiny 2 against 1, canary step 1, 50% of jobs: hold, some [0-9,]+ jobs more", head
+    )
+    assert course == "✔ registered → ▶ canary step 1 → promoted"
+    assert re.search(
+        r"errors +hold +·*━*0━+┃━+·* +errors: between -0\.\d+ and 0\.\d+ after 40, not yet below 0.2 +[0-9]", shown
+    )
+    assert re.search(r"candidate: 40 units, 1 failed \(0\.\d\d% to \d+\.\d\d%\), 0 slow", shown)
+    assert "start to canary, by Ann: int4 at last" in shown
+    (row,) = asking("list", "--status", "canary").stdout.splitlines()
+    assert row.split("\t")[:5] == [rollout_id, "tiny", "2 against 1", "canary step 1", "50%"]
+
+    assert "paused in canary" in asking("pause", rollout_id, "--reason", "lunch").stdout
+    refused = call("promote", rollout_id, "--reason", "now")
+    assert (refused.exit_code, "paused takes no promote" in refused.stderr) == (1, True)
+    assert "canary step 1, 50%" in asking("resume", rollout_id, "--reason", "back").stdout
+    assert "rejected" in asking("rollback", rollout_id, "--reason", "enough").stdout.replace("rolled_back", "rejected")
+    watched = call("watch", rollout_id)
+    assert (watched.exit_code, watched.stdout.count(rollout_id)) == (1, 1), "it was not promoted"
+    moves = [row.split("\t")[3] for row in asking("decisions", "--rollout", rollout_id).stdout.splitlines()]
+    assert moves == ["4 rollback", "3 resume", "2 pause", "1 start"]
+    assert asking("flips", rollout_id).stdout == ""
+    assert call("pause", rollout_id).exit_code == 2, "a move needs its reason"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "drawn"),
+    [
+        (-1.0, 1.0, "━━━━━━━━━━━━━━━━0━━┃━━━━━━━━━━━━━"),
+        (-0.1, 0.1, "·····━━━━━━0━━━━━····┃···········"),
+        (0.3, 0.4, "···········0·········┃·····━━━━━━"),
+    ],
+)
+def test_the_bar_shows_the_interval_zero_and_the_margin(low: float, high: float, drawn: str) -> None:
+    assert bar(low, high, 0.2) == drawn
