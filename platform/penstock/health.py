@@ -17,7 +17,7 @@ from penstock.jobs.models import Job
 from penstock.outbox.models import OutboxMessage
 from penstock.registry.hosting_services import HEARTBEAT_SECONDS, HostingState
 from penstock.registry.models import Hosting, Worker
-from penstock.services import current_services
+from penstock.services import Services, current_services
 
 OUTBOX_LAG_SECONDS: Final = 30.0
 STALLED_SECONDS: Final = 60.0
@@ -37,15 +37,20 @@ def readyz() -> tuple[Response, int]:
     `unready` (503) only without the database: without Redis jobs are still accepted, so a load balancer must not turn
     away those who submit. Redis, a lagging outbox or work that nobody takes make it `degraded` (200).
     """
-    services = current_services()
-    found = {"database": _asked(services.database.ping), "redis": _asked(lambda: _ping(services.redis))}
-    if found["database"]["ok"]:
-        with services.database.transaction() as session:
-            found |= {"outbox": _outbox(session), "consumption": _consumption(session)}
+    found = standing(current_services())
     status = "unready" if not found["database"]["ok"] else "ready"
     if status == "ready" and not all(part["ok"] for part in found.values()):
         status = "degraded"
     return jsonify({"status": status, "parts": found}), 503 if status == "unready" else 200
+
+
+def standing(services: Services) -> dict[str, dict[str, Any]]:
+    """Each part that the process stands on: `ok`, and the `reason` where it is not."""
+    found = {"database": _asked(services.database.ping), "redis": _asked(lambda: _ping(services.redis))}
+    if found["database"]["ok"]:
+        with services.database.transaction() as session:
+            found |= {"outbox": _outbox(session), "consumption": _consumption(session)}
+    return found
 
 
 def metrics() -> Response:

@@ -5,11 +5,9 @@ from typing import Final
 
 from apiflask import APIBlueprint
 from flask import Response, jsonify
-from sqlalchemy.orm import Session
 
 from penstock.auth.acting import actor_of
-from penstock.auth.models import Tenant
-from penstock.auth.services import Principal, Scope, limits_of
+from penstock.auth.services import Principal, Scope
 from penstock.bulk import services as bulk
 from penstock.bulk.documents import BulkDocument
 from penstock.bulk.schemas import BulkHeaders
@@ -28,11 +26,11 @@ from penstock.dead_letters.documents import (
     letter_detail,
     letter_document,
 )
+from penstock.dead_letters.resubmission import resubmit
 from penstock.dead_letters.services import LetterFilter
 from penstock.endpoints import Contract, endpoint
 from penstock.idempotency.services import keyed_request
-from penstock.jobs import services as jobs
-from penstock.services import Services, current_services
+from penstock.services import current_services
 
 routes: Final = APIBlueprint("api_dead_letters", __name__, url_prefix="/v1/admin/dead-letters", tag="Operation")
 _ACTIONS: Final = {"replay": BulkAction.REPLAY_DEAD_LETTERS, "discard": BulkAction.DISCARD_DEAD_LETTERS}
@@ -75,7 +73,7 @@ def replay_dead_letter(principal: Principal, letter_id: str) -> Response:
     """Submit the job's request again as a new job of its tenant. Asking again makes no second one."""
     services = current_services()
     with services.database.transaction() as session:
-        submit = partial(_retry, services, session)
+        submit = partial(resubmit, services, session)
         letter = letters.replay(session, letter_id, actor_of(principal), submit)
     return jsonify(letter_document(letter))
 
@@ -117,15 +115,3 @@ def settle_dead_letters(
     with current_services().database.transaction() as session:
         begun = bulk.begin(session, principal.tenant_id, wish, keyed)
     return accepted(begun)
-
-
-def _retry(services: Services, session: Session, tenant_id: str, job_id: str, api_key_id: str | None) -> str:
-    limits = limits_of(session.get_one(Tenant, tenant_id))
-    return jobs.retry(
-        session,
-        tenant_id,
-        job_id,
-        prompts=services.prompts,
-        limits=services.quotas.job_limits(tenant_id, limits),
-        api_key_id=api_key_id,
-    ).id

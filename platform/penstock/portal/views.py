@@ -6,6 +6,7 @@ from typing import Any, Final
 from flask import Flask, Response, abort, current_app, render_template, request
 from flask_wtf.csrf import CSRFError
 
+from penstock.dashboard.pages import OPERATORS_PAGES
 from penstock.errors import SettingsError
 from penstock.portal import wording
 from penstock.portal.assets import Asset, Assets, web_folder
@@ -45,7 +46,7 @@ def register(app: Flask) -> None:
     app.add_url_rule("/assets/<digest>/<path:name>", "portal_asset", lambda digest, name: _serve(assets, digest, name))
     app.register_error_handler(CSRFError, _on_csrf_error)
     app.after_request(_protect_page)
-    for blueprint in PAGES:
+    for blueprint in (*PAGES, *OPERATORS_PAGES):
         blueprint.template_folder = str(folder / "templates")
         app.register_blueprint(blueprint)
     if settings.oidc_issuer is not None:

@@ -1,12 +1,14 @@
 """What waits, runs and is used at this moment: levels, which only who looks can tell later."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import Row, func, select, text
 from sqlalchemy.orm import Session
 
+from penstock.jobs.states import JobState
 from penstock.outbox.models import OutboxMessage
 from penstock.registry.hosting_services import HEARTBEAT_SECONDS
 from penstock.registry.models import Deployment, Hosting, Worker
@@ -21,6 +23,23 @@ _STANDING: Final = text(
     FROM job WHERE state IN ('queued', 'running') GROUP BY 1, 2, 3, 4
     """
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How many jobs wait and run, and how old the oldest is that waits."""
+
+    waiting: int
+    running: int
+    oldest_seconds: float
+
+
+def standing_now(session: Session) -> Standing:
+    """Of all models and classes."""
+    rows = session.execute(_STANDING).all()
+    waiting = [row for row in rows if row.state == JobState.QUEUED]
+    running = sum(row.jobs for row in rows if row.state == JobState.RUNNING)
+    return Standing(sum(row.jobs for row in waiting), running, max((row.oldest for row in waiting), default=0.0))
 
 
 def sampled(session: Session, at: datetime) -> list[Point]:
@@ -39,7 +58,7 @@ def sampled(session: Session, at: datetime) -> list[Point]:
 def _standing(rows: Any, at: datetime) -> Iterator[Point]:
     for row in rows:
         labels = labels_of(row)
-        if row.state == "running":
+        if row.state == JobState.RUNNING:
             yield _level("jobs.running", at, labels, row.jobs)
         else:
             yield _level("queue.depth", at, labels, row.jobs)

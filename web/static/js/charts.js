@@ -94,7 +94,7 @@ class Chart {
       padding: [8, 8, 0, 0],
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 }, ...(this.key ? { sync: { key: this.key } } : {}) },
-      scales: { x: { time: true }, y: { range: (_plot, _low, high) => [0, high > 0 ? high * 1.12 : 1] } },
+      scales: { x: { time: true }, y: { range: (_plot, low, high) => this.reach(low, high) } },
       axes: [
         { ...axis, grid: { show: false }, size: 26, space: 70 },
         { ...axis, size: 48, space: 34, values: (_plot, splits) => splits.map((value) => short(value, this.data.unit)) },
@@ -102,6 +102,12 @@ class Chart {
       series: [{}, ...this.data.lines.map((each, index) => this.series(each, index))],
       hooks: { setCursor: [(plot) => this.tell(plot.cursor.idx)] },
     };
+  }
+
+  reach(low, high) {
+    if (!this.data.signed) return [0, high > 0 ? high * 1.12 : 1];
+    const most = Math.max(Math.abs(low ?? 0), Math.abs(high ?? 0)) || 1;
+    return [Math.min(0, (low ?? 0) - most * 0.1), Math.max(0, (high ?? 0) + most * 0.1)];
   }
 
   series(line, index) {

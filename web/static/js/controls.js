@@ -67,6 +67,14 @@ export function serveDialogs() {
   });
 }
 
+// What a page asks again and again must not take a question away that its reader is answering.
+export function serveHeldPolls() {
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    const polls = event.target.getAttribute?.("hx-trigger")?.includes("every");
+    if (polls && document.querySelector("dialog[open], .live :focus")) event.preventDefault();
+  });
+}
+
 // Tabs of one page, as the ARIA authoring practices have them: arrows go from one to the next, and show it.
 export function serveTabs() {
   document.addEventListener("click", (event) => {

@@ -1,0 +1,108 @@
+"""Rollouts: where each stands and why, the answers on which its versions differ, and an operator's word."""
+
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from flask import Response, jsonify, render_template, request, url_for
+from werkzeug.wrappers import Response as AnyResponse
+
+from penstock.dashboard.gate import back_to, live, operators_pages, part, told_of
+from penstock.dashboard.gate_pictures import confidence_chart
+from penstock.errors import NotFound, PenstockError
+from penstock.portal.guard import actor, tenant_id
+from penstock.registry.models import Deployment
+from penstock.registry.tokenizer import ModelTokenizer
+from penstock.rollouts import operating, reading
+from penstock.rollouts.flips import Order, find_flips, flip_document, flips_of
+from penstock.rollouts.presentation import rollout_detail, rollout_document
+from penstock.services import current_services
+
+blueprint: Final = operators_pages("portal_rollouts", __name__, "/rollouts")
+_PAGE: Final = 25
+_FLIPS: Final = 20
+_DONE: Final = {
+    "pause": "The rollout is paused: every new job goes to the champion.",
+    "resume": "The rollout goes on where it was.",
+    "abort": "The rollout has ended. The champion serves.",
+    "rollback": "The candidate was taken back. The champion serves.",
+    "promote": "The candidate passed the gate where it stood.",
+}
+
+
+@blueprint.get("")
+def index() -> str:
+    """Every rollout, newest first."""
+    before = request.args.get("before") or None
+    with current_services().database.transaction() as session:
+        found, older = reading.list_rollouts(session, model=None, status=None, limit=_PAGE, before=before)
+        versions = reading.versions_of(session, found)
+    documents = [rollout_document(rollout, versions) for rollout in found]
+    return render_template("admin/rollouts.html", rollouts=documents, older=older, before=before)
+
+
+@blueprint.get("/<rollout_id>")
+def show(rollout_id: str) -> str:
+    """One rollout."""
+    return render_template(
+        "admin/rollout.html",
+        rollout=_detail(rollout_id),
+        parts=part(_parts(rollout_id), url_for("portal_rollouts.parts", rollout_id=rollout_id)),
+    )
+
+
+@blueprint.get("/<rollout_id>/parts")
+def parts(rollout_id: str) -> str | AnyResponse:
+    """What changes of the page, for one that is open; 204 while nothing has."""
+    return live(_parts(rollout_id), url_for("portal_rollouts.parts", rollout_id=rollout_id))
+
+
+@blueprint.get("/<rollout_id>/charts/<state>/<int:step>/<guard>")
+def chart(rollout_id: str, state: str, step: int, guard: str) -> Response:
+    """How one guardrail's interval went in one gate (`js/charts.js`)."""
+    gates = _detail(rollout_id)["gates"]
+    gate = next((each for each in gates if (each["status"], each["step"]) == (state, step)), None)
+    if gate is None:
+        raise NotFound(f"the rollout has judged no gate {state!r}, step {step}")
+    return jsonify(confidence_chart(gate, guard))
+
+
+@blueprint.get("/<rollout_id>/flips")
+def flips(rollout_id: str) -> str:
+    """Answers on which the versions differ, side by side."""
+    asked = request.args.get("order", "")
+    order = Order(asked) if asked in set(Order) else Order.DIVERGENCE
+    services = current_services()
+    with services.database.transaction() as session:
+        rollout = rollout_detail(reading.story(session, rollout_id))
+        found = find_flips(session, flips_of(rollout_id), order, _FLIPS)
+    tokenizer_of = cast(Callable[[Deployment], ModelTokenizer], services.prompts.get)
+    documents = [flip_document(flip, tokenizer_of) for flip in found]
+    return render_template("admin/flips.html", rollout=rollout, flips=documents, order=order, orders=list(Order))
+
+
+@blueprint.post("/<rollout_id>/<move>")
+def move(rollout_id: str, move: str) -> AnyResponse:
+    """Pause, resume, abort, roll back or promote, with a reason."""
+    if move not in _DONE:
+        raise NotFound(f"there is no move {move!r}")
+    here = url_for("portal_rollouts.show", rollout_id=rollout_id)
+    reason = request.form.get("reason", "").strip()
+    try:
+        with current_services().database.transaction() as session:
+            operating.move(session, rollout_id, move, actor(), reason or "no reason was given", tenant_id=tenant_id())
+    except NotFound:
+        raise
+    except PenstockError as error:
+        return told_of(error, here)
+    return back_to(here, _DONE[move])
+
+
+def _detail(rollout_id: str) -> dict[str, Any]:
+    with current_services().database.transaction() as session:
+        return rollout_detail(reading.story(session, rollout_id))
+
+
+def _parts(rollout_id: str) -> str:
+    with current_services().database.transaction() as session:
+        story = reading.story(session, rollout_id)
+        return render_template("admin/rollout-parts.html", rollout=rollout_detail(story), note=story.rollout.note)
