@@ -23,6 +23,7 @@ COMMANDS = {
     },
     "Operation": {
         "workers": Lazy("penstock.cli.operation:workers", "See the workers, and drain one."),
+        "deployments": Lazy("penstock.cli.deployments:deployments", "Say which workers host which versions."),
         "dead-letters": Lazy("penstock.cli.operation:dead_letters", "Look at jobs that were given up."),
         "replay": Lazy("penstock.cli.replay:replay", "Run stored jobs against another version."),
         "replays": Lazy("penstock.cli.replay:replays", "See replays of stored jobs, and cancel one."),
@@ -41,7 +42,6 @@ COMMANDS = {
         "audit": Lazy("penstock.cli.tenants:audit", "Show who changed what.", "platform"),
         "prices": Lazy("penstock.cli.prices:prices", "Say what models cost and tenants may spend.", "platform"),
         "models": Lazy("penstock.cli.models:models", "Register model versions and see them.", "platform"),
-        "rollout": Lazy("penstock.cli.rollout:rollout", "What a version has to show, and what it costs.", "platform"),
     },
 }
 PLUGIN_HELP = {

@@ -32,6 +32,7 @@ from penstock.client.async_client import (
     AsyncJobs,
     AsyncKeys,
     AsyncOperation,
+    AsyncRollouts,
     AsyncWebhooks,
 )
 from penstock.client.batches import Batches
@@ -41,6 +42,7 @@ from penstock.client.files import Files
 from penstock.client.jobs import Jobs
 from penstock.client.keys import Keys
 from penstock.client.operation import Operation
+from penstock.client.rollouts import Rollouts
 from penstock.db import Database
 from penstock.errors import NotFound, QuotaExceeded, ValidationFailed
 from penstock.settings import Settings
@@ -76,6 +78,7 @@ PARTS = [
     (Batches, AsyncBatches),
     (Bulk, AsyncBulk),
     (Operation, AsyncOperation),
+    (Rollouts, AsyncRollouts),
 ]
 IDS = ["1.0", "2.0", "2.1", "2.2", "2.3", "2.4", "3.4"]
 HANG_UP = Reply(hang_up=True)
