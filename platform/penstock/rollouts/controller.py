@@ -29,7 +29,7 @@ from penstock.rollouts.gates import GATES
 from penstock.rollouts.lead import ROLLOUTS, Lead, LeadLost, release, renew, take
 from penstock.rollouts.models import GateResult, Rollout
 from penstock.rollouts.states import State
-from penstock.rollouts.stragglers import sweep
+from penstock.rollouts.stragglers import Sweeper
 from penstock.rollouts.verdicts import Judgement
 from penstock.routing.succession import Readiness
 
@@ -46,6 +46,7 @@ class Controller:
 
     def __init__(self, database: Database, metrics: RolloutMetrics) -> None:
         self._database, self._metrics = database, metrics
+        self._sweeper = Sweeper(database)
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{new_id('ctl')}"
         self._lead: Lead | None = None
 
@@ -81,7 +82,7 @@ class Controller:
         for rollout_id, _, state in under_way:
             if State(state).gate:
                 self._advance(lead, rollout_id)
-        swept = sweep(self._database, lead)
+        swept = self._sweeper.sweep(lead)
         self._metrics.turn_seconds.observe(time.perf_counter() - began)
         return bool(under_way) or swept
 

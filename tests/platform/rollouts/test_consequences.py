@@ -27,7 +27,7 @@ from penstock.rollouts.models import Rollout
 from penstock.rollouts.policy import Policy, StartedJobs
 from penstock.rollouts.rerouting import Way, reroute
 from penstock.rollouts.states import State
-from penstock.rollouts.stragglers import sweep
+from penstock.rollouts.stragglers import Sweeper
 from penstock.webhooks.models import WebhookDelivery
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
@@ -230,11 +230,11 @@ def test_a_submit_that_chose_before_and_commits_after_is_found(database: Databas
         assert tried
         roll_back(database, scene)  # waits for none of them
     assert where(database, tried) == {"2"}
-    assert sweep(database, lead)
+    assert Sweeper(database).sweep(lead)
     assert where(database, tried) == {"1"}
     with database.transaction() as session:
         session.get_one(Rollout, scene.rollout_id).entered_at = utc_now() - timedelta(minutes=5)
-    assert not sweep(database, lead), "it does not look for ever"
+    assert not Sweeper(database).sweep(lead), "it does not look for ever"
 
 
 def test_a_claim_and_a_rollback_at_once_share_no_job(database: Database, scene: Scene) -> None:
