@@ -47,7 +47,7 @@ def begin_replay(principal: Principal, body: ReplayRequest) -> tuple[Response, i
 
 
 @endpoint(routes, "GET", "", Contract(scope=Scope.OPERATOR, query=ReplayListQuery, answer=ReplayPage))
-def list_all_replays(_principal: Principal, query: ReplayListQuery) -> Response:
+def list_all_replays(principal: Principal, query: ReplayListQuery) -> Response:  # noqa: ARG001 - every operator sees all
     """List replays, newest first."""
     with current_services().database.transaction() as session:
         found, after = replays.list_replays(session, limit=query.limit, before=query.after)
@@ -57,7 +57,7 @@ def list_all_replays(_principal: Principal, query: ReplayListQuery) -> Response:
 
 
 @endpoint(routes, "GET", "/<replay_id>", Contract(scope=Scope.OPERATOR, answer=ReplayDocument, problems=(404,)))
-def get_replay(_principal: Principal, replay_id: str) -> Response:
+def get_replay(principal: Principal, replay_id: str) -> Response:  # noqa: ARG001 - every operator sees all
     """Get a replay: how far it is."""
     with current_services().database.transaction() as session:
         replay = replays.get(session, replay_id)
@@ -66,7 +66,7 @@ def get_replay(_principal: Principal, replay_id: str) -> Response:
 
 
 @endpoint(routes, "GET", "/<replay_id>/report", Contract(scope=Scope.OPERATOR, answer=ReplayReport, problems=(404,)))
-def get_replay_report(_principal: Principal, replay_id: str) -> Response:
+def get_replay_report(principal: Principal, replay_id: str) -> Response:  # noqa: ARG001 - every operator sees all
     """Get what a replay has found so far. It holds no text of any job."""
     with current_services().database.transaction() as session:
         replay = replays.get(session, replay_id)

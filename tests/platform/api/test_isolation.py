@@ -43,7 +43,14 @@ MODELS = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/model
 OPERATORS = "/v1/admin/"
 """Routes of the whole installation, which no tenant's key opens."""
 
-OF_THE_INSTALLATION = {"letter_id": "dlt_any", "worker_id": "wrk_any"}
+OF_THE_INSTALLATION = {
+    "letter_id": "dlt_any",
+    "worker_id": "wrk_any",
+    "deployment_id": "dep_any",
+    "rollout_id": "rol_any",
+    "replay_id": "rpl_any",
+    "name": "any",
+}
 """What those routes name that is no tenant's; whether it is there, no tenant's key learns."""
 
 PORTAL = ("/jobs", "/playground", "/batches", "/files", "/keys", "/webhooks", "/usage")
