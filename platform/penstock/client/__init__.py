@@ -40,7 +40,7 @@ from penstock.client.models import (
     WebhookDelivery,
     WebhookEndpoint,
 )
-from penstock.client.operation import DeadLetter, DeadLetterGroup, Worker
+from penstock.client.operation import DeadLetter, DeadLetterGroup, Deployment, Placement, Worker
 from penstock.client.replays import Replay
 from penstock.client.rollouts import Decision, Flip, Judgement, Rollout, RolloutGate, RolloutPolicy
 from penstock.client.usage import Quotas, TenantBudget, UsageRow
@@ -65,6 +65,7 @@ __all__ = [
     "DeadLetter",
     "DeadLetterGroup",
     "Decision",
+    "Deployment",
     "Event",
     "FeedEvent",
     "Feedback",
@@ -79,6 +80,7 @@ __all__ = [
     "Output",
     "Params",
     "PenstockError",
+    "Placement",
     "Queue",
     "Quotas",
     "Replay",

@@ -209,6 +209,9 @@ class AsyncOperation(_Awaited[Operation]):
 
     workers = _awaited(Operation.workers)
     drain_worker = _awaited(Operation.drain_worker)
+    deployments = _awaited(Operation.deployments)
+    deployment = _awaited(Operation.deployment)
+    place_deployment = _awaited(Operation.place_deployment)
     dead_letter_groups = _awaited(Operation.dead_letter_groups)
     dead_letters = _iterated(Operation.dead_letters)
     dead_letter = _awaited(Operation.dead_letter)

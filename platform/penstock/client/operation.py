@@ -1,4 +1,4 @@
-"""`client.operation`: workers and dead letters, for operators' keys."""
+"""`client.operation`: workers, deployments and dead letters, for operators' keys."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -13,6 +13,7 @@ from penstock.client.reading import Asking, Pages
 from penstock.client.transport import IDEMPOTENCY_HEADER
 
 _WORKERS: Final = "/v1/admin/workers"
+_DEPLOYMENTS: Final = "/v1/admin/deployments"
 _LETTERS: Final = "/v1/admin/dead-letters"
 
 
@@ -30,6 +31,35 @@ class Worker(Document):
     silent_seconds: float
     idle_seconds: float | None
     drain_requested_at: datetime | None
+
+
+class Placement(Document):
+    """Where and how a version is to be hosted; None leaves it to the workers."""
+
+    workers: list[str] | None
+    replicas: int | None
+    kv_share: float | None
+    mode: str
+    idle_seconds: float
+
+
+class Deployment(Document):
+    """A model version that workers host: `hosts` are the live workers that have it, and how it stands there.
+
+    `nowhere` says why no live worker should have it.
+    """
+
+    id: str
+    model_name: str
+    model_version: str
+    status: str
+    routes: list[str]
+    waiting_jobs: int
+    running_jobs: int
+    ready_workers: int
+    placement: Placement
+    nowhere: str | None
+    hosts: list[dict[str, Any]]
 
 
 class DeadLetter(Document):
@@ -68,6 +98,10 @@ class _Workers(Document):
     data: list[Worker]
 
 
+class _Deployments(Document):
+    data: list[Deployment]
+
+
 class _Groups(Document):
     data: list[DeadLetterGroup]
 
@@ -94,6 +128,29 @@ class Operation:
         """Have a worker take no more jobs, finish or hand back those that it has, and end. Raises `NotFound`."""
         path = f"{_WORKERS}/{quote(worker_id, safe='')}/drain"
         return parse(Worker, self._transport.request("POST", path))
+
+    def deployments(self) -> Sequence[Deployment]:
+        """All model versions that workers host, newest first."""
+        return parse(_Deployments, self._transport.request("GET", _DEPLOYMENTS)).data
+
+    def deployment(self, deployment_id: str) -> Deployment:
+        """One of them, or one that is retired. Raises `NotFound`."""
+        return parse(Deployment, self._transport.request("GET", _of(deployment_id)))
+
+    def place_deployment(
+        self,
+        deployment_id: str,
+        *,
+        workers: Sequence[str] | None = None,
+        replicas: int | None = None,
+        kv_share: float | None = None,
+        mode: Literal["warm", "cold"] | None = None,
+        idle_seconds: float | None = None,
+    ) -> Deployment:
+        """Say where and how it is to be hosted; what is left out has its default. Raises `NotFound`."""
+        named = None if workers is None else list(workers)
+        body = given(workers=named, replicas=replicas, kv_share=kv_share, mode=mode, idle_seconds=idle_seconds)
+        return parse(Deployment, self._transport.request("PUT", _of(deployment_id), body=body))
 
     def dead_letter_groups(self) -> Sequence[DeadLetterGroup]:
         """Open dead letters by reason and model version, the latest group first."""
@@ -138,6 +195,10 @@ class Operation:
         body = {"action": action, "filter": given(reason=reason, model=model, version=version)}
         headers = {IDEMPOTENCY_HEADER: idempotency_key or str(uuid4())}
         return parse(BulkOperation, self._transport.request("POST", f"{_LETTERS}/bulk", body=body, headers=headers))
+
+
+def _of(deployment_id: str) -> str:
+    return f"{_DEPLOYMENTS}/{quote(deployment_id, safe='')}"
 
 
 def _path(letter_id: str) -> str:

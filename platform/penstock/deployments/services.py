@@ -31,9 +31,8 @@ from penstock.rollouts.models import UNDER_WAY, Rollout
 class Wanted:
     """A deployment that a worker should have.
 
-    `needed` says that it is to be loaded now: it is warm, jobs wait for it, it is to take over or in a rollout, or it has
-    yet to show that it loads.
-    `traffic` is its share of its model's jobs, 0 to 1.
+    `needed` says that it is to be loaded now: it is warm, jobs wait for it, it is to take over or in a rollout, or it
+    has yet to show that it loads. `traffic` is its share of its model's jobs, 0 to 1.
     """
 
     deployment: Deployment

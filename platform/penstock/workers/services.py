@@ -8,10 +8,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from penstock.auth.audit import Action, Actor, record
+from penstock.deployments.placement import EVERYWHERE, Desired
+from penstock.deployments.services import desired_of, hosted_deployment, nowhere
 from penstock.errors import NotFound
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
-from penstock.registry.hosting_services import HEARTBEAT_SECONDS
+from penstock.registry.hosting_services import HEARTBEAT_SECONDS, HostingState
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
 
 
@@ -29,13 +31,20 @@ class WorkerStanding:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentStanding:
-    """A deployment with how many jobs wait for it and run, on how many live workers it is ready, and its routes."""
+    """A deployment with how many jobs wait for it and run, on how many live workers it is ready, and its routes.
+
+    `desired` is where and how it should be hosted, `hosts` where it is; `nowhere` says why no live worker should have
+    it.
+    """
 
     deployment: Deployment
     waiting: int
     running: int
     ready_workers: int
     routes: Sequence[str]
+    desired: Desired
+    hosts: Sequence[tuple[Hosting, Worker]]
+    nowhere: str | None
 
 
 def list_workers(session: Session) -> list[WorkerStanding]:
@@ -70,6 +79,11 @@ def list_deployments(session: Session) -> list[DeploymentStanding]:
     return [_deployed(session, deployment) for deployment in found]
 
 
+def get_deployment(session: Session, deployment_id: str) -> DeploymentStanding:
+    """The deployment, retired or not. Raises `NotFound`."""
+    return _deployed(session, hosted_deployment(session, deployment_id))
+
+
 def _worker(session: Session, worker_id: str, *, lock: bool = False) -> Worker:
     worker = session.get(Worker, worker_id, with_for_update=lock or None)
     if worker is None:
@@ -101,18 +115,29 @@ def _deployed(session: Session, deployment: Deployment) -> DeploymentStanding:
     def jobs(state: JobState) -> int:
         return session.scalar(select(func.count()).where(Job.deployment_id == deployment.id, Job.state == state)) or 0
 
-    recent = Worker.heartbeat_at > func.clock_timestamp() - timedelta(seconds=HEARTBEAT_SECONDS)
-    ready = (
-        select(func.count())
-        .select_from(Hosting)
+    hosts = session.execute(
+        select(Hosting, Worker)
         .join(Worker, Worker.id == Hosting.worker_id)
-        .where(Hosting.deployment_id == deployment.id, Hosting.state == "ready", recent)
-    )
+        .where(
+            Hosting.deployment_id == deployment.id,
+            Worker.heartbeat_at > func.clock_timestamp() - timedelta(seconds=HEARTBEAT_SECONDS),
+        )
+        .order_by(Worker.hostname, Worker.id)
+    ).all()
     policy = session.get(RoutingPolicy, deployment.model_name)
     routes = [
         name
         for name in ("champion", "challenger", "incoming")
         if policy and getattr(policy, f"{name}_id") == deployment.id
     ]
-    waiting, running = jobs(JobState.QUEUED), jobs(JobState.RUNNING)
-    return DeploymentStanding(deployment, waiting, running, session.scalar(ready) or 0, routes)
+    desired = desired_of(session, [deployment.id]).get(deployment.id, EVERYWHERE)
+    return DeploymentStanding(
+        deployment,
+        waiting=jobs(JobState.QUEUED),
+        running=jobs(JobState.RUNNING),
+        ready_workers=sum(hosting.state == HostingState.READY for hosting, _ in hosts),
+        routes=routes,
+        desired=desired,
+        hosts=[(hosting, worker) for hosting, worker in hosts],
+        nowhere=nowhere(session, deployment, desired) if deployment.state != "retired" else None,
+    )

@@ -1,4 +1,4 @@
-"""The operators' routes of workers and deployments. A view parses, calls one service, renders."""
+"""The operators' routes of workers and deployments. A view parses, calls a service, renders."""
 
 from typing import Final
 
@@ -7,10 +7,13 @@ from flask import Response, jsonify
 
 from penstock.auth.acting import actor_of
 from penstock.auth.services import Principal, Scope
+from penstock.deployments.schemas import PlacementRequest
+from penstock.deployments.services import place
 from penstock.endpoints import Contract, endpoint
 from penstock.services import current_services
 from penstock.workers import services as workers
 from penstock.workers.documents import (
+    DeploymentDocument,
     DeploymentList,
     WorkerDocument,
     WorkerList,
@@ -58,3 +61,31 @@ def list_deployments(principal: Principal) -> Response:  # noqa: ARG001 - every 
     with current_services().database.transaction() as session:
         data = [deployment_document(standing) for standing in workers.list_deployments(session)]
     return jsonify({"object": "list", "data": data})
+
+
+@endpoint(
+    routes,
+    "GET",
+    "/deployments/<deployment_id>",
+    Contract(scope=Scope.OPERATOR, answer=DeploymentDocument, problems=(404,)),
+)
+def get_deployment(principal: Principal, deployment_id: str) -> Response:  # noqa: ARG001 - every operator sees all
+    """Get a model version with where it should be hosted, and where it is."""
+    with current_services().database.transaction() as session:
+        return jsonify(deployment_document(workers.get_deployment(session, deployment_id)))
+
+
+@endpoint(
+    routes,
+    "PUT",
+    "/deployments/<deployment_id>",
+    Contract(scope=Scope.OPERATOR, body=PlacementRequest, answer=DeploymentDocument, problems=(400, 404, 413, 415)),
+)
+def place_deployment(principal: Principal, body: PlacementRequest, deployment_id: str) -> Response:
+    """Say on which workers a version is to be hosted, with what of their memory, and whether all the time.
+
+    Workers follow within seconds: they load it beside what they have, and let it go once its jobs are done.
+    """
+    with current_services().database.transaction() as session:
+        place(session, deployment_id, body.desired(), actor_of(principal), tenant_id=principal.tenant_id)
+        return jsonify(deployment_document(workers.get_deployment(session, deployment_id)))

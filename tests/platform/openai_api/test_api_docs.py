@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -16,11 +16,17 @@ from penstock.auth.models import Tenant
 from penstock.auth.services import Scope, create_api_key
 from penstock.bulk.tending import BulkTender
 from penstock.bulk.work import JOB_WORKS
+from penstock.db import Database
 from penstock.dead_letters.burial import bury_if_deadly
 from penstock.dead_letters.models import DeadLetter
 from penstock.ids import new_id
-from penstock.registry.models import Worker
+from penstock.registry.models import Deployment, RoutingPolicy, Worker
 from penstock.replay.tending import ReplayTender
+from penstock.rollouts.evidence import Evidence
+from penstock.rollouts.lead import ROLLOUTS, take
+from penstock.rollouts.models import Rollout
+from penstock.rollouts.services import conclude
+from penstock.rollouts.statistics import Sample, Tally
 from penstock.usage.budgets import set_budget
 from penstock.webhooks.models import WebhookDelivery
 from penstock.webhooks.sender import Sender
@@ -29,7 +35,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from tests.conftest import ROOT
-from tests.factories import make_tenant, submit_job
+from tests.factories import make_deployment, make_tenant, make_worker, submit_job
 from tests.platform.batches.serving import workshop_of
 from tests.platform.openai_api.conftest import House
 from tests.platform.openai_api.curl_examples import (
@@ -81,7 +87,9 @@ class Reader:
         self._tended = False
 
     def prepare(self, page: Path) -> None:
-        """Make what the page takes for granted: a worker that nobody misses, and jobs that were given up."""
+        """Make what the page takes for granted: a worker that nobody misses, jobs that were given up, two versions."""
+        if "rollout-docs" in page.read_text():
+            self._running.enter_context(two_versions(self._house.world.database, "rollout-docs"))
         if "$WORKER" not in page.read_text():
             return
         worker = Worker(id=new_id("wrk"), hostname="gpu-7", pid=4242, device="cuda:0", slots=64)
@@ -89,6 +97,7 @@ class Reader:
             session.add(worker)
             letters = [self._given_up(session) for _ in range(2)]
         self._known |= {"WORKER": worker.id, "LETTER": letters[0], "OTHER_LETTER": letters[1]}
+        self._known |= {"DEPLOYMENT": self._house.world.deployment.id}
 
     def _given_up(self, session: Session) -> str:
         job = submit_job(session, session.get_one(Tenant, self._known["TENANT"]))
@@ -139,6 +148,8 @@ class Reader:
             replays = ReplayTender(self._house.world.database, sweep_seconds=1)
             while replays.work_once():
                 pass
+        if call.method == "GET" and call.path == f"/v1/admin/rollouts/{self._known.get('ROLLOUT')}":
+            judge(self._house.world.database, self._known["ROLLOUT"])
         if call.method == "GET" and call.path.startswith("/v1/batches/") and not self._tended:
             self._tended = True
             self._running.enter_context(tended(self._house))
@@ -147,6 +158,33 @@ class Reader:
         for shown, real in self._theirs.items():
             text = text.replace(shown, real)
         return text
+
+
+@contextmanager
+def two_versions(database: Database, model: str) -> Iterator[None]:
+    """A champion, and a version that a worker has ready; afterwards the model takes no jobs."""
+    with database.transaction() as session:
+        found = [make_deployment(session, model, version, champion=version == "1") for version in ("1", "2")]
+        make_worker(session, found[1])
+    yield
+    with database.transaction() as session:
+        session.delete(session.get_one(RoutingPolicy, model))
+        for deployment in found:
+            session.get_one(Deployment, deployment.id).state = "retired"
+
+
+def judge(database: Database, rollout_id: str) -> None:
+    """What the controller does with jobs that have ended."""
+    seen = Evidence(
+        step_units=40,
+        units=Tally().plus(0.1, 40, 360),
+        failures=Tally().plus(0.1, 1, 3),
+        pairs={"errors": Sample(((0, 39), (1000, 1)))},
+    )
+    with database.transaction() as session:
+        lead = take(session, ROLLOUTS, "docs", 60)
+        assert lead is not None
+        assert conclude(session, lead, rollout_id, session.get_one(Rollout, rollout_id).fence, seen)
 
 
 def heard(response: httpx.Response, wanted: str) -> str:
