@@ -163,7 +163,7 @@ def _shown(batch_id: str) -> dict[str, Any]:
         lines = line_page(session, batch, wanted, after=int(after) if after.isdecimal() else 0)
         progress = progress_of(session, batch)
     return {
-        "batch": batch, "progress": progress, "lines": lines, "status": status, "after": int(after or 0),
+        "batch": batch, "progress": progress, "found": lines, "status": status, "after": int(after or 0),
         "final": BatchState(batch.state).final, "running": batch.state in RUNNING, "states": list(LineState),
         "retryable": sum(progress.counts[state] for state in RETRYABLE), "page_size": LINES_A_PAGE,
     }  # fmt: skip

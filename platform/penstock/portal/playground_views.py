@@ -78,7 +78,7 @@ def run() -> tuple[str, int] | AnyResponse:
             raise
         with services.database.transaction() as session:
             choices = version_choices(session)
-        return _page(form, versus, [], choices, form.errors(error)), error.status
+        return _page(form, versus, [], choices, _errors(form, choices, error)), error.status
     return redirect(url_for("portal_playground.index", job=[job.id for job in made], _anchor="answers"), 303)
 
 
@@ -115,6 +115,14 @@ def _runs(form: JobForm, versus: str) -> list[JobForm]:
         return [tagged]
     seeded = tagged.with_values(seed=form.values.get("params.seed") or str(secrets.randbelow(_SEEDS)))
     return [seeded, seeded.with_values(model=versus)]
+
+
+def _errors(form: JobForm, choices: list[tuple[str, str]], error: PenstockError) -> dict[str, str]:
+    """Each field's error; a version that is not there is the other one's where the first is offered."""
+    errors = form.errors(error)
+    if "model" in errors and form.values.get("model") in [value for value, _ in choices]:
+        errors["versus"] = errors.pop("model")
+    return errors
 
 
 def _form_of(job: Job) -> JobForm:
