@@ -76,6 +76,8 @@ def why_this_version(job: Job) -> str:
         return f"Version {job.model_version} had the alias {job.routing.get('alias')} when the job was submitted."
     if rule == "rollout":
         return _why_in_a_rollout(job)
+    if rule == "rerouted":
+        return f"Version {job.model_version} took it over from version {job.routing.get('from')}: a rollout ended."
     return f"Routed to version {job.model_version}."
 
 
@@ -219,6 +221,8 @@ def event_line(event: Event) -> tuple[str, str]:
             return f"{str(data.get('stage')).capitalize()}: {data.get('done')} of {data.get('of')}", str(
                 data.get("what")
             )
+        case EventType.REROUTED:
+            return "Taken over by another version", f"version {data.get('model_version') or data.get('version')}"
         case EventType.REQUEUED:
             return "Back in the queue", str(data.get("reason", ""))
         case EventType.REROUTED:

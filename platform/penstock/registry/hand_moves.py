@@ -88,7 +88,7 @@ def _record(
     session: Session, policy: RoutingPolicy, move: str, versions: tuple[str | None, str | None], reason: str
 ) -> None:
     record_by_hand(session, policy.model_name, move, versions, MLFLOW, reason)
-    log.info(f"routing.{move}", model=policy.model_name, versions=versions)
+    log.info("routing.moved_by_hand", model=policy.model_name, move=move, versions=versions)
 
 
 def _version(deployment: Deployment | None) -> str | None:

@@ -74,6 +74,7 @@ class Controller:
         """Work once at every rollout that is under way; whether there is any. Raises `LeadLost`."""
         lead = self._led()
         if lead is None:
+            self._metrics.show(())
             return False
         began = time.perf_counter()
         with self._database.transaction() as session:
