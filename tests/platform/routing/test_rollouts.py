@@ -19,6 +19,7 @@ from penstock.jobs.schemas import JobRequest
 from penstock.registry.models import Deployment, RoutingPolicy
 from penstock.rollouts.assignment import Arm, Unit, Who, assign, place
 from penstock.rollouts.models import Assignment, Rollout
+from penstock.routing.services import find
 from penstock.usage.budgets import set_budget
 from penstock.usage.models import Price
 from sqlalchemy import event, select
@@ -134,6 +135,15 @@ def test_in_the_shadow_the_champion_serves_and_a_sample_is_noted(stage: Stage) -
         sampled = place(stage.rollout.seed, Unit.JOB, job.id) < 0.3
         assert (assigned is not None) == sampled
         assert assigned is None or (assigned.stage, assigned.arm) == ("shadow", "champion")
+
+
+def test_the_candidate_is_known_in_full(stage: Stage) -> None:
+    stage.candidate.manifest, stage.candidate.first_ready_at = {"tokenizer.json": "a digest"}, utc_now()
+    stage.session.flush()
+    stage.session.refresh(stage.candidate)
+    found = find(stage.session, "tiny").arms[1]
+    for column in Deployment.__table__.columns:
+        assert getattr(found, column.name) == getattr(stage.candidate, column.name), column.name
 
 
 def sticky(stage: Stage, unit: str) -> None:
