@@ -150,7 +150,7 @@ class GateDocument(_Document):
     history: list[PointDocument] = Field(description="Oldest first, some five hundred at most")
 
 
-class ActorDocument(_Document):
+class DeciderDocument(_Document):
     """Who made a move."""
 
     kind: str
@@ -173,7 +173,7 @@ class DecisionDocument(_Document):
     to_step: int | None
     from_version: str | None = Field(description="Which version jobs went to before")
     to_version: str | None
-    actor: ActorDocument
+    actor: DeciderDocument
     reason: str | None
     policy_version: str | None
     judgement: JudgementDocument | None
@@ -230,7 +230,7 @@ class PolicyDocument(_Document):
     number: int = Field(description="Rises with each change; 0 is the default policy, which nobody set")
     version: str = Field(description="Twelve digits of the SHA-256 of all that it says")
     policy: Policy
-    actor: ActorDocument | None
+    actor: DeciderDocument | None
     reason: str | None
     created_at: datetime | None
 

@@ -242,7 +242,12 @@ def test_filters_and_cursors_reach_into_no_other_tenant(
 
 
 def test_pages_of_another_tenant_are_not_there(
-    app: Flask, caller: Caller, stranger: Caller, belongings: Belongings, database: Database
+    app: Flask,
+    caller: Caller,
+    stranger: Caller,
+    belongings: Belongings,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     person = User(
         id=new_id("usr"),
@@ -257,7 +262,8 @@ def test_pages_of_another_tenant_are_not_there(
     with browser.session_transaction() as cookie:
         cookie.update(session_of(person))
     before = what_there_is(caller, belongings)
-    app.config["WTF_CSRF_METHODS"] = set()  # another test holds the form token; here it would hide what comes after
+    # Another test holds the form token; here it would hide what comes after.
+    monkeypatch.setitem(app.config, "WTF_CSRF_METHODS", set())
     for route in routes(app, lambda rule: rule.startswith(PORTAL)):
         if (route.method, route.rule) in OWN_TESTS:
             continue

@@ -19,7 +19,7 @@ import httpx
 ANYTHING: Final = "…"
 NAMES: Final = {
     "job": "JOB", "key": "KEY", "usr": "PERSON", "ten": "TENANT", "whe": "ENDPOINT", "msg": "DELIVERY",
-    "file": "FILE", "batch": "BATCH", "resp": "RESPONSE", "bulk": "BULK", "rpl": "REPLAY",
+    "file": "FILE", "batch": "BATCH", "resp": "RESPONSE", "bulk": "BULK", "rol": "ROLLOUT", "rpl": "REPLAY",
 }  # fmt: skip
 """What the id that an answer begins with is called in later examples, by its first part."""
 

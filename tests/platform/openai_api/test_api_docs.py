@@ -23,7 +23,7 @@ from penstock.ids import new_id
 from penstock.registry.models import Deployment, RoutingPolicy, Worker
 from penstock.replay.tending import ReplayTender
 from penstock.rollouts.evidence import Evidence
-from penstock.rollouts.lead import ROLLOUTS, take
+from penstock.rollouts.lead import ROLLOUTS, release, take
 from penstock.rollouts.models import Rollout
 from penstock.rollouts.services import conclude
 from penstock.rollouts.statistics import Sample, Tally
@@ -185,6 +185,7 @@ def judge(database: Database, rollout_id: str) -> None:
         lead = take(session, ROLLOUTS, "docs", 60)
         assert lead is not None
         assert conclude(session, lead, rollout_id, session.get_one(Rollout, rollout_id).fence, seen)
+        release(session, lead)
 
 
 def heard(response: httpx.Response, wanted: str) -> str:
