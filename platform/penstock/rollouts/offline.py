@@ -2,12 +2,12 @@
 
 The job is the one that `POST /v1/jobs` makes for the kind `evaluate`. A worker hashes the files of both versions
 before it reads them, so the figures are those of the digests that stand with them. One that fails is tried once more;
-then the gate holds, and says why.
+then the gate holds and says why, until an operator pauses and resumes the rollout, or ends it.
 """
 
 from typing import Any, Final
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from penstock.auth.system_tenant import ensure_system_tenant
@@ -44,10 +44,11 @@ def gather(session: Session, rollout: Rollout, policy: Policy, before: Evidence)
         return Evidence()
     if job is not None and job.state == JobState.SUCCEEDED:
         return Evidence(offline=_figures(session, rollout, job))
-    trouble = _told(latest, job)
-    if latest is not None and latest.number >= MOST_TRIES:
+    trouble = _told(job) if latest is not None else None
+    if _tries(session, rollout) >= MOST_TRIES:
         return Evidence(trouble=trouble)
-    return Evidence(trouble=_submit(session, rollout, policy.offline, (latest.number if latest else 0) + 1) or trouble)
+    number = latest.number + 1 if latest is not None else 1
+    return Evidence(trouble=_submit(session, rollout, policy.offline, number) or trouble)
 
 
 def end(session: Session, rollout: Rollout, policy: Policy) -> None:  # noqa: ARG001 - as every gate's end
@@ -80,14 +81,19 @@ def _evaluations(rollout: Rollout) -> Any:
     return select(OfflineEvaluation).where(OfflineEvaluation.rollout_id == rollout.id)
 
 
-def _told(latest: OfflineEvaluation | None, job: Job | None) -> str | None:
+def _tries(session: Session, rollout: Rollout) -> int:
+    """Evaluations since the gate was entered, or the rollout resumed: an operator who resumes wants them anew."""
+    made = _evaluations(rollout).outerjoin(Job, Job.id == OfflineEvaluation.job_id)
+    since = made.where(or_(Job.id.is_(None), Job.created_at >= rollout.entered_at))
+    return int(session.scalars(select(func.count()).select_from(since.subquery())).one())
+
+
+def _told(job: Job | None) -> str:
     """What became of the one that ended without figures."""
-    if latest is None:
-        return None
     if job is None:
         return "the evaluation was deleted before it ended"
     error = job.error or {"message": "nobody said why"}
-    return f"evaluation {latest.number} of {MOST_TRIES}, {job.id}, {job.state}: {error['message']}"
+    return f"the evaluation {job.id} has {job.state}: {error['message']}"
 
 
 def _submit(session: Session, rollout: Rollout, gate: Offline, number: int) -> str | None:
