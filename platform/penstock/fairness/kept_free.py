@@ -18,4 +18,4 @@ def kept_free(slots: int) -> int:
 
 def kept_free_of(slots: SQLColumnExpression[int]) -> ColumnElement[int]:
     """The same in SQL."""
-    return case((slots == 1, 0), else_=func.greatest(slots / _PART, 1))
+    return case((slots == 1, 0), else_=func.greatest(slots // _PART, 1))
