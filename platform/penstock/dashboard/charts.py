@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from penstock.rollups.asking import ask
 from penstock.rollups.reading import Chart, Line, read
-from penstock.rollups.series import SERIES, Kind
+from penstock.rollups.series import Kind
 
 RANGES: Final = {
     "1h": timedelta(hours=1),
@@ -38,6 +38,7 @@ class Spec:
     per: int | None = None
     names: dict[str, str] = field(default_factory=dict)
     colours: dict[str, int] = field(default_factory=dict)
+    palette: tuple[int, ...] = (1, 2, 3, 5, 6, 4)
 
 
 CHARTS: Final = {
@@ -63,20 +64,24 @@ CHARTS: Final = {
         "Engines", "KV pool, batch and prefix cache", ("kv.use", "batch.occupancy", "cache.hit_rate"), "%",
         names={"kv.use": "KV in use", "batch.occupancy": "Batch", "cache.hit_rate": "Prefix hits"},
     ),
-    "errors": Spec("Errors", "Jobs that failed, by code", ("jobs.failed",), "jobs/min", "bars", "code", per=60),
+    "errors": Spec(
+        "Errors", "Jobs that failed, by code", ("jobs.failed",), "jobs/min", "bars", "code", per=60,
+        palette=(4, 2, 3, 5, 6, 1),
+    ),
 }  # fmt: skip
 
 
 def chart_document(session: Session, spec: Spec, now: datetime, length: timedelta) -> dict[str, Any]:
-    """What the chart's figure draws, for the time of that length that ends now."""
-    chart = read(session, ask(spec.series, now - length, now, by=spec.by))
+    """What the chart's figure draws, for the time of that length that ended with the last whole minute."""
+    until = now.replace(second=0, microsecond=0)
+    chart = read(session, ask(spec.series, until - length, until, by=spec.by))
     lines = _largest([line for line in chart.lines if _shown(spec, line)], spec)
     return {
         "at": [int(moment.timestamp()) for moment in chart.moments],
         "step": chart.step,
         "unit": spec.unit,
         "form": spec.form,
-        "lines": [_line(spec, chart, line) for line in lines],
+        "lines": [_line(spec, chart, line, number, until) for number, line in enumerate(lines)],
     }
 
 
@@ -94,14 +99,27 @@ def _largest(lines: Sequence[Line], spec: Spec) -> list[Line]:
     return [line for line in lines if line in heaviest]
 
 
-def _line(spec: Spec, chart: Chart, line: Line) -> dict[str, Any]:
+def _line(spec: Spec, chart: Chart, line: Line, number: int, until: datetime) -> dict[str, Any]:
     name = line.label if spec.by else line.statistic if line.series.kind is Kind.SPREAD else line.series.name
-    share = spec.per / chart.step if spec.per and line.series.kind is Kind.COUNT else 1.0
-    told: dict[str, Any] = {
-        "label": spec.names.get(name) or _worded(name) or SERIES[line.series.name].says,
-        "values": [None if value is None else round(value * share, 4) for value in line.values],
+    rated = spec.per if line.series.kind is Kind.COUNT else None
+    return {
+        "label": spec.names.get(name) or _worded(name) or line.series.says,
+        "values": _rates(chart, line, rated, until) if rated else [_rounded(value) for value in line.values],
+        "colour": spec.colours.get(name) or spec.palette[number % len(spec.palette)],
     }
-    return told | ({"colour": spec.colours[name]} if name in spec.colours else {})
+
+
+def _rates(chart: Chart, line: Line, per: int, until: datetime) -> list[float | None]:
+    """Counts as so many in `per` seconds; the last step may have begun a moment ago."""
+    lasted = [min(chart.step, (until - moment).total_seconds()) for moment in chart.moments]
+    return [
+        None if value is None else _rounded(value * per / seconds)
+        for value, seconds in zip(line.values, lasted, strict=True)
+    ]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def _worded(name: str) -> str:

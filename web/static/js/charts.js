@@ -9,6 +9,9 @@ const FETCH_AGAIN_MILLISECONDS = 15000;
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
 const moments = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const times = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hour12: false });
+const days = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
+const DAY_SECONDS = 86400;
 const charts = new Set();
 let uPlot;
 
@@ -29,7 +32,7 @@ class Chart {
   constructor(figure) {
     this.figure = figure;
     this.stage = figure.querySelector(".plot");
-    this.legend = figure.querySelector(".legend");
+    this.legend = figure.querySelector(".lines");
     this.table = figure.querySelector("table");
     this.key = figure.dataset.together;
     this.stage.addEventListener("keydown", (event) => this.step(event));
@@ -65,7 +68,7 @@ class Chart {
     if (!known) this.say("Nothing was measured in this time.");
     this.figure.dataset.empty = known ? "" : "true";
     const same = this.plot && this.drawnAs === this.signature();
-    const columns = [at, ...lines.map((line) => line.values)];
+    const columns = [at, ...(this.data.form === "bars" ? piled(lines) : lines.map((line) => line.values))];
     if (same) this.plot.setData(columns);
     else this.begin(columns);
     this.tell(null);
@@ -96,10 +99,10 @@ class Chart {
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 }, ...(this.key ? { sync: { key: this.key } } : {}) },
       scales: { x: { time: true }, y: { range: (_plot, low, high) => this.reach(low, high) } },
       axes: [
-        { ...axis, grid: { show: false }, size: 26, space: 70 },
+        { ...axis, grid: { show: false }, size: 24, space: 76, values: (_plot, splits) => splits.map((at) => this.when(at)) },
         { ...axis, size: 48, space: 34, values: (_plot, splits) => splits.map((value) => short(value, this.data.unit)) },
       ],
-      series: [{}, ...this.data.lines.map((each, index) => this.series(each, index))],
+      series: [{}, ...this.drawn().map(([each, index]) => this.series(each, index))],
       hooks: { setCursor: [(plot) => this.tell(plot.cursor.idx)] },
     };
   }
@@ -108,6 +111,18 @@ class Chart {
     if (!this.data.signed) return [0, high > 0 ? high * 1.12 : 1];
     const most = Math.max(Math.abs(low ?? 0), Math.abs(high ?? 0)) || 1;
     return [Math.min(0, (low ?? 0) - most * 0.1), Math.max(0, (high ?? 0) + most * 0.1)];
+  }
+
+  // Bars stand on each other: the tallest pile is drawn first, and what stands lower over it.
+  drawn() {
+    const lines = this.data.lines.map((line, index) => [line, index]);
+    return this.data.form === "bars" ? lines.reverse() : lines;
+  }
+
+  // A moment on the axis: the day where a chart shows several, else the time.
+  when(at) {
+    const shown = this.data.at[this.data.at.length - 1] - this.data.at[0];
+    return (shown > 2 * DAY_SECONDS ? days : times).format(at * 1000);
   }
 
   series(line, index) {
@@ -134,7 +149,7 @@ class Chart {
   entry(line, index) {
     const entry = document.createElement("li");
     const mark = document.createElement("i");
-    mark.className = `mark c${line.colour ?? (index % 6) + 1}`;
+    mark.className = `swatch c${line.colour ?? (index % 6) + 1}`;
     const value = document.createElement("b");
     entry.append(mark, document.createElement("span"), value);
     return entry;
@@ -166,6 +181,12 @@ class Chart {
     this.table.tHead.replaceChildren(head);
     this.table.tBodies[0].replaceChildren(...body.reverse());
   }
+}
+
+function piled(lines) {
+  const below = lines[0]?.values.map(() => 0) ?? [];
+  const piles = lines.map((line) => line.values.map((value, index) => (value === null ? null : (below[index] += value))));
+  return piles.reverse();
 }
 
 function row(kind, texts) {

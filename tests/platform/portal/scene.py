@@ -1,0 +1,238 @@
+"""An installation at work, for the operators' pages: workers, versions, a rollout, dead letters, webhooks, metrics."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from penstock.auth.models import Tenant
+from penstock.clock import utc_now
+from penstock.compressions.models import Compression
+from penstock.dead_letters.burial import bury_if_deadly
+from penstock.ids import new_id
+from penstock.jobs.models import Job
+from penstock.registry.models import Deployment, Hosting, RoutingPolicy, Worker
+from penstock.replay.models import Comparison, ComparisonState
+from penstock.rollouts import lead, services
+from penstock.rollouts.evidence import Evidence
+from penstock.rollouts.models import GatePoint, GateResult, Rollout
+from penstock.rollouts.policy import Policy
+from penstock.rollouts.statistics import Sample, Tally
+from penstock.rollups import writing
+from penstock.rollups.counting import Point
+from penstock.rollups.models import MetricProgress
+from penstock.rollups.series import SAMPLES
+from penstock.webhooks.models import WebhookEndpoint
+from sqlalchemy import delete, update
+from sqlalchemy.orm import Session
+
+from tests.factories import make_deployment, submit_job
+
+STATS = {
+    "pages_total": 4096,
+    "pages_in_use": 2711,
+    "pages_cached": 803,
+    "running": 21,
+    "max_running": 32,
+    "waiting": 3,
+    "tokens_generated": 8_412_907,
+    "prefix_hits": 5_204_113,
+    "prefix_queries": 9_117_420,
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What there is to see, by id."""
+
+    worker_id: str
+    rollout_id: str
+    letter_job_id: str
+    model: str = "invoice-extractor"
+
+
+def set_scene(session: Session, tenant: Tenant, actor: Any) -> Scene:
+    """Everything, in one transaction."""
+    champion = make_deployment(session, "invoice-extractor", "1")
+    candidate = make_deployment(session, "invoice-extractor", "2", champion=False)
+    candidate.recipe = {"scheme": "int4", "method": "gptq"}
+    session.get_one(RoutingPolicy, "invoice-extractor").challenger_id = candidate.id
+    worker = _workers(session, champion, candidate)
+    _evaluation(session, tenant, candidate)
+    letters = [_letter(session, tenant, code) for code in ("engine_crashed", "forward_failed", "forward_failed")]
+    _endpoint(session, tenant)
+    _metrics(session, utc_now())
+    rollout_id = _rollout(session, actor)
+    _flip(session, tenant, rollout_id)
+    return Scene(worker.id, rollout_id, letters[0].id)
+
+
+def finished(session: Session, job: Job, state: str, **values: Any) -> Job:
+    """The job as one that has ended now."""
+    now = utc_now()
+    times = {"started_at": now, "finished_at": now, "state": state}
+    session.execute(update(Job).where(Job.id == job.id).values(state="running", lease_holder="wrk", fence=1))
+    session.execute(update(Job).where(Job.id == job.id).values(lease_holder=None, **(times | values)))
+    session.refresh(job)
+    return job
+
+
+def _workers(session: Session, *versions: Deployment) -> Worker:
+    """One that hosts both versions, and one that fell silent."""
+    works, silent = _worker("gpu-7", 0), _worker("gpu-9", 340)
+    session.add_all((works, silent))
+    session.flush()
+    for version in versions:
+        session.add(Hosting(worker_id=works.id, deployment_id=version.id, state="ready", free_slots=11, stats=STATS))
+    session.flush()
+    return works
+
+
+def _worker(hostname: str, silent_seconds: int) -> Worker:
+    heard = utc_now() - timedelta(seconds=silent_seconds)
+    return Worker(
+        id=new_id("wrk"),
+        hostname=hostname,
+        pid=4121,
+        device="cuda:0 H200",
+        slots=32,
+        started_at=heard - timedelta(hours=9),
+        heartbeat_at=heard,
+        last_claim_at=heard - timedelta(seconds=2),
+    )
+
+
+def _evaluation(session: Session, tenant: Tenant, candidate: Deployment) -> None:
+    job = submit_job(session, tenant, model="invoice-extractor")
+    version = {"name": "invoice-extractor", "version": "2"}
+    figures = {
+        "divergence": {"mean": {"value": 0.0041}, "same_top": {"value": 0.9874}},
+        "flips": {"share": {"value": 0.004}},
+        "positions": 60_120,
+        "candidate": {"bytes": 291},
+        "against": {"bytes": 1000},
+    }
+    session.add(
+        Compression(
+            job_id=job.id,
+            model=version,
+            against=version | {"version": "1"},
+            made={"name": "invoice-extractor", "figures": figures},
+            made_at=utc_now(),
+            published={"version": "2", "created": False},
+        )
+    )
+
+
+def _letter(session: Session, tenant: Tenant, code: str) -> Job:
+    error = {"code": code, "message": "the engine's process ended with signal 11"}
+    job = finished(session, submit_job(session, tenant, model="invoice-extractor"), "failed", error=error)
+    bury_if_deadly(session, job)
+    return job
+
+
+def _endpoint(session: Session, tenant: Tenant) -> None:
+    now = utc_now()
+    session.add(
+        WebhookEndpoint(
+            id=new_id("whe"),
+            tenant_id=tenant.id,
+            url="https://hooks.example.com/penstock",
+            events=["job.succeeded"],
+            secret="whsec_dGVzdHMtb25seS10ZXN0cy1vbmx5",
+            failures=17,
+            failing_since=now - timedelta(hours=3),
+        )
+    )
+
+
+def _rollout(session: Session, actor: Any) -> str:
+    """In its canary, judged six times in an hour, on evidence that grows."""
+    rollout = services.start(session, "invoice-extractor", "2", Policy(offline=None, shadow=None), actor)
+    holding = lead.take(session, lead.ROLLOUTS, "a scene", 60)
+    assert holding is not None
+    for number, units in enumerate((12, 24, 40, 60, 84, 110)):
+        fence = session.get_one(Rollout, rollout.id).fence
+        services.conclude(session, holding, rollout.id, fence, _evidence(units), may_promote=False)
+        judged = session.get_one(GateResult, (rollout.id, "canary", 0), populate_existing=True).judgement
+        session.execute(delete(GatePoint).where(GatePoint.at > utc_now() - timedelta(minutes=2)))
+        _point(session, rollout.id, utc_now() - timedelta(minutes=60 - 10 * number), judged)
+    lead.release(session, holding)
+    return rollout.id
+
+
+def _point(session: Session, rollout_id: str, at: datetime, judged: dict[str, Any]) -> None:
+    guards = {reason["name"]: {"verdict": reason["verdict"], **reason["figures"]} for reason in judged["reasons"]}
+    told = {"verdict": judged["verdict"], "jobs_needed": judged["jobs_needed"], "guards": guards}
+    session.add(GatePoint(rollout_id=rollout_id, state="canary", step=0, at=at, **told))
+
+
+def _flip(session: Session, tenant: Tenant, rollout_id: str) -> None:
+    """An answer of the champion that the candidate has scored, and would have ended otherwise."""
+    output = {"choices": [{"text": "total 12", "token_ids": [20, 33, 41, 57, 60]}]}
+    job = finished(session, submit_job(session, tenant, model="invoice-extractor"), "succeeded", output=output)
+    likely = [{"token_id": 57, "probability": 0.48}, {"token_id": 58, "probability": 0.31}]
+    parting = {
+        "position": 3,
+        "token_id": 57,
+        "probability": 0.22,
+        "kld": 0.41,
+        "reference": likely,
+        "candidate": [{"token_id": 58, "probability": 0.55}, {"token_id": 57, "probability": 0.22}],
+    }
+    figures = {"tokens": 5, "mean_kld": 0.09, "largest_kld": 0.41, "disagreement": 0.2, "mean_rank": 1.3}
+    scored = figures | {"logprob_difference": -0.2, "parting": parting, "worst": parting}
+    kept = {"mean_kld": 0.09, "disagreement": 0.2, "scored": scored, "state": ComparisonState.DONE}
+    session.add(Comparison(id=new_id("cmp"), source_id=job.id, rollout_id=rollout_id, **kept))
+
+
+def _evidence(units: int) -> Evidence:
+    seen = Tally().plus(0.01, candidate=units, champion=units * 99)
+    differences = Sample(((-1, units // 30), (0, units - units // 15), (1, units // 30)))
+    return Evidence(
+        seconds=float(units * 10),
+        step_units=units,
+        units=seen,
+        failures=Tally().plus(0.01, candidate=units // 30, champion=units * 3),
+        pairs={"errors": differences, "slow": differences},
+    )
+
+
+def _metrics(session: Session, now: datetime) -> None:
+    """An hour of points, as the keeper writes them."""
+    minute = now.replace(second=0, microsecond=0)
+    for name in ("counts", "samples"):
+        session.merge(MetricProgress(name=name, since=minute - timedelta(days=40), through=now))
+    labels = {"model": "invoice-extractor", "version": "1", "class": "interactive"}
+    hosted = {"model": "invoice-extractor", "version": "1"}
+    points = []
+    for back in range(60):
+        at, wave = minute - timedelta(minutes=back), (back * 7919) % 23
+        counts = {
+            "jobs.submitted": 180 + wave,
+            "tokens.output": 21_000 + 300 * wave,
+            "tokens.input": 88_000 + 900 * wave,
+        }
+        counts |= {"tokens.cached": 51_000 + 500 * wave}
+        points += [Point(name, at, labels, 1, float(value), float(value)) for name, value in counts.items()]
+        points += [
+            Point("jobs.finished", at, labels | {"state": state}, share, float(share), float(share))
+            for state, share in (("succeeded", 170 + wave), ("failed", wave % 4), ("cancelled", 2))
+        ]
+        points.append(Point("jobs.failed", at, labels | {"code": "forward_failed"}, 1, float(wave % 4), 1.0))
+        points += [
+            Point(name, at, labels, 100, total, total / 50, {str(start): 60, str(start + 18): 30, str(start + 34): 10})
+            for name, start, total in (
+                ("ttft.seconds", -34 + wave // 6, 31.0),
+                ("latency.seconds", 4 + wave // 8, 170.0),
+            )
+        ]
+        points += [
+            Point(name, at, of, 6, value * 6.0, float(value))
+            for name, value, of in (
+                ("queue.depth", wave, labels), ("queue.oldest_seconds", wave / 4, labels),
+                ("kv.pages_in_use", 2400 + 20 * wave, hosted), ("kv.pages", 4096, hosted),
+                ("batch.running", 18 + wave // 3, hosted), ("batch.places", 32, hosted),
+            )
+        ]  # fmt: skip
+        points.append(Point(SAMPLES, at, {}, 6, 6.0, 1.0))
+    writing.replace(session, points)
