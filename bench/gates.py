@@ -1,10 +1,10 @@
 """What the statistics of rollouts do where the truth is known, and what live rollouts do to jobs and to submits.
 
-python -m bench.gates [--json PATH] [--runs N] [--part simulation|live] [--quick]
+python -m bench.gates [--json PATH] [--runs N] [--part simulation|switches|submits|shadow] [--quick]
 
 Simulated from fixed seeds: figures do not depend on the machine. The peer, on the same jobs, is what is done elsewhere:
 a z test that is looked at after every failure. Live: the platform's processes over real services, with engines that
-compute nothing where the engine is not the question. Of one part alone the other's figures stay as they were in PATH.
+compute nothing where the engine is not the question. Of one part alone the others' figures stay as they were in PATH.
 Ends with status 1 when a target is missed.
 """
 
@@ -38,7 +38,7 @@ from penstock.rollouts.simulation import (
 from penstock.rollouts.statistics import Floats, log_threshold
 from penstock.rollouts.verdicts import Verdict
 
-from bench.gates_parts.live import measure_live
+from bench.gates_parts.live import LIVE
 
 ROOT = Path(__file__).parent.parent
 ALPHA = 0.01
@@ -212,13 +212,14 @@ def recorded(path: Path, chosen: str | None, runs: int, *, quick: bool) -> tuple
     verdicts = []
     if chosen in (None, "simulation"):
         found, met = simulated(runs)
-        known |= found
+        known |= circumstances() | found
         verdicts.append(met)
-    if chosen in (None, "live"):
-        live = measure_live(quick=quick)
-        known["live"] = live | {"circumstances": circumstances()}
-        verdicts.append(bool(live["met"]))
-    return circumstances() | known, all(verdicts)
+    for name, measured in LIVE.items():
+        if chosen in (None, name):
+            live = measured(quick=quick) | {"circumstances": circumstances()}
+            known[name] = live
+            verdicts.append(bool(live["met"]))
+    return known, all(verdicts)
 
 
 def circumstances() -> dict[str, object]:
@@ -239,7 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "gates.json")
     parser.add_argument("--runs", type=int, default=4000, help="of each world")
-    parser.add_argument("--part", choices=["simulation", "live"], help="one alone")
+    parser.add_argument("--part", choices=["simulation", *LIVE], help="one alone")
     parser.add_argument("--quick", action="store_true", help="few rounds, to see that it works")
     arguments = parser.parse_args()
     runs = min(arguments.runs, 100) if arguments.quick else arguments.runs

@@ -7,13 +7,11 @@ that generate one token, which is a prefill, and of the jobs that were scored.
 
 import itertools
 import json
-import shutil
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from penstock.auth.system_tenant import SYSTEM_TENANT_ID
@@ -24,7 +22,7 @@ from sqlalchemy import func, select
 
 from bench.gates_parts.switches import OPERATOR
 from bench.platform_parts.clients import Caller, Latency
-from bench.platform_parts.house import DEMO_MODEL, MODEL_NAME, REAL_WORKER, ROOT, House, add_version, job_body, until
+from bench.platform_parts.house import MODEL_NAME, REAL_WORKER, ROOT, House, job_body, until
 
 INVOICES: Final = ROOT / "examples" / "invoices" / "samples" / "held-out.jsonl"
 ANSWER_TOKENS: Final = 128
@@ -50,11 +48,8 @@ class Seen:
             return not session.scalar(waiting)
 
 
-def measured(house: House, folder: Path, jobs: int, blocks: int) -> dict[str, Any]:
+def measured(house: House, jobs: int, blocks: int) -> dict[str, Any]:
     """With a front that runs already: `blocks` blocks of `jobs` jobs for each side, for each rate of sampling."""
-    copy = folder / "shadow"
-    shutil.copytree(DEMO_MODEL, copy)
-    add_version(house.database, copy, "2")
     prompts = itertools.cycle(
         [json.loads(line)["messages"][0]["content"] for line in INVOICES.read_text().splitlines()]
     )

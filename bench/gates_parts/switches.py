@@ -5,7 +5,6 @@ verdict counted to the first job that went to the champion after the last one th
 submits is part of it.
 """
 
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from penstock.rollouts.policy import Policy
 from sqlalchemy import text
 
 from bench.platform_parts.clients import Caller, Latency
-from bench.platform_parts.house import DEMO_MODEL, MODEL_NAME, House, add_version, job_body, null_worker, until
+from bench.platform_parts.house import MODEL_NAME, House, job_body, null_worker, until
 
 STEP_SECONDS: Final = 0.001
 PAUSE_SECONDS: Final = 0.01
@@ -92,12 +91,9 @@ class Steady:
                 self.taken += 1
 
 
-def measured(house: House, folder: Path, rollbacks: int, promotions: int) -> dict[str, Any]:
-    """Both, with a front that runs already."""
-    copy = folder / "candidate"
-    shutil.copytree(DEMO_MODEL, copy)
-    add_version(house.database, copy, "2")
-    with house.worker(*null_worker(STEP_SECONDS, copy)):
+def measured(house: House, candidate: Path, rollbacks: int, promotions: int) -> dict[str, Any]:
+    """Both, with a front that runs already; `candidate` is the folder of version 2."""
+    with house.worker(*null_worker(STEP_SECONDS, candidate)):
         back = _rolled_back(house, rollbacks)
     with house.worker(*null_worker(STEP_SECONDS)):
         return {"rollback": back, "promotion": _promoted(house, promotions)}
