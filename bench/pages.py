@@ -2,8 +2,8 @@
 
 python -m bench.pages [--jobs N] [--json PATH]
 
-Server time is from the request to the last byte of the answer, in this process, with a real PostgreSQL and Redis. With each
-page stand the large tables that a statement of it reads from beginning to end.
+Server time is from the request to the last byte of the answer, in this process, with a real PostgreSQL and Redis.
+With each page stand the large tables that a statement of it reads from beginning to end.
 """
 
 import argparse
@@ -64,7 +64,6 @@ FROM (
 ) AS each
 """
 AROUND = """
-INSERT INTO job_tag (tenant_id, tag, job_id) SELECT tenant_id, unnest(tags), id FROM job;
 INSERT INTO event (job_id, number, tenant_id, type, data)
   SELECT id, number, tenant_id, 'job.queued', '{"model_version": "1"}' FROM job, generate_series(1, 3) AS number;
 INSERT INTO job_run (job_id, fence, worker_id, started_at, ended_at, outcome)
@@ -82,7 +81,8 @@ INSERT INTO batch (id, tenant_id, state, input_file_id, endpoint, completion_win
   GROUP BY tenant_id;
 INSERT INTO batch_line (batch_id, line, state, custom_id, start, length, job_id, position, settled_at)
   SELECT batch_id, batch_line, CASE WHEN finished_at IS NULL THEN 'open' ELSE 'succeeded' END,
-  'id-' || batch_line, 0, 9, id, CASE WHEN finished_at IS NOT NULL THEN batch_line END, finished_at FROM job WHERE batch_id IS NOT NULL
+  'id-' || batch_line, 0, 9, id, CASE WHEN finished_at IS NOT NULL THEN batch_line END, finished_at
+  FROM job WHERE batch_id IS NOT NULL
 """
 
 

@@ -1,23 +1,29 @@
 """Pictures of the portal for the documentation: `python -m tests.browser.screenshots [FOLDER]`.
 
-They show the whole platform at work, with the demo model answering real invoices; nothing in them is drawn.
+They show the whole platform at work, with the demo model answering real invoices. What a month of use would have left
+behind (the days before today in the charts) is seeded, and nothing else.
 """
 
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import httpx
+from penstock.db import Database
 from penstock.embedded.platform import Platform
+from penstock.portal.navigation import SECTIONS
 from PIL import Image
 from playwright.sync_api import Page, ViewportSize, sync_playwright
+from sqlalchemy import text
 
 from tests.browser.conftest import FLAGS, ROOT, chromium_path, paused
+from tests.platform.webhooks.receiver import Reply, receiving
 
 SAMPLES = sorted((ROOT / "examples/invoices/samples").glob("*.txt"))
 MODEL = ROOT / "examples/invoices/model"
@@ -30,28 +36,68 @@ SCREENS: Final[dict[str, ViewportSize]] = {
     "wide": {"width": 1440, "height": 900},
     "narrow": {"width": 390, "height": 844},
 }
+EVERYWHERE: Final = ("sign-in", "jobs", "job", "playground", "batch", "usage", "overview")
+"""Pages of which there are pictures in every look; of the others there is one, light and wide."""
+USED: Final = """
+INSERT INTO usage_day (tenant_id, day, digest, model_name, model_version, tags, currency, jobs, unmeasured_jobs,
+  prompt_tokens, cached_tokens, output_tokens, computed_tokens, recomputed_tokens, device_seconds, recomputed_seconds,
+  cost)
+SELECT :tenant, current_date - ago, decode(md5(ago::text), 'hex'), 'invoice-extractor', '1', ARRAY['nightly'], 'EUR',
+  jobs, jobs, jobs * 310, jobs * 120, jobs * 84, jobs * 274, 0, jobs * 0.21, 0, jobs * 0.00021
+FROM (SELECT ago, round((420 + 160 * sin(ago * 0.9) + 90 * cos(ago * 0.37)) * CASE WHEN extract(isodow FROM
+  current_date - ago) > 5 THEN 0.35 ELSE 1 END)::bigint AS jobs FROM generate_series(1, 29) AS ago) AS days
+"""
 
 
 def main(folder: Path) -> None:
-    """Start the platform, give it work, and photograph it in both themes on both screens."""
+    """Start the platform, give it work, and photograph every page."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="penstock-pictures-", ignore_cleanup_errors=True) as state:
         Path(state).chmod(0o711)
-        patient = {"lease_seconds": "600"}  # the worker stands still while the pictures are taken
-        with Platform(
-            Path(state) / "state", models={"invoice-extractor": MODEL}, settings=patient, durable=False
-        ) as platform:
-            job = give_work(platform)
+        # The worker stands still while the pictures are taken.
+        settings = {"lease_seconds": "600", "webhook_allow_loopback": "true"}
+        models = {"invoice-extractor": MODEL}
+        with (
+            receiving() as receiver,
+            Platform(Path(state) / "state", models=models, settings=settings, durable=False) as platform,
+        ):
+            receiver.replies.append(Reply(503, body=b"down for maintenance"))
+            seed_a_month(platform)
+            shown = give_work(platform, f"http://127.0.0.1:{receiver.port}/penstock")
             with paused(platform.services.supervisor.processes["worker"]):
                 leave_work(platform)
-                take_pictures(platform, job, folder)
+                take_pictures(platform, pages_of(shown), folder)
 
 
-def give_work(platform: Platform) -> str:
-    """Submit every sample, wait for the answers, and name the job to show."""
+def seed_a_month(platform: Platform) -> None:
+    """The totals of the days before today, as they are kept once jobs are old."""
+    assert platform.bootstrap is not None
+    with closing(Database(platform.settings, pool_size=1)) as database, database.transaction() as session:
+        session.execute(text(USED), {"tenant": platform.bootstrap.tenant_id})
+
+
+def give_work(platform: Platform, receiver: str) -> Mapping[str, str]:
+    """Set a price, submit every sample, run a batch of them, and name the things to show."""
     with _client(platform) as client:
         _wait_for_model(client)
-        return [_submit(client, path.read_text(), place) for place, path in enumerate(SAMPLES)][-1]
+        price = {"model": "invoice-extractor", "currency": "EUR", "input": "0.4", "cached": "0.1", "output": "1.6"}
+        _post(client, "/v1/admin/prices", price)
+        put = client.put(f"/v1/admin/tenants/{_tenant(platform)}/budgets", json={"amount": "25", "currency": "EUR"})
+        put.raise_for_status()
+        endpoint = _post(client, "/v1/webhook-endpoints", {
+            "url": receiver, "description": "Bookkeeping",
+            "events": ["job.succeeded", "job.failed", "batch.completed"],
+        })["id"]  # fmt: skip
+        _post(client, "/v1/keys", {"name": "nightly import", "scopes": ["jobs:read", "jobs:write"]})
+        answered = [_submit(client, path.read_text(), place) for place, path in enumerate(SAMPLES)]
+        rival = _submit(client, SAMPLES[-1].read_text(), 0, params={"temperature": 0.7, "seed": 4})
+        batch = _batch(client)
+        _post(client, "/v1/bulk", {"action": "replay", "filter": {"tag": "import", "status": "succeeded"}})
+        bulk = client.get("/v1/bulk").json()["data"][0]["id"]
+        delivery = _retried_delivery(client)
+    return {
+        "job": answered[-1], "rival": rival, "batch": batch, "bulk": bulk, "endpoint": endpoint, "delivery": delivery,
+    }  # fmt: skip
 
 
 def leave_work(platform: Platform) -> None:
@@ -62,40 +108,59 @@ def leave_work(platform: Platform) -> None:
         _submit(client, SAMPLES[4].read_text(), 2, wait=0)
 
 
-def take_pictures(platform: Platform, job: str, folder: Path) -> None:
-    """Each page in light and in dark on a wide screen, and in dark on a narrow one."""
-    assert platform.bootstrap is not None
+def pages_of(shown: Mapping[str, str]) -> dict[str, str]:
+    """Each page's name and address: those of the navigation, and one of each thing that there is."""
+    lists = {entry.name: f"@{entry.endpoint}" for section in SECTIONS for entry in section.entries}
+    return lists | {
+        "playground": f"/playground?job={shown['job']}&job={shown['rival']}",
+        "job": f"/jobs/{shown['job']}",
+        "new-job": f"/jobs/new?from={shown['job']}",
+        "bulk": f"/jobs/bulk/{shown['bulk']}",
+        "batch": f"/batches/{shown['batch']}",
+        "new-batch": "/batches/new",
+        "webhook-endpoint": f"/webhooks/{shown['endpoint']}",
+        "webhook-delivery": f"/webhooks/deliveries/{shown['delivery']}",
+    }
+
+
+def take_pictures(platform: Platform, pages: Mapping[str, str], folder: Path) -> None:
+    """Each page in light on a wide screen, and some in dark and on a narrow one as well."""
     with (
         sync_playwright() as playwright,
         closing(playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)) as browser,
     ):
         for scheme, screen in LOOKS:
             context = browser.new_context(viewport=SCREENS[screen], color_scheme=scheme, reduced_motion="reduce")
-            _walk(context.new_page(), platform, job, folder, f"{scheme}-{screen}.png", whole=screen == "wide")
+            first = (scheme, screen) == LOOKS[0]
+            chosen = {name: path for name, path in pages.items() if first or name in EVERYWHERE}
+            _walk(context.new_page(), platform, chosen, folder, f"{scheme}-{screen}.png", whole=screen == "wide")
             context.close()
 
 
-def _walk(page: Page, platform: Platform, job: str, folder: Path, name: str, *, whole: bool) -> None:
+def _walk(page: Page, platform: Platform, pages: Mapping[str, str], folder: Path, ending: str, *, whole: bool) -> None:
     assert platform.bootstrap is not None
     page.goto(f"{platform.url}/sign-in")
-    picture(page, folder / f"sign-in-{name}", whole=False)
+    picture(page, folder / f"sign-in-{ending}", whole=False)
     page.get_by_label("Email").fill(platform.bootstrap.email)
     page.get_by_label("Password").fill(platform.bootstrap.password)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url("**/jobs")
-    picture(page, folder / f"jobs-{name}", whole=whole)
-    page.goto(f"{platform.url}/jobs/new?from={job}")
-    picture(page, folder / f"new-job-{name}", whole=whole)
-    page.goto(f"{platform.url}/jobs/{job}")
-    if whole:
-        page.get_by_text("Read as JSON").click()
-    picture(page, folder / f"job-{name}", whole=whole)
+    ways = {(each.text_content() or "").strip(): each.get_attribute("href") for each in page.locator("#nav a").all()}
+    labels = {entry.name: entry.label for section in SECTIONS for entry in section.entries}
+    for name, path in pages.items():
+        way = ways.get(labels[name]) if path.startswith("@") else path
+        if way is None:
+            continue  # an entry of the navigation that this installation does not serve
+        page.goto(f"{platform.url}{way}")
+        if name == "job" and whole:
+            page.get_by_text("Read as JSON").click()
+        picture(page, folder / f"{name}-{ending}", whole=whole)
 
 
 def picture(page: Page, target: Path, *, whole: bool) -> None:
     """Write what the page shows as a PNG of 256 colours, which is a third of the size."""
     page.mouse.move(0, 0)
-    page.wait_for_timeout(400)
+    page.wait_for_timeout(700)
     image = Image.open(BytesIO(page.screenshot(full_page=whole))).convert("RGB")
     image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(target, optimize=True)
     print(f"{target}  {target.stat().st_size // 1024} kB")
@@ -107,11 +172,25 @@ def _client(platform: Platform) -> httpx.Client:
     return httpx.Client(base_url=platform.url, headers=headers, trust_env=False, timeout=90)
 
 
-def _submit(client: httpx.Client, text: str, place: int, *, wait: int = 60) -> str:
+def _tenant(platform: Platform) -> str:
+    assert platform.bootstrap is not None
+    return platform.bootstrap.tenant_id
+
+
+def _post(client: httpx.Client, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    answer = client.post(path, json=body)
+    answer.raise_for_status()
+    document: dict[str, Any] = answer.json()
+    return document
+
+
+def _submit(
+    client: httpx.Client, invoice: str, place: int, *, wait: int = 60, params: Mapping[str, Any] | None = None
+) -> str:
     body = {
         "model": "invoice-extractor",
-        "input": {"messages": [{"role": "user", "content": text}]},
-        "params": {"temperature": 0.0},
+        "input": {"messages": [{"role": "user", "content": invoice}]},
+        "params": {"temperature": 0.0, **(params or {})},
         "tags": [("accounts", "nightly", "import")[place % 3]],
         "metadata": {"invoice": f"{place + 1:02d}.txt"},
     }
@@ -119,6 +198,36 @@ def _submit(client: httpx.Client, text: str, place: int, *, wait: int = 60) -> s
     answer.raise_for_status()
     document: dict[str, Any] = answer.json()
     return str(document["id"])
+
+
+def _batch(client: httpx.Client) -> str:
+    """A batch of all samples with one line that cannot be right, which is left out; it is through on return."""
+    lines = [
+        {
+            "custom_id": path.stem, "method": "POST", "url": "/v1/chat/completions",
+            "body": {"model": "invoice-extractor", "messages": [{"role": "user", "content": path.read_text()}]},
+        }
+        for path in SAMPLES
+    ]  # fmt: skip
+    lines.append({"custom_id": "torn", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": []}})
+    content = "".join(json.dumps(line) + "\n" for line in lines)
+    files = {"file": ("invoices-november.jsonl", content, "application/jsonl")}
+    uploaded = client.post("/v1/files", data={"purpose": "batch"}, files=files)
+    uploaded.raise_for_status()
+    asked = {"input_file_id": uploaded.json()["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    batch = str(_post(client, "/v1/batches", asked | {"invalid_lines": "skip"})["id"])
+    while client.get(f"/v1/batches/{batch}").json()["status"] != "completed":
+        time.sleep(0.3)
+    return batch
+
+
+def _retried_delivery(client: httpx.Client) -> str:
+    """The delivery whose first attempt was refused, once the second has arrived."""
+    while True:
+        for each in client.get("/v1/webhook-deliveries?status=delivered&limit=100").json()["data"]:
+            if each["attempts"] > 1:
+                return str(each["id"])
+        time.sleep(0.3)
 
 
 def _wait_for_model(client: httpx.Client) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from penstock.auth.models import User
 from penstock.jobs.states import JobState
 from playwright.sync_api import expect
+from sqlalchemy import update
 
 from tests.browser.conftest import Site, Tab
 
@@ -27,7 +29,9 @@ def violations(tab: Tab) -> list[dict[str, Any]]:
 
 
 def pages_of(site: Site) -> list[str]:
-    """A page of every kind, on a site that has jobs in all stages."""
+    """A page of every kind, on a site that has jobs in all stages, for an administrator."""
+    with site.database.transaction() as session:
+        session.execute(update(User).values(role="admin"))
     failed = site.submit(tags=["nightly"])
     site.worker.claim()
     site.worker.write("half an ")
@@ -44,7 +48,10 @@ def pages_of(site: Site) -> list[str]:
     site.worker.write("so far")
     waiting = site.submit()
     jobs = [f"/jobs/{job.id}" for job in (failed, finished, running, waiting)]
-    return ["/jobs", "/jobs?status=expired", "/jobs/new", f"/jobs/new?from={finished.id}", *jobs]
+    play = [f"/playground?job={finished.id}&job={running.id}", "/playground"]
+    lists = ["/jobs", "/jobs?status=expired", "/jobs?tag=nightly&within=1h&class=interactive", "/jobs/bulk"]
+    forms = ["/jobs/new", f"/jobs/new?from={finished.id}", "/jobs/bulk/new?action=replay&tag=nightly", "/batches/new"]
+    return [*lists, *forms, *jobs, *play, "/batches", "/files", "/keys", "/webhooks", "/usage"]
 
 
 @pytest.mark.parametrize(("screen", "scheme"), [("narrow", "dark"), ("wide", "light")])

@@ -64,7 +64,7 @@ class FeedbackDocument(BaseModel):
     label: str | None
     comment: str | None
     user: str | None
-    api_key_id: str = Field(description="The key that sent it")
+    api_key_id: str = Field(description="The key that sent it, or the person who gave it in the portal")
     model_name: str
     model_version: str
     created_at: datetime

@@ -14,6 +14,7 @@ from sqlalchemy import (
     ColumnElement,
     Select,
     Subquery,
+    Text,
     case,
     cast,
     func,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     tuple_,
     union_all,
 )
+from sqlalchemy.dialects.postgresql import ARRAY, array
 from sqlalchemy.orm import Session
 
 from penstock.errors import ValidationFailed
@@ -100,7 +102,7 @@ def report(
 
 def _entries(wanted: Wanted) -> Subquery:
     """The usage that is asked for with the names of its groups, by tag once for each tag: jobs, and totals of days."""
-    found = union_all(_jobs(wanted.tag), _days()).subquery()
+    found = union_all(_jobs(wanted.tag, told=Grouping.TAG in wanted.groups), _days()).subquery()
     tags = func.unnest(found.c.tags).table_valued("tag").render_derived(name="tag_of")
     names: dict[Grouping, ColumnElement[str]] = {
         Grouping.DAY: func.to_char(func.timezone("UTC", found.c.moment), "YYYY-MM-DD"),
@@ -118,16 +120,20 @@ def _entries(wanted: Wanted) -> Subquery:
     return (query.outerjoin(tags, true()) if Grouping.TAG in wanted.groups else query).subquery()
 
 
-def _jobs(tag: str | None) -> Select[Any]:
-    """Usage that is kept job by job, each like a day of one job; only of jobs with the tag where one is given."""
+def _jobs(tag: str | None, *, told: bool) -> Select[Any]:
+    """Usage that is kept job by job, each like a day of one job; only of jobs with the tag where one is given.
+
+    Its tags are read where they are `told` apart alone: they stand in the jobs' own rows, which are wide.
+    """
     unmeasured = case((UsageEntry.joules.is_(None), 1), else_=0).label("unmeasured_jobs")
     query = select(
         UsageEntry.created_at.label("moment"),
-        Job.tags,
+        Job.tags if told else cast(array([tag] if tag else []), ARRAY(Text)).label("tags"),
         literal(1).label("jobs"),
         unmeasured,
         *(getattr(UsageEntry, name) for name in (*_NAMES, *_COUNTS, *_FIGURES)),
-    ).join(Job, Job.id == UsageEntry.job_id)
+    )
+    query = query.join(Job, Job.id == UsageEntry.job_id) if told else query
     return query.where(UsageEntry.job_id.in_(select(JobTag.job_id).where(JobTag.tag == tag))) if tag else query
 
 

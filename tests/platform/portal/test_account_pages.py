@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 
 import pytest
 from penstock.auth.models import AuditEntry, User
-from penstock.auth.services import authenticate
+from penstock.auth.services import Scope, authenticate
 from penstock.db import Database
 from penstock.errors import Unauthenticated
 from penstock.registry.models import Deployment
@@ -28,8 +29,8 @@ def administrator(person: Person, database: Database) -> Person:
     return person
 
 
-def an_endpoint(person: Person, **form: str) -> str:
-    made = person.post("/webhooks", {"url": ADDRESS, "description": "books", "events": ["job.succeeded"]} | form)
+def an_endpoint(person: Person) -> str:
+    made = person.post("/webhooks", {"url": ADDRESS, "description": "books", "events": ["job.succeeded"]})
     assert made.status_code == 200, made.text
     assert made.text.count("whsec_") == 1
     found = re.search(r"/webhooks/(whe_\w+)", made.text)
@@ -45,7 +46,7 @@ def test_a_key_is_shown_once_and_opens_what_it_says(administrator: Person, datab
     with database.transaction() as session:
         principal = authenticate(session, secret[0], environment="test")
         entry = session.scalars(select(AuditEntry).where(AuditEntry.action == "key.created")).one()
-    assert (principal.tenant_id, principal.scopes) == (administrator.tenant_id, {"jobs:read"})
+    assert (principal.tenant_id, principal.scopes) == (administrator.tenant_id, {Scope.JOBS_READ})
     assert (entry.actor_kind, entry.actor_name) == ("user", administrator.email)
     page = administrator.get("/keys").text
     assert "nightly import" in page
@@ -139,7 +140,7 @@ def test_a_jobs_page_tells_of_its_webhooks(administrator: Person, deployment: De
 def test_usage_is_summed_by_day_and_group(person: Person, deployment: Deployment, database: Database) -> None:
     assert "Nothing was used in this time" in person.get("/usage").text
     with database.transaction() as session:
-        price = NewPrice(model_name="tiny", currency="EUR", input=0, cached=0, output=1_000_000, device_second=0)
+        price = NewPrice("tiny", "EUR", Decimal(0), Decimal(0), Decimal(1_000_000))
         set_price(session, price, created_by="test")
     for tags in (["a"], ["a", "b"]):
         person.submit(tags=tags)
@@ -147,9 +148,9 @@ def test_usage_is_summed_by_day_and_group(person: Person, deployment: Deployment
     page = text_of(person.get("/usage?days=7").text)
     assert "Jobs 2 Prompt tokens 14 From the cache 6 Output tokens 4" in page
     assert "Cost 4.00 EUR" in page
-    tags = text_of(person.get("/usage?by=tag").text).partition("By tag")[2]
-    assert "a 2 14" in tags
-    assert "b 1 7" in tags
+    by_tag = text_of(person.get("/usage?by=tag").text).partition("By tag")[2]
+    assert "a 2 14" in by_tag
+    assert "b 1 7" in by_tag
     table = person.get("/usage/table.csv?by=tag&days=7")
     assert table.mimetype == "text/csv"
     assert len(table.text.splitlines()) == 3
