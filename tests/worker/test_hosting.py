@@ -6,7 +6,7 @@ from typing import Any
 from penstock.auth.audit import Actor, ActorKind
 from penstock.auth.models import Tenant
 from penstock.db import Database
-from penstock.deployments.placement import Desired, Mode
+from penstock.deployments.placement import Desired, HostingMode
 from penstock.deployments.services import place
 from penstock.jobs.standing import Blocker, standing_of
 from penstock.jobs.states import JobState
@@ -24,7 +24,7 @@ SHORT = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 8}
 def make_cold(database: Database, tenant: Tenant, deployment: Deployment) -> None:
     actor = Actor(ActorKind.COMMAND, "root", "root", None, ())
     with database.transaction() as session:
-        place(session, deployment.id, Desired(mode=Mode.COLD), actor, tenant_id=tenant.id)
+        place(session, deployment.id, Desired(mode=HostingMode.COLD), actor, tenant_id=tenant.id)
 
 
 def hosting_of(database: Database, deployment: Deployment) -> Hosting | None:

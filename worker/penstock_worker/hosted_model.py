@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from penstock.deployments.placement import Mode
+from penstock.deployments.placement import HostingMode
 from penstock.deployments.services import Wanted
 from penstock.errors import ModelFolderInvalid
 from penstock.jobs.states import RunOutcome
@@ -155,7 +155,7 @@ class HostedModel:
     @property
     def makes_way(self) -> bool:
         """Whether it leaves when another needs its memory."""
-        return self.wanted.desired.mode is Mode.COLD
+        return self.wanted.desired.mode is HostingMode.COLD
 
     @property
     def idle_seconds(self) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from penstock.db import Database
-from penstock.deployments.placement import Mode, kv_shares
+from penstock.deployments.placement import HostingMode, kv_shares
 from penstock.deployments.services import Wanted, wanted_on
 from penstock.logs import get_logger
 from penstock.registry.hosting_services import HostingReport, HostingState
@@ -195,7 +195,7 @@ def spec_of(deployment: Deployment, settings: Settings) -> EngineSpec:
 
 def _may_rest(model: HostedModel, wanted: Wanted) -> bool:
     """Whether it is cold, nobody waits for it, and it has been idle for long enough, or cannot be loaded."""
-    if wanted.desired.mode is not Mode.COLD or wanted.needed:
+    if wanted.desired.mode is not HostingMode.COLD or wanted.needed:
         return False
     if model.state is HostingState.READY:
         return model.idle_seconds >= wanted.desired.idle_seconds

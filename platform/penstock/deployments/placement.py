@@ -13,7 +13,7 @@ from typing import Final
 from penstock.registry.hosting_services import HostingState
 
 
-class Mode(StrEnum):
+class HostingMode(StrEnum):
     """Whether a version is loaded all the time, or while jobs wait for it."""
 
     WARM = "warm"
@@ -27,7 +27,7 @@ class Desired:
     workers: tuple[str, ...] | None = None
     replicas: int | None = None
     kv_share: float | None = None
-    mode: Mode = Mode.WARM
+    mode: HostingMode = HostingMode.WARM
     idle_seconds: float = 300.0
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from penstock.auth.schemas import Name
-from penstock.deployments.placement import Desired, Mode
+from penstock.deployments.placement import Desired, HostingMode
 
 _MONTH_SECONDS = 31 * 86_400
 
@@ -28,8 +28,8 @@ class PlacementRequest(BaseModel):
         default=None,
         description="Share of a device's memory for K and V; by its share of the traffic without it",
     )
-    mode: Mode = Field(
-        default=Mode.WARM,
+    mode: HostingMode = Field(
+        default=HostingMode.WARM,
         strict=False,
         description="`warm` stays loaded; `cold` is loaded while jobs wait for it, and leaves where room is short",
     )

@@ -14,7 +14,7 @@ from penstock.deployments.models import Placement
 from penstock.deployments.placement import (
     EVERYWHERE,
     Desired,
-    Mode,
+    HostingMode,
     WorkerPlace,
     places_for,
     why_nowhere,
@@ -122,7 +122,7 @@ def _is_place(own: WorkerPlace, deployment: Deployment, desired: Desired, worker
 
 def _needed(session: Session, deployments: Sequence[Deployment], desired: Mapping[str, Desired]) -> set[str]:
     """Which of them are to be loaded now."""
-    cold = {each.id for each in deployments if desired.get(each.id, EVERYWHERE).mode is Mode.COLD}
+    cold = {each.id for each in deployments if desired.get(each.id, EVERYWHERE).mode is HostingMode.COLD}
     waited_for = select(Deployment.id).where(
         Deployment.id.in_(cold), select(Job.id).where(Job.deployment_id == Deployment.id, claimable()).exists()
     )
@@ -139,7 +139,7 @@ def _needed(session: Session, deployments: Sequence[Deployment], desired: Mappin
 
 def _desired(row: Placement) -> Desired:
     workers = None if row.workers is None else tuple(row.workers)
-    return Desired(workers, row.replicas, row.kv_share, Mode(row.mode), row.idle_seconds)
+    return Desired(workers, row.replicas, row.kv_share, HostingMode(row.mode), row.idle_seconds)
 
 
 def _place_of(worker: Worker, hosts: dict[str, Any]) -> WorkerPlace:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from penstock.clock import iso
-from penstock.deployments.placement import Mode
+from penstock.deployments.placement import HostingMode
 from penstock.registry.hosting_services import HostingState
 from penstock.registry.models import Deployment, Hosting
 from penstock.workers.services import DeploymentStanding, WorkerStanding
@@ -89,7 +89,7 @@ class PlacementDocument(_Document):
     workers: list[str] | None = Field(description="Names of hosts, and labels of workers; null is all")
     replicas: int | None = Field(description="On how many of those; null is all")
     kv_share: float | None = Field(description="Of a device's memory for K and V; null follows the traffic")
-    mode: Mode
+    mode: HostingMode
     idle_seconds: float
 
 

@@ -6,7 +6,7 @@ import pytest
 from penstock.auth.audit import Actor, ActorKind
 from penstock.auth.models import AuditEntry
 from penstock.db import Database
-from penstock.deployments.placement import Desired, Mode
+from penstock.deployments.placement import Desired, HostingMode
 from penstock.deployments.services import Wanted, nowhere, place, traffic_shares, wanted_on
 from penstock.errors import NotFound
 from penstock.jobs.lease import claim
@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 from tests.factories import make_deployment, make_tenant, submit_job
 
 ACTOR = Actor(ActorKind.COMMAND, "root", "root", None, ())
-COLD = Desired(mode=Mode.COLD, idle_seconds=60)
+COLD = Desired(mode=HostingMode.COLD, idle_seconds=60)
 
 
 def register(session: Session, name: str, **others: Any) -> str:
@@ -81,7 +81,7 @@ def test_a_worker_has_what_it_is_named_for_and_says_nothing_once_it_drains(datab
 def test_a_wish_is_kept_whole_replaced_whole_and_recorded(database: Database) -> None:
     with database.transaction() as session:
         deployment = make_deployment(session)
-        put(session, deployment, Desired(("big",), 2, 0.5, Mode.COLD, 30.0))
+        put(session, deployment, Desired(("big",), 2, 0.5, HostingMode.COLD, 30.0))
         put(session, deployment, Desired(replicas=1))
         worker_id = register(session, "a")
         assert found(session, worker_id)[deployment.id].desired == Desired(replicas=1)
