@@ -12,12 +12,13 @@ from penstock.db import Database
 from penstock.errors import ModelNotFound
 from penstock.jobs.models import Job
 from penstock.registry.models import Deployment, RoutingPolicy
+from penstock.rollouts.models import Assignment, Rollout
 from penstock.routing.recent import RecentRoutes
 from penstock.settings import Settings
 from redis import Redis
 from sqlalchemy import event, select
 
-from tests.factories import WordCounter, make_deployment, make_tenant, submit_job
+from tests.factories import WordCounter, make_deployment, make_rollout, make_tenant, submit_job
 from tests.platform.api.conftest import BODY, Caller
 
 
@@ -96,6 +97,32 @@ def test_a_champion_that_moves_meanwhile_is_judged_by_its_own_tokenizer(
     assert [version for version, _ in prompts.counted] == ["1", "1", "2"]
     with database.transaction() as session:
         assert session.scalars(select(Job.deployment_id).where(Job.id == job_id)).one() == after.id
+
+
+@pytest.fixture
+def rollout(database: Database, deployment: Deployment) -> Rollout:
+    with database.transaction() as session:
+        candidate = make_deployment(session, version="2", champion=False)
+        return make_rollout(session, deployment, candidate)
+
+
+def test_in_a_rollout_prompts_are_counted_for_both_versions_while_no_connection_is_held(
+    caller: Caller, rollout: Rollout, prompts: Onlooker
+) -> None:
+    caller.submit()
+    assert prompts.counted == [("1", 0), ("2", 0)]
+
+
+def test_a_job_of_a_rollout_says_why_and_is_assigned_once_however_often_it_is_sent(
+    database: Database, caller: Caller, rollout: Rollout
+) -> None:
+    answers = [caller.post("/v1/jobs", BODY, **{"Idempotency-Key": "once"}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    with database.transaction() as session:
+        (assigned,) = session.scalars(select(Assignment)).all()
+    told = caller.get(f"/v1/jobs/{assigned.job_id}").json["routing"]
+    assert (told["rule"], told["rollout"], told["arm"]) == ("rollout", rollout.id, assigned.arm)
+    assert answers[1].json["routing"] == told
 
 
 def test_a_model_that_is_gone_is_refused_though_it_was_there_a_moment_ago(
