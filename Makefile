@@ -8,18 +8,22 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# Where this is set, each of the hundreds of processes that demo and tests start would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## Make .venv and install Penstock with everything it is developed with
 
 # torch goes first and alone: its pinned version must be settled before another package asks for "any torch".
+# Modules are compiled when they are first imported: of 27,000 files most never are.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Penstock needs Python 3.11 or later, and this is " + sys.version.split()[0] + "; name another with PYTHON=") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); this takes a few minutes the first time."
-	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt torch
-	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt torch
+	@$(BIN)/pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: setup  ## Start everything on embedded services, run real invoices through it, stop everything

@@ -10,7 +10,6 @@ import pytest
 import structlog
 from flask import Flask
 from flask.testing import FlaskClient
-from penstock.app import create_app
 from penstock.auth.services import Scope, create_api_key
 from penstock.db import Database
 from penstock.jobs import lease
@@ -21,7 +20,8 @@ from penstock.registry.models import Deployment
 from penstock.settings import Settings
 from redis import Redis
 
-from tests.factories import WordCounter, make_deployment, make_tenant, make_worker
+from tests.factories import make_deployment, make_tenant, make_worker
+from tests.serving import renewed
 
 ALL_SCOPES = tuple(Scope)
 BODY = {"model": "tiny", "input": {"prompt": "hello there"}}
@@ -34,11 +34,9 @@ def plain_logs() -> None:
 
 
 @pytest.fixture
-def app(settings: Settings, database: Database, redis: Redis) -> Iterator[Flask]:
-    app = create_app(settings, prompts=WordCounter(), database=database, redis=redis)
-    yield app
-    app.extensions["penstock"].stop_streams()
-    app.extensions["penstock"].live.join()
+def app(routed: Flask, settings: Settings, database: Database, redis: Redis) -> Iterator[Flask]:
+    with renewed(routed, settings, database, redis) as app:
+        yield app
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from tests.platform.api.conftest import BODY, Caller
 
 pytestmark = pytest.mark.usefixtures("deployment")
 
+View = Callable[[], Any]
+
 
 def assert_problem(answer: Any, status: int, code: str) -> dict[str, Any]:
     assert answer.status_code == status, answer.text
@@ -202,25 +204,33 @@ def test_a_method_that_a_path_does_not_take_is_refused_with_those_it_does(caller
     assert {"GET", "POST"} <= set(answer.headers["Allow"].split(", "))
 
 
-def test_a_crash_is_answered_without_its_reason(app: Flask, caller: Caller) -> None:
-    app.add_url_rule("/v1/crash", view_func=_crash)
-    problem = assert_problem(caller.get("/v1/crash"), 500, "internal_error")
+@pytest.fixture
+def models_view(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Callable[[View], None]:
+    """Has another function answer `GET /v1/models`."""
+    return lambda view: monkeypatch.setitem(app.view_functions, "api_models.get_models", view)
+
+
+def test_a_crash_is_answered_without_its_reason(models_view: Callable[[View], None], caller: Caller) -> None:
+    models_view(_crash)
+    problem = assert_problem(caller.get("/v1/models"), 500, "internal_error")
 
     assert "secret" not in str(problem)
 
 
-def test_a_missing_table_is_a_crash_of_ours_not_an_outage(app: Flask, caller: Caller, database: Database) -> None:
-    app.add_url_rule("/v1/broken", view_func=lambda: _ask(database, "SELECT 1 FROM no_such_table"))
+def test_a_missing_table_is_a_crash_of_ours_not_an_outage(
+    models_view: Callable[[View], None], caller: Caller, database: Database
+) -> None:
+    models_view(lambda: _ask(database, "SELECT 1 FROM no_such_table"))
 
-    assert_problem(caller.get("/v1/broken"), 500, "internal_error")
+    assert_problem(caller.get("/v1/models"), 500, "internal_error")
 
 
 def test_a_crash_of_a_statement_does_not_log_what_it_carried(
-    app: Flask, caller: Caller, database: Database, capsys: pytest.CaptureFixture[str]
+    models_view: Callable[[View], None], caller: Caller, database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompt = new_id("prompt")
-    app.add_url_rule("/v1/broken", view_func=lambda: _ask(database, "SELECT no_such(:p)", p=prompt))
-    assert_problem(caller.get("/v1/broken"), 500, "internal_error")
+    models_view(lambda: _ask(database, "SELECT no_such(:p)", p=prompt))
+    assert_problem(caller.get("/v1/models"), 500, "internal_error")
     logged = capsys.readouterr()
 
     assert "no_such" in logged.out

@@ -5,24 +5,22 @@ from collections.abc import Iterator
 import pytest
 from flask import Flask
 from penstock import Client
-from penstock.app import create_app
 from penstock.auth.services import Scope, create_api_key
 from penstock.db import Database
 from penstock.jobs.journal import Journal
 from penstock.settings import Settings
 from redis import Redis
 
-from tests.factories import WordCounter, make_deployment, make_tenant, make_worker
+from tests.factories import make_deployment, make_tenant, make_worker
 from tests.platform.api.conftest import Worker
 from tests.platform.client.live import serving
+from tests.serving import renewed
 
 
 @pytest.fixture
-def app(settings: Settings, database: Database, redis: Redis) -> Iterator[Flask]:
-    app = create_app(settings, prompts=WordCounter(), database=database, redis=redis)
-    yield app
-    app.extensions["penstock"].stop_streams()
-    app.extensions["penstock"].live.join()
+def app(routed: Flask, settings: Settings, database: Database, redis: Redis) -> Iterator[Flask]:
+    with renewed(routed, settings, database, redis) as app:
+        yield app
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 from argon2 import PasswordHasher
 from flask import Flask
 from flask.testing import FlaskClient
-from penstock.app import create_app
 from penstock.auth.models import Tenant, User
 from penstock.db import Database
 from penstock.ids import new_id
@@ -21,7 +20,8 @@ from penstock.settings import Settings
 from redis import Redis
 from werkzeug.test import TestResponse
 
-from tests.factories import WordCounter, make_deployment, make_tenant, submit_job
+from tests.factories import make_deployment, make_tenant, submit_job
+from tests.serving import renewed
 
 PASSWORD = "correct horse battery"
 
@@ -33,11 +33,9 @@ def password_hash() -> str:
 
 
 @pytest.fixture
-def app(settings: Settings, database: Database, redis: Redis) -> Iterator[Flask]:
-    app = create_app(settings, prompts=WordCounter(), database=database, redis=redis)
-    yield app
-    app.extensions["penstock"].stop_streams()
-    app.extensions["penstock"].live.join()
+def app(routed: Flask, settings: Settings, database: Database, redis: Redis) -> Iterator[Flask]:
+    with renewed(routed, settings, database, redis) as app:
+        yield app
 
 
 @pytest.fixture
