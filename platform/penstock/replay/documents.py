@@ -85,7 +85,7 @@ class AnsweredFigures(_Document):
     new: AnsweredSide
 
 
-class Problem(_Document):
+class ReplayProblem(_Document):
     """Why jobs could not be compared."""
 
     problem: str
@@ -106,7 +106,7 @@ class ReplayReport(_Document):
     replay: ReplayDocument
     scored: ScoredFigures | None
     answered: AnsweredFigures | None
-    problems: list[Problem]
+    problems: list[ReplayProblem]
     furthest: list[FarJob] = Field(description="The ten of the largest mean divergence")
 
 
