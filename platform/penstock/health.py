@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from penstock.fairness.claimable import claimable
 from penstock.jobs.models import Job
+from penstock.jobs.states import JobClass
 from penstock.outbox.models import OutboxMessage
 from penstock.registry.hosting_services import HEARTBEAT_SECONDS, HostingState
 from penstock.registry.models import Hosting, Worker
@@ -99,7 +100,12 @@ def _consumption(session: Session) -> dict[str, Any]:
         func.coalesce(Worker.last_claim_at, Worker.started_at) < long_ago,
     )
     deployments = session.scalars(idle.distinct()).all()
-    late = select(Job.id).where(Job.deployment_id.in_(deployments), claimable(), Job.queued_at < long_ago)
+    late = select(Job.id).where(
+        Job.deployment_id.in_(deployments),
+        claimable(),
+        Job.job_class < JobClass.SHADOW.value,  # which wait for as long as there is other work
+        Job.queued_at < long_ago,
+    )
     if not deployments or not (stalled := _up_to(session, late)):
         return _OK
     return {

@@ -12,6 +12,7 @@ from typing import Any, Final
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from penstock.auth.system_tenant import SYSTEM_TENANT_ID
 from penstock.jobs.filters import JobFilter, matching_ids
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
@@ -78,7 +79,9 @@ def _page(session: Session, model_name: str, tenant_id: str | None, before: str 
         wanted = JobFilter(states=[JobState.SUCCEEDED], model=model_name)
         return list(session.scalars(matching_ids(tenant_id, wanted, limit=_PAGE, before=before)))
     versions = select(Deployment.id).where(Deployment.model_name == model_name)
-    found = select(Job.id).where(Job.deployment_id.in_(versions), Job.state == JobState.SUCCEEDED)
+    found = select(Job.id).where(
+        Job.deployment_id.in_(versions), Job.state == JobState.SUCCEEDED, Job.tenant_id != SYSTEM_TENANT_ID
+    )
     if before is not None:
         found = found.where(Job.id < before)
     return list(session.scalars(found.order_by(Job.id.desc()).limit(_PAGE)))

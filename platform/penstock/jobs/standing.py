@@ -15,7 +15,7 @@ from penstock.deployments.services import nowhere
 from penstock.fairness.places import MOST_COUNTED, Place, place_of
 from penstock.jobs.eta import COVERAGE, MOST_SEEN, Evidence, estimate
 from penstock.jobs.models import Job, JobRun
-from penstock.jobs.states import JobState
+from penstock.jobs.states import JobClass, JobState
 from penstock.registry.hosting_services import HEARTBEAT_SECONDS, HostingState
 from penstock.registry.models import LANE_ID, Deployment, Hosting, Worker
 
@@ -232,9 +232,14 @@ def _eta(session: Session, job: Job, place: Place, slots: int) -> Eta | EtaUnkno
 
 
 def _taken(session: Session, deployment_id: str) -> list[float]:
-    """Seconds from claim to end, of the last jobs that succeeded in one run."""
+    """Seconds from claim to end, of the last jobs that somebody waited for and that succeeded in one run."""
     taken = func.extract("epoch", Job.finished_at - Job.started_at)
-    last = select(taken).where(Job.deployment_id == deployment_id, Job.state == JobState.SUCCEEDED, Job.runs == 1)
+    last = select(taken).where(
+        Job.deployment_id == deployment_id,
+        Job.state == JobState.SUCCEEDED,
+        Job.runs == 1,
+        Job.job_class < JobClass.SHADOW.value,
+    )
     return [float(seconds) for seconds in session.scalars(last.order_by(Job.finished_at.desc()).limit(MOST_SEEN))]
 
 

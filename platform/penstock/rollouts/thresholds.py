@@ -13,6 +13,7 @@ from typing import Final
 from sqlalchemy import ColumnElement, and_, case, exists, extract, func, literal, select
 from sqlalchemy.orm import Session, aliased
 
+from penstock.auth.system_tenant import SYSTEM_TENANT_ID
 from penstock.jobs.models import Job, JobRun
 from penstock.jobs.states import JobState
 from penstock.registry.models import Hosting
@@ -69,7 +70,8 @@ def _known(rollout: Rollout) -> tuple[ColumnElement[bool], ...]:
     to_be_judged = exists().where(
         Assignment.job_id == Job.id, Assignment.rollout_id == rollout.id, Assignment.counted_at.is_(None)
     )
-    return Job.deployment_id == rollout.champion_id, Job.state == JobState.SUCCEEDED, ~to_be_judged
+    somebodys = Job.tenant_id != SYSTEM_TENANT_ID
+    return Job.deployment_id == rollout.champion_id, Job.state == JobState.SUCCEEDED, somebodys, ~to_be_judged
 
 
 def _stratum(latency: Latency) -> ColumnElement[str]:
