@@ -26,6 +26,7 @@ from penstock.outbox.models import OutboxMessage
 from penstock.recent import Recent
 from penstock.registry.hosting_services import live_hostings
 from penstock.registry.models import Deployment, Worker
+from penstock.rollouts.models import GateResult, Rollout
 
 _LATENCY_BUCKETS: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0)
 _DEPLOYMENT_LABELS: Final = ("model", "version", "deployment")
@@ -194,7 +195,8 @@ class _DatabaseCollector(Collector):
 
     def _read(self) -> list[GaugeMetricFamily]:
         with self._database.transaction() as session:
-            return [*_queue_families(_queues(session)), *_outbox_families(session), _claims_family(session)]
+            queues, outbox = _queue_families(_queues(session)), _outbox_families(session)
+            return [*queues, *outbox, _claims_family(session), _rollout_family(session)]
 
 
 def _queue_families(queues: list[_Queue]) -> list[GaugeMetricFamily]:
@@ -251,6 +253,21 @@ def _claims_family(session: Session) -> GaugeMetricFamily:
     age = func.extract("epoch", func.now() - func.coalesce(Worker.last_claim_at, Worker.started_at))
     for worker_id, seconds in session.execute(select(Worker.id, age).order_by(Worker.id)):
         family.add_metric((worker_id,), max(float(seconds), 0.0))
+    return family
+
+
+def _rollout_family(session: Session) -> GaugeMetricFamily:
+    """How many units each arm has had in its stage, of rollouts that are under way."""
+    family = GaugeMetricFamily(
+        "penstock_rollout_units", "Jobs, or users, assigned in a rollout's stage", labels=("model", "arm")
+    )
+    stands = (GateResult.rollout_id == Rollout.id) & (GateResult.state == Rollout.state)
+    evidence = select(Rollout.model_name, GateResult.evidence["units"]["splits"]).join(
+        GateResult, stands & (GateResult.step == Rollout.step)
+    )
+    for model, splits in session.execute(evidence.where(Rollout.state.in_(("canary", "ab"))).order_by(Rollout.id)):
+        for arm in ("champion", "candidate"):
+            family.add_metric((model, arm), sum(split[arm] for split in splits or ()))
     return family
 
 

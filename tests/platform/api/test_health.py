@@ -14,12 +14,14 @@ from penstock.metrics import Metrics
 from penstock.outbox.models import OutboxMessage
 from penstock.registry.models import Deployment, Hosting
 from penstock.registry.models import Worker as WorkerRow
+from penstock.rollouts.assignment import Arm
+from penstock.rollouts.models import GateResult
 from penstock.settings import Settings
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from sqlalchemy import delete, insert, update
 
-from tests.factories import WordCounter
+from tests.factories import WordCounter, make_deployment, make_rollout
 from tests.platform.api.conftest import Caller, Worker
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -124,7 +126,13 @@ def test_metrics_say_what_waits_and_runs(
     with database.transaction() as session:
         session.execute(update(Job).where(Job.state == "queued").values(queued_at=utc_now() - timedelta(minutes=5)))
         session.execute(update(Hosting).values(free_slots=3))
+        rollout = make_rollout(session, deployment, make_deployment(session, version="2", champion=False))
+        splits = [{"share": 0.1, "candidate": 1, "champion": 9}, {"share": 0.5, "candidate": 2, "champion": 3}]
+        seen = {"evidence": {"units": {"splits": splits}}, "judgement": {}, "judged_at": utc_now()}
+        session.add(GateResult(rollout_id=rollout.id, state="canary", step=0, **seen))
     found = samples(app)
+    units = {arm: found["penstock_rollout_units", frozenset({("model", "tiny"), ("arm", arm)})] for arm in Arm}
+    assert units == {Arm.CHAMPION: 12, Arm.CANDIDATE: 3}
     labels = frozenset({"model": "tiny", "version": "1", "deployment": deployment.id}.items())
 
     classed = {name: labels | {("class", name)} for name in ("interactive", "batch", "shadow")}
