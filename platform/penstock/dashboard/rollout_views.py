@@ -13,7 +13,7 @@ from penstock.portal.guard import actor, tenant_id
 from penstock.registry.models import Deployment
 from penstock.registry.tokenizer import ModelTokenizer
 from penstock.rollouts import operating, reading
-from penstock.rollouts.flips import Order, find_flips, flip_document, flips_of
+from penstock.rollouts.flips import Order, flip_document
 from penstock.rollouts.presentation import rollout_detail, rollout_document
 from penstock.services import current_services
 
@@ -74,7 +74,7 @@ def flips(rollout_id: str) -> str:
     services = current_services()
     with services.database.transaction() as session:
         rollout = rollout_detail(reading.story(session, rollout_id))
-        found = find_flips(session, flips_of(rollout_id), order, _FLIPS)
+        found = operating.read_flips(session, rollout_id, order, _FLIPS, actor(), tenant_id=tenant_id())
     tokenizer_of = cast(Callable[[Deployment], ModelTokenizer], services.prompts.get)
     documents = [flip_document(flip, tokenizer_of) for flip in found]
     return render_template("admin/flips.html", rollout=rollout, flips=documents, order=order, orders=list(Order))

@@ -26,7 +26,6 @@ LOOK_SECONDS: Final = 10
 FINAL_AFTER: Final = timedelta(minutes=5)
 """A minute is counted a last time so long after it: no transaction that ended a job in it is open then."""
 AT_ONCE: Final = timedelta(hours=1)
-_FRESH: Final = timedelta(minutes=1)
 _MINUTE: Final = timedelta(minutes=1)
 _COUNTS, _SAMPLES = "counts", "samples"
 _ALL: Final = (*SERIES, SAMPLES)
@@ -57,11 +56,13 @@ def keep(session: Session) -> bool:
     Does nothing while another process is at it.
     """
     now = session.scalars(select(func.clock_timestamp())).one()
-    counts, samples = _hold(session, _COUNTS, _began(session, now)), _hold(session, _SAMPLES, _moment(now))
+    counts = _hold(session, _COUNTS, _began(session, now))
+    samples = _hold(session, _SAMPLES, _moment(now - FINAL_AFTER))
     if counts is None or samples is None:
         return False
+    _count_fresh(session, counts, now, last_look=samples.through)
     _sample(session, samples, now)
-    return _count(session, counts, now)
+    return _count_final(session, counts, now)
 
 
 def _sample(session: Session, progress: MetricProgress, now: datetime) -> None:
@@ -71,10 +72,15 @@ def _sample(session: Session, progress: MetricProgress, now: datetime) -> None:
         progress.through = moment
 
 
-def _count(session: Session, progress: MetricProgress, now: datetime) -> bool:
-    """Write what is fresh; then, from where it stopped, what is final. Whether it lags behind."""
-    fresh = max(_minute(now) - _FRESH, progress.through)
-    writing.replace(session, counted(session, fresh, _minute(now) + _MINUTE))
+def _count_fresh(session: Session, progress: MetricProgress, now: datetime, last_look: datetime) -> None:
+    """Write what is not final yet: of the last minute, or of all that time where nobody has looked for a while."""
+    back = _MINUTE if now - last_look < _MINUTE else FINAL_AFTER
+    since = max(_minute(now) - back, progress.through)
+    writing.replace(session, counted(session, since, _minute(now) + _MINUTE))
+
+
+def _count_final(session: Session, progress: MetricProgress, now: datetime) -> bool:
+    """Go on from where what is final ends, an hour at most. Whether more is left."""
     final = _minute(now - FINAL_AFTER)
     until = min(final, _hour(progress.through) + AT_ONCE)
     if until <= progress.through:
