@@ -1,10 +1,11 @@
-"""A real worker with room for one of two versions: cold ones come when a job waits, and leave for one another."""
+"""A real worker with room for one of two versions: a cold one comes when a job waits, and leaves for another."""
 
 from pathlib import Path
 from typing import Any
 
 from penstock.auth.audit import Actor, ActorKind
 from penstock.auth.models import Tenant
+from penstock.clock import utc_now
 from penstock.db import Database
 from penstock.deployments.placement import Desired, HostingMode
 from penstock.deployments.services import place
@@ -15,7 +16,7 @@ from penstock.settings import Settings
 from penstock_worker.hosting import models_of
 from sqlalchemy import select
 
-from tests.worker.conftest import Jobs, StartWorker, deploy, eventually, is_alive
+from tests.worker.conftest import START_SECONDS, Jobs, StartWorker, deploy, eventually, is_alive
 
 ROOM_FOR_ONE = 12_000_000  # bytes: 3.7 million for weights, 2.7 for steps, 2.2 for K and V of the longest sequence
 SHORT = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 8}
@@ -32,13 +33,14 @@ def hosting_of(database: Database, deployment: Deployment) -> Hosting | None:
         return session.scalars(select(Hosting).where(Hosting.deployment_id == deployment.id)).one_or_none()
 
 
-def test_two_versions_take_turns_on_a_device_that_holds_one(
+def test_a_version_that_rests_comes_for_a_job_and_another_makes_way(
     database: Database, tenant: Tenant, jobs: Jobs, start_worker: StartWorker, model_folder: Path
 ) -> None:
     first, second = deploy(database, model_folder), deploy(database, model_folder, version="2")
     make_cold(database, tenant, first)
+    make_cold(database, tenant, second)
     with database.transaction() as session:
-        session.merge(second).state = "retired"
+        session.merge(second).first_ready_at = utc_now()  # it has shown that it loads
     worker = start_worker(worker_memory_bytes=ROOM_FOR_ONE, worker_slots=4, engine_kv_bytes=2**26)
     (engine,) = worker.children
 
@@ -52,22 +54,18 @@ def test_two_versions_take_turns_on_a_device_that_holds_one(
     assert alone["weight_bytes"] > 3_500_000
     assert alone["resident_bytes"] > alone["weight_bytes"]
     assert "switch_seconds" not in alone
-    assert jobs.finished(jobs.submit(model="tiny:1", params=SHORT)).state == JobState.SUCCEEDED
+    assert eventually(lambda: settled(second, "cold"), "the second version's rest") == {"there": True}
 
-    make_cold(database, tenant, second)
-    with database.transaction() as session:
-        session.merge(second).state = "active"
-    came = eventually(lambda: settled(second, "ready"), "the second version, to show that it loads")
-    assert came["switch_seconds"] > 0
-    assert not is_alive(engine)
-    assert eventually(lambda: settled(first, "cold"), "the first version's rest") == {"there": True}
-
-    job_id = jobs.submit(model="tiny:1", params=SHORT)
+    job_id = jobs.submit(model="tiny:2", params=SHORT)
     with database.transaction() as session:
         standing = standing_of(session, jobs.get(job_id))
         assert standing is None or standing.blocker in (Blocker.COLD, Blocker.LOADING), standing
+    came = eventually(lambda: settled(second, "ready"), "the second version", START_SECONDS)
+    assert came["switch_seconds"] > 0
+    assert not is_alive(engine)
+    assert eventually(lambda: settled(first, "cold"), "the first version's rest") == {"there": True}
     job = jobs.finished(job_id)
-    assert (job.state, job.model_version) == (JobState.SUCCEEDED, "1")
+    assert (job.state, job.model_version) == (JobState.SUCCEEDED, "2")
     assert len(worker.children) == 1
 
 

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.drill
 
 # Among few candidates: a resumed run prefills what it decoded before, and the last bits of its sums may differ. Each
 # candidate's edge is one more place where that could tip a sample (with all 768 it was seen once in some 25 runs).
+KV_BYTES = 2**26
 LONG = {"temperature": 1.0, "top_k": 3, "seed": 5, "ignore_eos": True, "max_tokens": 900}
 
 
@@ -63,6 +64,12 @@ def checkpoint_of(database: Database, job_id: str) -> list[JournalEntry]:
 def hostings(database: Database) -> dict[str, tuple[str, str | None]]:
     with database.transaction() as session:
         return {row.deployment_id: (row.state, row.error) for row in session.scalars(select(Hosting))}
+
+
+def kv_of(database: Database) -> dict[str, int]:
+    """What K and V of each version take, to the page."""
+    with database.transaction() as session:
+        return {row.deployment_id: row.stats.get("kv_bytes", 0) for row in session.scalars(select(Hosting))}
 
 
 def assert_undisturbed(jobs: Jobs, journal: Callable[[str], list[JournalEntry]], job: Job, **params: Any) -> None:
@@ -280,8 +287,9 @@ def test_versions_load_side_by_side_and_one_that_is_damaged_says_so(
     model_folder: Path,
     tmp_path: Path,
 ) -> None:
-    worker = start_worker()
+    worker = start_worker(engine_kv_bytes=KV_BYTES)
     (old_engine,) = worker.children
+    eventually(lambda: kv_of(database) == {deployment.id: KV_BYTES}, "the whole pool for the first")
     folder = tmp_path / "second"
     shutil.copytree(model_folder, folder)
     second = deploy(database, folder, version="2")
@@ -299,10 +307,12 @@ def test_versions_load_side_by_side_and_one_that_is_damaged_says_so(
     (folder / "model.safetensors").write_bytes(weights)
     assert jobs.finished(waiting).model_version == "2"
     assert len(worker.children) == 2
+    eventually(lambda: kv_of(database) == {deployment.id: KV_BYTES // 2, second.id: KV_BYTES // 2}, "equal pools")
     with database.transaction() as session:
         session.merge(deployment).state = "retired"
     eventually(lambda: not is_alive(old_engine), "the end of the retired version's engine")
     eventually(lambda: list(hostings(database)) == [second.id], "the hosting to go")
+    eventually(lambda: kv_of(database) == {second.id: KV_BYTES}, "the whole pool for who is left")
     assert output_of(jobs.finished(jobs.submit(params=LONG | {"max_tokens": 5})))
 
 
