@@ -42,8 +42,22 @@ def test_nothing_is_left_of_an_erased_tenant(stage: Stage, make_caller: Callable
     with_traces = {name for name, hits in stage.traces(gone.tenant_id, MARK).items() if hits}
     elsewhere = {"deployment", "hosting", "outbox_message", "price", "routing_policy", "worker"}
     # Counts of models, not words of tenants.
-    elsewhere |= {"assigned_unit", "controller_lease", "decision", "gate_result", "rollout"}
-    of_jobs_alone = {"assignment", "bulk_item", "compression", "job_run"}  # which hold no word of a tenant's
+    elsewhere |= {
+        "assigned_unit",
+        "controller_lease",
+        "decision",
+        "gate_point",
+        "gate_result",
+        "rollout",
+        "rollout_policy",
+    }
+    of_jobs_alone = {
+        "assignment",
+        "bulk_item",
+        "compression",
+        "job_run",
+        "offline_evaluation",
+    }  # which hold no word of a tenant's
     tables = {table.name for table in Base.metadata.sorted_tables} - elsewhere - of_jobs_alone
     assert with_traces == tables | {"redis", "files"}, "give the tenant something of the new table as well"
     neighbours = stage.traces(stays.tenant_id, "the-neighbours")
