@@ -30,8 +30,8 @@ def bound(one: np.ndarray, other: np.ndarray, chosen: int) -> float:
 
 
 def drawn(seed: int, spread: float) -> np.ndarray:
-    logits = np.random.default_rng(seed).normal(0, spread, VOCABULARY)
-    return np.exp(logits) / np.exp(logits).sum()
+    weights: np.ndarray = np.exp(np.random.default_rng(seed).normal(0, spread, VOCABULARY))
+    return weights / weights.sum()
 
 
 @given(st.integers(0, 10_000), st.integers(0, 10_000), st.floats(0.1, 6), st.integers(0, VOCABULARY - 1))

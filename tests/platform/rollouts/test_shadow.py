@@ -23,6 +23,7 @@ from penstock.rollouts.states import Position, State
 from penstock.rollouts.verdicts import Verdict, judge
 from redis import Redis
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from tests.factories import submit_job
 from tests.platform.replay.house import ANSWER, SURE, UNSURE, House
@@ -52,6 +53,17 @@ def gathered(house: House, rollout_id: str, before: Evidence | None = None) -> E
 def ended(house: House, rollout_id: str) -> None:
     with house.database.transaction() as session:
         shadow.end(session, session.merge(house.rollout(rollout_id)), POLICY)
+
+
+def claim_all(house: House, session: Session, most: int, *, shadows: int) -> list[lease.Claim]:
+    return lease.claim_all(
+        session,
+        worker_id=house.worker_id,
+        deployment_id=house.champion.id,
+        lease_seconds=60,
+        most=most,
+        most_shadow=shadows,
+    )
 
 
 def test_an_answer_is_scored_by_both_and_counted_once(house: House) -> None:
@@ -143,12 +155,11 @@ def test_a_job_that_somebody_waits_for_goes_before_any_shadow(house: House) -> N
     house.sampled(rollout_id)
     gathered(house, rollout_id)
     with house.database.transaction() as session:
-        late = submit_job(session, house.tenant, **{"class": "batch"}, priority=-100).id
+        late = submit_job(session, house.tenant, priority=-100).id
     assert house.claim(house.champion).job.id == late
     with house.database.transaction() as session:
-        wanted = {"worker_id": house.worker_id, "deployment_id": house.champion.id, "lease_seconds": 60}
-        assert lease.claim_all(session, **wanted, most=3, most_shadow=0) == [], "where slots are kept free"
-        assert len(lease.claim_all(session, **wanted, most=3, most_shadow=2)) == 1
+        assert claim_all(house, session, 3, shadows=0) == [], "where slots are kept free"
+        assert len(claim_all(house, session, 3, shadows=2)) == 1
 
 
 def test_claims_that_leave_shadows_little_room_take_the_others_first(house: House) -> None:
@@ -158,8 +169,7 @@ def test_claims_that_leave_shadows_little_room_take_the_others_first(house: Hous
     gathered(house, rollout_id)
     with house.database.transaction() as session:
         real = {submit_job(session, house.tenant).id for _ in range(2)}
-        wanted = {"worker_id": house.worker_id, "deployment_id": house.champion.id, "lease_seconds": 60}
-        claims = lease.claim_all(session, **wanted, most=5, most_shadow=1)
+        claims = claim_all(house, session, 5, shadows=1)
     assert {claim.job.id for claim in claims[:2]} == real
     assert [claim.job.job_class for claim in claims] == [0, 0, 2]
 
@@ -176,7 +186,7 @@ def test_shadows_are_rung_for_only_where_slots_stay_free(house: House, database:
             rung.append(queue)
 
     with database.transaction() as session:
-        relay = Relay(database, redis, Bell())  # type: ignore[arg-type]  # all that it is asked for
+        relay = Relay(database, redis, Bell())
         relay.ring(session, [house.champion.id])
     assert len(rung) == 3, "of four slots one is kept free"
 
