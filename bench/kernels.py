@@ -6,7 +6,7 @@ python -m bench.kernels [--only NAME] [--json PATH]                  times besid
 python -m bench.kernels --tune [--only NAME] [--json PATH]           the fastest tiles, into the table of this GPU's
                                                                      name, the cache that launchers ask first, and PATH
 
-`--largest` compiles, of each kernel and types, the largest tile alone. `--json -` writes to standard output. Without a
+`--largest` compiles, of each kernel and types, the largest tile alone, and of what takes bfloat16 nothing else. `--json -` writes to standard output. Without a
 GPU, measuring ends with status 1, as it does where a kernel could not be measured. A bandwidth with a star is of inputs
 that fit into the second-level cache.
 """
@@ -42,13 +42,24 @@ def compile_cases() -> Iterator[tuple[str, Any]]:
 
 
 def largest(cases: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Of each kernel and argument types, the case with the largest constants: what runs short of registers first."""
+    """Of each kernel and argument types, the case with the largest constants: what runs short of registers first.
+
+    Kernels that take bfloat16 are compiled for it alone: it is what engines run, and the others are the same code.
+    """
+    every = list(cases)
+    brain = {case.kernel.__name__ for _, case in every if _takes_bfloat16(case)}
     chosen: dict[tuple[str, str], tuple[str, Any]] = {}
-    for module, case in cases:
+    for module, case in every:
+        if case.kernel.__name__ in brain and not _takes_bfloat16(case):
+            continue
         key = case.kernel.__name__, str(sorted(case.signature.items()))
         if key not in chosen or _size(case) > _size(chosen[key][1]):
             chosen[key] = module, case
     return list(chosen.values())
+
+
+def _takes_bfloat16(case: Any) -> bool:
+    return any("bf16" in str(kind) for kind in case.signature.values())
 
 
 def _size(case: Any) -> int:

@@ -69,20 +69,26 @@ def test_the_record_holds_each_round_and_the_memory_of_each_process(done: Race) 
         assert 0 < process["loaded"]["pss"] <= process["loaded"]["rss"] <= process["end"]["peak"]
 
 
-def test_another_model_is_no_peer(folder: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    write(replace(SMALL, layers=1), other)
-    ours, theirs = contestants.own(folder, ROOM)[0], contestants.own(other, ROOM)[0]
+def scripted(name: str, start: str) -> Contestant:
+    """One that loads no model: `start` is the body of the function that starts it."""
+    program = f"from bench.engine_parts.protocol import *\ndef start():\n    {start}\nserve(start)"
+    return Contestant(name, (sys.executable, "-c", program))
+
+
+def always(token: int) -> str:
+    return f"return Ready(lambda load: Measured(1.0, [], [{token}] * load.batch), {{}})"
+
+
+def test_another_model_is_no_peer() -> None:
     with pytest.raises(ContestantFailed, match="another model"):
-        race([ours, replace(theirs, name="another")], replace(PLAN, batches=(16,), rounds=1))
+        race([scripted("ours", always(7)), scripted("another", always(8))], replace(PLAN, batches=(16,), rounds=1))
 
 
-def test_one_that_finds_that_it_cannot_run_leaves_its_reason(folder: Path) -> None:
-    says = "from bench.engine_parts.protocol import *\ndef start(): raise CannotRun('no such unit')\nserve(start)"
-    lame = Contestant("lame", (sys.executable, "-c", says))
-    done = race([contestants.own(folder, ROOM)[0], lame], replace(PLAN, rounds=1))
+def test_one_that_finds_that_it_cannot_run_leaves_its_reason() -> None:
+    lame = scripted("lame", "raise CannotRun('no such unit')")
+    done = race([scripted("able", always(7)), lame], replace(PLAN, rounds=1))
     assert [row.missing for row in done.rows] == ["", "", "no such unit", "no such unit"]
-    assert set(done.processes) == {"penstock bf16"}
+    assert set(done.processes) == {"able"}
 
 
 def test_one_that_ends_is_named_with_its_last_words() -> None:

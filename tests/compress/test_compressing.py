@@ -75,7 +75,7 @@ def test_bytes_are_those_of_arithmetic(tmp_path: Path) -> None:
     assert outcome.bytes == pytest.approx(numbers / 2 + numbers / 128 * 4 + left, rel=0.05)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3", "phi3"])  # biases, norms of 1 + w, fused projections
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_calibrated_models_stay_closer(tmp_path: Path, tokens: Tensor, kind: str, method: str) -> None:
     source = make_tiny(tmp_path / "source", kind, intermediate_size=128)
@@ -124,7 +124,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same(
         return report
 
     compress(tiny.folder, tmp_path / "whole", recipe("int4", method), tokens)
-    for parts in (1, 2, 3):
+    for parts in (1, 3):
         with pytest.raises(Killed):
             compress(tiny.folder, tmp_path / "again", recipe("int4", method), tokens, killed_after(parts))
         assert not (tmp_path / "again").exists()

@@ -1,6 +1,7 @@
 """Every kernel compiled for compute capability 9.0, here and without a GPU: what each takes, and that none spills.
 
-Of the tiles of one kernel and types the largest is compiled; `python -m bench.kernels --compile-only` compiles all.
+Of the tiles of one kernel and types the largest is compiled, in bfloat16 where it takes that; `python -m bench.kernels
+--compile-only` compiles all.
 Compiling does not work in a process that interprets Triton, so other processes do it. Triton keeps what it compiled in
 a cache on disk, keyed by the source.
 """
