@@ -6,9 +6,9 @@ python -m bench.kernels [--only NAME] [--json PATH]                  times besid
 python -m bench.kernels --tune [--only NAME] [--json PATH]           the fastest tiles, into the table of this GPU's
                                                                      name, the cache that launchers ask first, and PATH
 
-`--largest` compiles, of each kernel and types, the largest tile alone, and of what takes bfloat16 nothing else. `--json -` writes to standard output. Without a
-GPU, measuring ends with status 1, as it does where a kernel could not be measured. A bandwidth with a star is of inputs
-that fit into the second-level cache.
+`--largest` compiles, of each kernel and types, the largest tile alone, and of what takes bfloat16 nothing else.
+`--json -` writes to standard output. Without a GPU, measuring ends with status 1, as it does where a kernel could not
+be measured. A bandwidth with a star is of inputs that fit into the second-level cache.
 """
 
 import argparse
