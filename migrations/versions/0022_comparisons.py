@@ -29,18 +29,16 @@ def upgrade() -> None:
         "replay",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), server_default="gathering", nullable=False),
-        *(sa.Column(name, sa.Text(), nullable=False) for name in ("mode", "model_name", "candidate_id", "reference_id")),
+        *(
+            sa.Column(name, sa.Text(), nullable=False)
+            for name in ("mode", "model_name", "candidate_id", "reference_id")
+        ),
         *(sa.Column(name, JSONB(), nullable=False) for name in ("filter", "actor")),
         sa.Column("gathered_to", sa.Text(), nullable=True),
         *(sa.Column(name, sa.Integer(), server_default="0", nullable=False) for name in ("total", "done", "lost")),
-        *(
-            sa.Column(name, _TIME, server_default=sa.text("now()"), nullable=False)
-            for name in ("due_at", "created_at")
-        ),
+        *(sa.Column(name, _TIME, server_default=sa.text("now()"), nullable=False) for name in ("due_at", "created_at")),
         sa.Column("finished_at", _TIME, nullable=True),
-        sa.CheckConstraint(
-            "state IN ('gathering', 'running', 'completed', 'cancelled')", name=op.f("ck_replay_state")
-        ),
+        sa.CheckConstraint("state IN ('gathering', 'running', 'completed', 'cancelled')", name=op.f("ck_replay_state")),
         sa.CheckConstraint("mode IN ('teacher', 'free', 'both')", name=op.f("ck_replay_mode")),
         sa.CheckConstraint("done + lost <= total", name=op.f("ck_replay_no_more_than_all")),
         sa.CheckConstraint(
@@ -88,12 +86,13 @@ def _create_comparison() -> None:
         ),
     )
     op.create_index("ix_comparison_source", "comparison", ["source_id"])
-    op.create_index(
-        "ix_comparison_unsettled",
-        "comparison",
-        ["rollout_id", "replay_id", "id"],
-        postgresql_where=sa.text("state IN ('waiting', 'under_way')"),
-    )
+    for of in ("rollout", "replay"):
+        op.create_index(
+            f"ix_comparison_unsettled_of_{of}",
+            "comparison",
+            [f"{of}_id", "state", "id"],
+            postgresql_where=sa.text("state IN ('waiting', 'under_way')"),
+        )
     op.create_index(
         "ix_comparison_dropped",
         "comparison",

@@ -97,12 +97,15 @@ class Comparison(Base):
         UniqueConstraint("rollout_id", "source_id", name="uq_comparison_rollout_source"),
         UniqueConstraint("replay_id", "source_id", name="uq_comparison_replay_source"),
         Index("ix_comparison_source", "source_id"),
-        Index(
-            "ix_comparison_unsettled",
-            "rollout_id",
-            "replay_id",
-            "id",
-            postgresql_where=text("state IN ('waiting', 'under_way')"),
+        *(
+            Index(
+                f"ix_comparison_unsettled_of_{of}",
+                f"{of}_id",
+                "state",
+                "id",
+                postgresql_where=text("state IN ('waiting', 'under_way')"),
+            )
+            for of in ("rollout", "replay")
         ),
         Index(
             "ix_comparison_dropped",

@@ -30,8 +30,9 @@ def bound(one: np.ndarray, other: np.ndarray, chosen: int) -> float:
 
 
 def drawn(seed: int, spread: float) -> np.ndarray:
-    weights: np.ndarray = np.exp(np.random.default_rng(seed).normal(0, spread, VOCABULARY))
-    return weights / weights.sum()
+    weights = np.exp(np.random.default_rng(seed).normal(0, spread, VOCABULARY))
+    whole: np.ndarray = weights / weights.sum()
+    return whole
 
 
 @given(st.integers(0, 10_000), st.integers(0, 10_000), st.floats(0.1, 6), st.integers(0, VOCABULARY - 1))
