@@ -114,10 +114,22 @@ def test_a_rollback_takes_all_that_waits_along(database: Database, scene: Scene)
         }
         rung = session.scalars(select(OutboxMessage.payload).where(OutboxMessage.topic == "doorbell")).all()
         assert rung == [{"deployment_id": scene.champion.id, "jobs": len(tried + scene.tried([named]))}]
-        assert session.get(FairShare, (scene.tenant.id, scene.champion.id)) is not None
     assert events(database, tried[0]) == ["job.queued", "job.rerouted"]
     with database.transaction() as session:
         assert {job.model_version for job in scene.submit(session)} == {"1"}, "the candidate gets nothing more"
+
+
+def test_a_tenant_that_comes_to_the_champion_takes_its_turn_there(database: Database) -> None:
+    """Its counter is lifted to that of those who wait there already: what it was owed elsewhere is no credit."""
+    with database.transaction() as session:
+        scene = Scene(session, share=1.0)
+        other = make_tenant(session)
+        submit_job(session, other, model="tiny:1")
+        session.get_one(FairShare, (other.id, scene.champion.id)).charged = 700
+        scene.submit(session, 2)
+    roll_back(database, scene)
+    with database.transaction() as session:
+        assert session.get_one(FairShare, (scene.tenant.id, scene.champion.id)).charged == 700
 
 
 def test_who_named_the_version_gets_it(database: Database, scene: Scene) -> None:
