@@ -154,16 +154,16 @@ def _listed() -> dict[str, Any]:
 
 
 def _shown(batch_id: str) -> dict[str, Any]:
-    status, after = request.args.get("status", ""), request.args.get("after", "0")
+    status, given = request.args.get("status", ""), request.args.get("after", "")
     if status not in ("", *LineState):
         raise refuse_field("status", "is none that lines have", f"choose among {', '.join(LineState)}")
-    wanted = LineState(status) if status else None
+    wanted, after = LineState(status) if status else None, int(given) if given.isdecimal() else 0
     with current_services().database.transaction() as session:
         batch = batches.get(session, tenant_id(), batch_id)
-        lines = line_page(session, batch, wanted, after=int(after) if after.isdecimal() else 0)
+        lines = line_page(session, batch, wanted, after=after)
         progress = progress_of(session, batch)
     return {
-        "batch": batch, "progress": progress, "found": lines, "status": status, "after": int(after or 0),
+        "batch": batch, "progress": progress, "found": lines, "status": status, "after": after,
         "final": BatchState(batch.state).final, "running": batch.state in RUNNING, "states": list(LineState),
         "retryable": sum(progress.counts[state] for state in RETRYABLE), "page_size": LINES_A_PAGE,
     }  # fmt: skip

@@ -46,7 +46,7 @@ def test_a_key_is_shown_once_and_opens_what_it_says(administrator: Person, datab
     with database.transaction() as session:
         principal = authenticate(session, secret[0], environment="test")
         entry = session.scalars(select(AuditEntry).where(AuditEntry.action == "key.created")).one()
-    assert (principal.tenant_id, principal.scopes) == (administrator.tenant_id, {Scope.JOBS_READ})
+    assert (principal.tenant_id, principal.scopes) == (administrator.tenant_id, frozenset({Scope.JOBS_READ}))
     assert (entry.actor_kind, entry.actor_name) == ("user", administrator.email)
     page = administrator.get("/keys").text
     assert "nightly import" in page

@@ -217,6 +217,10 @@ def test_a_batch_is_made_followed_and_its_failed_line_retried(
         assert [json.loads(each)["custom_id"] for each in results.data.splitlines()] == ["one", "two"]
     assert "two" in (failed := text_of(person.get(f"{path}?status=failed").text))
     assert "three" not in failed
+    assert "three" in (rest := text_of(person.get(f"{path}?after=2").text))
+    assert "first answer" not in rest
+    assert person.get(f"{path}?after=soon").status_code == 200
+    assert person.get(f"{path}?status=lost").status_code == 422
     assert person.post(f"{path}/pause").status_code == 303
     assert "Paused" in text_of(person.get(f"{path}/changes").text)
     assert "In progress" in text_of(person.get("/batches").text) or "Paused" in text_of(person.get("/batches").text)
