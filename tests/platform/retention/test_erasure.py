@@ -48,12 +48,14 @@ def test_nothing_is_left_of_an_erased_tenant(stage: Stage, make_caller: Callable
         "decision",
         "gate_point",
         "gate_result",
+        "replay",
         "rollout",
         "rollout_policy",
     }
     of_jobs_alone = {
         "assignment",
         "bulk_item",
+        "comparison",
         "compression",
         "job_run",
         "offline_evaluation",
