@@ -104,10 +104,13 @@ class Tab:
         self.page.goto(self.base + path)
 
     def sign_in(self, email: str = EMAIL, password: str = PASSWORD) -> None:
+        self.sign_in_to("**/jobs**", email, password)
+
+    def sign_in_to(self, address: str, email: str = EMAIL, password: str = PASSWORD) -> None:
         self.page.get_by_label("Email").fill(email)
         self.page.get_by_label("Password").fill(password)
         self.page.get_by_role("button", name="Sign in").click()
-        self.page.wait_for_url("**/jobs**")
+        self.page.wait_for_url(address)
 
     def shifted(self) -> float:
         """How far the page's layout has jumped by itself since it was opened (Cumulative Layout Shift; 0.1 is good)."""
