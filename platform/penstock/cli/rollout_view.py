@@ -34,8 +34,9 @@ def line_of(rollout: Rollout) -> str:
     gate = _current(rollout)
     verdict = f": {_verdict(gate)}" if gate is not None and not rollout.finished else ""
     share = f", {rollout.share:.0%} of jobs" if rollout.share else ""
+    note = f" ({rollout.note})" if rollout.note else ""
     versions = f"{rollout.candidate.version} against {rollout.champion.version}"
-    return f"{rollout.id} {rollout.model} {versions}, {stands}{share}{verdict}"
+    return f"{rollout.id} {rollout.model} {versions}, {stands}{share}{note}{verdict}"
 
 
 def bar(low: float, high: float, margin: float) -> str:

@@ -102,6 +102,7 @@ class Rollout(Document):
     step: int
     paused_in: str | None
     share: float
+    note: str | None
     unit: str
     policy_version: str
     created_at: datetime

@@ -36,6 +36,9 @@ class RolloutDocument(_Document):
     step: int = Field(description="The canary's, from 0")
     paused_in: State | None = Field(description="Where it goes on when it is resumed")
     share: float = Field(description="The part of new jobs that the candidate gets; in the shadow, that it scores")
+    note: str | None = Field(
+        description="Why the candidate gets nothing just now, where its gate would give it something"
+    )
     unit: str = Field(description="What stays with one version: `job`, `user` or `tenant`")
     policy_version: str
     created_at: datetime
@@ -123,6 +126,7 @@ class EvidenceDocument(_Document):
     crashes: int
     arms: dict[str, ArmDocument] = Field(description="`candidate` and `champion`")
     sample_ratio: SampleRatioDocument
+    lost: int = Field(description="Shadow: sampled jobs that could not be scored")
     scored: dict[str, SampleDocument] = Field(description="Shadow: `mean_kld` and `disagreement`, by job")
     pairs: dict[str, SampleDocument] = Field(description="Candidate less champion: `errors`, `slow`, `feedback`")
     offline: dict[str, Any] | None = Field(description="The evaluation's figures, with the digests that it judged")

@@ -1,11 +1,13 @@
 """Rollouts over HTTP: started, looked at, moved by operators, and told to them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from penstock.auth.services import Scope
 from penstock.db import Database
+from penstock.registry.models import Hosting
 from penstock.rollouts.documents import (
     DecisionPage,
     PolicyDocument,
@@ -21,7 +23,7 @@ from penstock.rollouts.policy import Policy
 from penstock.rollouts.services import conclude
 from penstock.rollouts.statistics import Sample, Tally
 from penstock.webhooks.models import WebhookDelivery
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from tests.factories import make_deployment, make_worker
 from tests.platform.api.conftest import Caller, app, caller, make_caller
@@ -223,6 +225,16 @@ def test_operators_move_a_rollout_with_a_reason(caller: Caller) -> None:
     assert [each["number"] for each in rest["data"]] == [3, 2, 1]
 
 
+def test_a_candidate_that_no_worker_has_ready_gets_nothing_and_the_rollout_says_so(
+    caller: Caller, database: Database
+) -> None:
+    with database.transaction() as session:
+        session.execute(delete(Hosting))
+    shown = detail(caller, started(caller, policy=CANARY_ONLY))
+    assert (shown.status, shown.share) == ("canary", 0.0)
+    assert "no live worker has the candidate ready" in (shown.note or "")
+
+
 def test_lists_are_filtered_and_paged(caller: Caller, database: Database) -> None:
     first = started(caller)
     caller.post(f"/v1/admin/rollouts/{first}/abort", {"reason": "the wrong file"})
@@ -273,6 +285,10 @@ def test_operators_are_told_of_every_move_and_nobody_else_is(
     hook = {"url": "http://127.0.0.1:9/hook", "events": ["rollout.verdict", "rollout.rolled_back"]}
     endpoint_id = caller.post("/v1/webhook-endpoints", hook).json["id"]
     assert "operator" in refused(stranger.post("/v1/webhook-endpoints", hook), 403, "forbidden", "events")
+    admin = caller.post("/v1/keys", {"name": "an admin of the tenant", "scopes": ["admin"]}).json["key"]
+    path = f"/v1/webhook-endpoints/{endpoint_id}"
+    elsewhere = replace(caller, key=admin).call("PATCH", path, {"url": "http://127.0.0.1:9/theirs"})
+    refused(elsewhere, 403, "forbidden", "events")
     rollout_id = started(caller, policy=CANARY_ONLY)
     judged(database, lead, rollout_id, HARMED)
 
