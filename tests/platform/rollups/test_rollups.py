@@ -1,7 +1,9 @@
 """Points of metrics: counted once, whatever happens in between, and read as charts."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -279,6 +281,12 @@ def test_every_series_can_be_read_and_says_what_it_is(session: Session) -> None:
         assert (series.of is not None) == (series.kind is Kind.RATIO)
         assert all(name in SERIES for name in series.of or ())
         read(session, ask([series.name], NOW, NOW + timedelta(hours=1)))
+
+
+def test_every_series_is_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs/metrics.md").read_text().partition("## Kept in PostgreSQL")[2]
+    told = re.findall(r"^\| `([a-z_.]+)` \| (\w+) \|[^|]*\| (.*?) \|", page, re.MULTILINE)
+    assert told == [(each.name, each.kind, ", ".join(f"`{label}`" for label in each.labels)) for each in SERIES.values()]
 
 
 @pytest.fixture
