@@ -189,7 +189,7 @@ def test_a_waiting_job_says_why_it_waits(person: Person, deployment: Deployment)
     job = person.submit()
     page = person.get(f"/jobs/{job.id}").text
     assert "Waiting in the queue" in page
-    assert "No worker hosts version 1 of tiny." in page
+    assert "No worker hosts version 1 of tiny: no worker is live." in page
     assert f'data-stream="/jobs/{job.id}/events"' in page
     assert "Cancel" in page
     assert "Retry" not in page
