@@ -56,6 +56,9 @@ OF_THE_INSTALLATION = {
 PORTAL = ("/jobs", "/playground", "/batches", "/files", "/keys", "/webhooks", "/usage")
 """Routes of signed-in people; all others need a key."""
 
+DASHBOARD = "/admin/"
+"""Pages of the whole installation, for people who run it: `tests/platform/portal/test_admin.py` tries each as others."""
+
 THINGS = (
     "/v1/keys",
     "/v1/users",
@@ -144,7 +147,7 @@ def routes(app: Flask, which: Callable[[str], bool]) -> list[Route]:
 
 
 def needs_a_key(rule: str) -> bool:
-    return rule not in OPEN | MODELS and not rule.startswith((*PORTAL, OPERATORS))
+    return rule not in OPEN | MODELS and not rule.startswith((*PORTAL, OPERATORS, DASHBOARD))
 
 
 @pytest.fixture
@@ -180,11 +183,11 @@ def test_every_route_is_sorted(app: Flask) -> None:
 
     assert rules >= OPEN
     for rule in rules - OPEN:
-        assert rule.startswith(("/v1/", *PORTAL)), f"{rule}: say in this test who may see it"
+        assert rule.startswith(("/v1/", *PORTAL, DASHBOARD)), f"{rule}: say in this test who may see it"
 
 
 def test_every_route_of_the_api_needs_a_key(app: Flask, caller: Caller, belongings: Belongings) -> None:
-    for route in routes(app, lambda rule: rule not in OPEN and not rule.startswith(PORTAL)):
+    for route in routes(app, lambda rule: rule not in OPEN and not rule.startswith((*PORTAL, DASHBOARD))):
         ids = belongings.ids | {"tenant_id": caller.tenant_id, "model": "tiny"} | OF_THE_INSTALLATION
         answer = caller.client.open(route.path(ids), method=route.method, json=BODIES.get((route.method, route.rule)))
         said = answer.json.get("error", answer.json)

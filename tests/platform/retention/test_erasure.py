@@ -48,6 +48,8 @@ def test_nothing_is_left_of_an_erased_tenant(stage: Stage, make_caller: Callable
         "decision",
         "gate_point",
         "gate_result",
+        "metric_point",
+        "metric_progress",
         "replay",
         "rollout",
         "rollout_policy",
