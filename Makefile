@@ -47,6 +47,7 @@ bench: setup  ## Measure submit latency, doorbells, the platform, the engine, ga
 	@$(BIN)/python -m bench.job_path --json bench/results/job-path.json
 	@$(BIN)/python -m bench.claims --json bench/results/claims.json
 	@$(BIN)/python -m bench.platform --json bench/results/platform.json
+	@$(BIN)/python -m bench.pages --json bench/results/pages.json
 	@$(BIN)/python -m bench.engine --json bench/results/engine-cpu.json
 	@$(BIN)/python -m bench.gates --json bench/results/gates.json
 	@$(BIN)/python -m bench.quantize --json bench/results/quantize.json

@@ -234,6 +234,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "pages.json")
     arguments = parser.parse_args()
+    place = where()
     with running() as (app, database, tenant_id):
         job_id = fill(database, arguments.jobs, tenant_id)
         client = signed_in(app, database)
@@ -241,7 +242,7 @@ def main() -> None:
         for path in paths(job_id):
             pages.append(measure(client, database, path))
             print(pages[-1], flush=True)
-    record = where() | {
+    record = place | {
         "jobs": arguments.jobs,
         "first_load_bytes": first_load_bytes(),
         "slowest": asdict(max(pages, key=lambda page: page.median_ms)),

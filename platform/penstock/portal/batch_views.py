@@ -29,6 +29,7 @@ blueprint.before_request(check_form)
 blueprint.before_request(guard)
 _PAGE_SIZE: Final = 20
 _OFFERED_FILES: Final = 50
+_LAST_LINE: Final = 2**31 - 1
 _ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/jobs")
 _WINDOWS: Final = {"1h": "An hour", "24h": "A day", "7d": "A week", "30d": "30 days"}
 _DEFAULTS: Final = {"endpoint": _ENDPOINTS[0], "completion_window": "24h", "invalid_lines": "refuse", "priority": "0"}
@@ -157,7 +158,8 @@ def _shown(batch_id: str) -> dict[str, Any]:
     status, given = request.args.get("status", ""), request.args.get("after", "")
     if status not in ("", *LineState):
         raise refuse_field("status", "is none that lines have", f"choose among {', '.join(LineState)}")
-    wanted, after = LineState(status) if status else None, int(given) if given.isdecimal() else 0
+    wanted = LineState(status) if status else None
+    after = min(int(given), _LAST_LINE) if given.isdecimal() else 0
     with current_services().database.transaction() as session:
         batch = batches.get(session, tenant_id(), batch_id)
         lines = line_page(session, batch, wanted, after=after)
