@@ -18,7 +18,7 @@ MOST_SHADOW: Final = 1.01  # the champion's p50 over that without a shadow, at t
 def switching(*, quick: bool) -> dict[str, Any]:
     """Rollbacks and promotions."""
     with _house() as (house, candidate):
-        told = switches.measured(house, candidate, *((3, 2) if quick else (40, 20)))
+        told = switches.measured(house, candidate, *((3, 2) if quick else (30, 15)))
     back, forth = told["rollback"], told["promotion"]
     late = back["ms from the last failed job's end to the first routed back"]["p99"]
     harmed = forth["lost"] + forth["failed"] + forth["took more than a second"]

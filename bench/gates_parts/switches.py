@@ -45,7 +45,7 @@ _BACK: Final = text(
         WHERE rollout_id = :rollout AND arm = 'candidate'
     )
     SELECT failed.last AS failed, min(job.created_at) AS back, verdict.decided_at, verdict.jobs
-    FROM job, failed, tried, verdict WHERE job.created_at > tried.last
+    FROM job, failed, tried, verdict WHERE job.created_at > greatest(tried.last, verdict.decided_at)
     GROUP BY failed.last, verdict.decided_at, verdict.jobs"""
 )
 _STATES: Final = text(
