@@ -4,9 +4,9 @@ import threading
 from dataclasses import dataclass, field
 
 import pytest
-from penstock_worker.device_memory import MIB, DoesNotFit
+from penstock_worker.device_memory import MIB, DoesNotFit, Party
 from penstock_worker.messages import Needs
-from penstock_worker.room import Admission, Room
+from penstock_worker.room import Admission, Room, _Place
 
 from tests.worker.conftest import eventually
 
@@ -112,6 +112,24 @@ def test_shares_that_change_shrink_first_and_grow_then() -> None:
     a.kv_bytes = 200
     room.rebalance()
     assert b.told == [200]
+
+
+def test_two_that_grow_take_together_no_more_than_is_free() -> None:
+    room = Room(total=3000, kv=600)
+    room.share_by({"a": 0.6, "b": 0.2, "c": 0.2})
+    a, b, c = Version(room, "a", slow=True), Version(room, "b"), Version(room, "c")
+    for each, kv in ((a, 360), (b, 120), (c, 120)):
+        each.kv_bytes = kv
+        room._places[each.deployment_id] = _Place(
+            each, Party(each.deployment_id, each.name, 300, 0, PAGE, 50, 10**9, kv / 600), kv, ready=True
+        )
+    room.share_by({"a": 0.2, "b": 0.4, "c": 0.4})
+    a.kv_bytes = 280  # of the way to 120
+    room.rebalance()
+    assert a.kv_bytes + b.kv_bytes + c.kv_bytes <= 600
+    a.kv_bytes = 120
+    room.rebalance()
+    assert (b.kv_bytes, c.kv_bytes) == (240, 240)
 
 
 def test_a_small_difference_is_not_worth_computing_anew() -> None:

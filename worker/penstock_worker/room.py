@@ -134,13 +134,12 @@ class Room:
             self._changed.notify_all()
 
     def rebalance(self) -> None:
-        """Resize engines whose part of K and V is not their share: first those that have too much, then the others."""
+        """Resize engines whose part of K and V is not their share: who grows takes what others have given up by now."""
         with self._changed:
             places = list(self._places.values())
             if self._admitting or not self._kv or not places or not all(place.ready for place in places):
                 return
-            off = self._off(places)
-            for place, target in [each for each in off if each[1] < each[0].now] or off:
+            for place, target in self._off(places):
                 log.info("room.resized", deployment=place.party.id, before=place.now, after=target)
                 self._resize(place, target)
 
@@ -148,13 +147,14 @@ class Room:
         """Who is far from its share, and what it should have; nobody grows into what another still has."""
         parties = [place.party for place in places]
         room = self._room(parties)
-        targets, left = split(parties, room), room - sum(place.now for place in places)
-        reachable = ((place, min(targets[place.party.id], place.now + max(left, 0))) for place in places)
-        return [
-            (place, to)
-            for place, to in reachable
-            if abs(to - place.now) > max(_NOT_WORTH_IT * place.now, 2 * place.party.page)
-        ]
+        targets, left = split(parties, room), max(0, room - sum(place.now for place in places))
+        off = []
+        for place in places:
+            target = min(targets[place.party.id], place.now + left)
+            if abs(target - place.now) > max(_NOT_WORTH_IT * place.now, 2 * place.party.page):
+                left -= max(0, target - place.now)
+                off.append((place, target))
+        return off
 
     def _room(self, parties: list[Party]) -> int:
         assert self._kv is not None  # somebody is here
