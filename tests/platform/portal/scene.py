@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from hashlib import sha256
 from typing import Any
 
 from penstock.auth.models import Tenant
@@ -55,7 +56,10 @@ def set_scene(session: Session, tenant: Tenant, actor: Any) -> Scene:
     champion = make_deployment(session, "invoice-extractor", "1")
     candidate = make_deployment(session, "invoice-extractor", "2", champion=False)
     candidate.recipe = {"scheme": "int4", "method": "gptq"}
-    session.get_one(RoutingPolicy, "invoice-extractor").challenger_id = candidate.id
+    policy = session.get_one(RoutingPolicy, "invoice-extractor")
+    policy.challenger_id, policy.reason = candidate.id, "the alias champion names version 1"
+    for version in (champion, candidate):
+        version.digest = sha256(version.id.encode()).hexdigest()
     worker = _workers(session, champion, candidate)
     _evaluation(session, tenant, candidate)
     letters = [_letter(session, tenant, code) for code in ("engine_crashed", "forward_failed", "forward_failed")]
@@ -78,7 +82,7 @@ def finished(session: Session, job: Job, state: str, **values: Any) -> Job:
 
 def _workers(session: Session, *versions: Deployment) -> Worker:
     """One that hosts both versions, and one that fell silent."""
-    works, silent = _worker("gpu-7", 0), _worker("gpu-9", 340)
+    works, silent = _worker("gpu-7", -600), _worker("gpu-9", 340)  # alive for as long as somebody looks
     session.add_all((works, silent))
     session.flush()
     for version in versions:

@@ -72,7 +72,8 @@ def ended(database: Database, tenant: Tenant, deployment: Deployment) -> Ended:
 
 def database_now(database: Database) -> datetime:
     with database.transaction() as session:
-        return session.scalars(select(func.clock_timestamp())).one()
+        now: datetime = session.scalars(select(func.clock_timestamp())).one()
+        return now
 
 
 def look(database: Database) -> bool:
@@ -259,7 +260,7 @@ def test_jobs_of_a_time_are_found_by_indexes(database: Database, ended: Ended) -
     ],
 )
 def test_questions_that_cannot_be_answered_are_refused(asked: dict[str, Any], field: str) -> None:
-    given = {"names": ["jobs.finished"], "since": NOW - timedelta(hours=1), "until": NOW} | asked
+    given: dict[str, Any] = {"names": ["jobs.finished"], "since": NOW - timedelta(hours=1), "until": NOW} | asked
     with pytest.raises(ValidationFailed) as refused:
         ask(given.pop("names"), given.pop("since"), given.pop("until"), **given)
     assert refused.value.field == field
@@ -286,7 +287,9 @@ def test_every_series_can_be_read_and_says_what_it_is(session: Session) -> None:
 def test_every_series_is_documented() -> None:
     page = (Path(__file__).parents[3] / "docs/metrics.md").read_text().partition("## Kept in PostgreSQL")[2]
     told = re.findall(r"^\| `([a-z_.]+)` \| (\w+) \|[^|]*\| (.*?) \|", page, re.MULTILINE)
-    assert told == [(each.name, each.kind, ", ".join(f"`{label}`" for label in each.labels)) for each in SERIES.values()]
+    assert told == [
+        (each.name, each.kind, ", ".join(f"`{label}`" for label in each.labels)) for each in SERIES.values()
+    ]
 
 
 @pytest.fixture
