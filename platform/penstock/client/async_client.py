@@ -22,6 +22,7 @@ from penstock.client.keys import Keys
 from penstock.client.operation import Operation
 from penstock.client.patience import Patience
 from penstock.client.reading import Asking, Pages, Reader, Upload, Waiting
+from penstock.client.replays import Replays
 from penstock.client.rollouts import Rollouts
 
 P = ParamSpec("P")
@@ -220,6 +221,17 @@ class AsyncOperation(_Awaited[Operation]):
     settle_dead_letters = _awaited(Operation.settle_dead_letters)
 
 
+class AsyncReplays(_Awaited[Replays]):
+    """`Replays`, awaited."""
+
+    begin = _awaited(Replays.begin)
+    get = _awaited(Replays.get)
+    list = _iterated(Replays.list)
+    report = _awaited(Replays.report)
+    cancel = _awaited(Replays.cancel)
+    follow = _iterated(Replays.follow)
+
+
 class AsyncRollouts(_Awaited[Rollouts]):
     """`Rollouts`, awaited."""
 
@@ -261,6 +273,7 @@ class AsyncClient(_Awaited[House]):
         self.webhooks = AsyncWebhooks(transport, Webhooks)
         self.bulk = AsyncBulk(transport, lambda asking: Bulk(asking, patience_seconds=patience))
         self.operation = AsyncOperation(transport, Operation)
+        self.replays = AsyncReplays(transport, lambda asking: Replays(asking, patience_seconds=patience))
         self.rollouts = AsyncRollouts(transport, lambda asking: Rollouts(asking, patience_seconds=patience))
         self.keys = AsyncKeys(transport, Keys)
         self.files = AsyncFiles(transport, Files)

@@ -32,6 +32,7 @@ from penstock.client.async_client import (
     AsyncJobs,
     AsyncKeys,
     AsyncOperation,
+    AsyncReplays,
     AsyncRollouts,
     AsyncWebhooks,
 )
@@ -42,6 +43,7 @@ from penstock.client.files import Files
 from penstock.client.jobs import Jobs
 from penstock.client.keys import Keys
 from penstock.client.operation import Operation
+from penstock.client.replays import Replays
 from penstock.client.rollouts import Rollouts
 from penstock.db import Database
 from penstock.errors import NotFound, QuotaExceeded, ValidationFailed
@@ -78,6 +80,7 @@ PARTS = [
     (Batches, AsyncBatches),
     (Bulk, AsyncBulk),
     (Operation, AsyncOperation),
+    (Replays, AsyncReplays),
     (Rollouts, AsyncRollouts),
 ]
 IDS = ["1.0", "2.0", "2.1", "2.2", "2.3", "2.4", "3.4"]
