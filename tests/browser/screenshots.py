@@ -41,9 +41,9 @@ EVERYWHERE: Final = ("sign-in", "jobs", "job", "playground", "batch", "usage", "
 USED: Final = """
 INSERT INTO usage_day (tenant_id, day, digest, model_name, model_version, tags, currency, jobs, unmeasured_jobs,
   prompt_tokens, cached_tokens, output_tokens, computed_tokens, recomputed_tokens, device_seconds, recomputed_seconds,
-  cost)
+  joules, cost)
 SELECT :tenant, current_date - ago, decode(md5(ago::text), 'hex'), 'invoice-extractor', '1', ARRAY['nightly'], 'EUR',
-  jobs, jobs, jobs * 310, jobs * 120, jobs * 84, jobs * 274, 0, jobs * 0.21, 0, jobs * 0.00021
+  jobs, jobs, jobs * 310, jobs * 120, jobs * 84, jobs * 274, 0, jobs * 0.21, 0, 0, jobs * 0.00021
 FROM (SELECT ago, round((420 + 160 * sin(ago * 0.9) + 90 * cos(ago * 0.37)) * CASE WHEN extract(isodow FROM
   current_date - ago) > 5 THEN 0.35 ELSE 1 END)::bigint AS jobs FROM generate_series(1, 29) AS ago) AS days
 """
@@ -55,7 +55,7 @@ def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="penstock-pictures-", ignore_cleanup_errors=True) as state:
         Path(state).chmod(0o711)
         # The worker stands still while the pictures are taken.
-        settings = {"lease_seconds": "600", "webhook_allow_loopback": "true"}
+        settings = {"lease_seconds": "600", "webhook_allow_loopback": "true", "worker_slots": "8"}
         models = {"invoice-extractor": MODEL}
         with (
             receiving() as receiver,

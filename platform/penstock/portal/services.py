@@ -80,7 +80,7 @@ def version_choices(session: Session) -> list[tuple[str, str]]:
     choices = []
     for model in list_models(session):
         if model.champion is not None:
-            choices.append((model.name, f"{model.name} · champion, version {model.champion.version}"))
+            choices.append((model.name, f"{model.name} · v{model.champion.version}, champion"))
         if model.challenger is not None:
             choices.append(
                 (f"{model.name}@challenger", f"{model.name} · challenger, version {model.challenger.version}")

@@ -99,6 +99,11 @@ def money(amount: Decimal | str) -> str:
     return f"{int(whole):,}.{part.rstrip('0').ljust(2, '0')}"
 
 
+def about(amount: Decimal) -> str:
+    """An amount of money for a glance: from one unit on, two figures behind the point."""
+    return money(round(amount, 2) if amount >= 1 else amount)
+
+
 def size(count: int | None) -> str:
     """Bytes as people say them: `812 B`, `4.2 kB`, `1.3 GB`; a dash while nobody knows."""
     if count is None:

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,10 @@ def test_what_the_client_has_no_call_for_is_sent_by_httpx(body: dict[str, Any]) 
 )
 def test_money_in_words(amount: str, words: str) -> None:
     assert wording.money(amount) == words
+
+
+def test_money_at_a_glance() -> None:
+    assert [wording.about(Decimal(amount)) for amount in ("2.1561141", "0.0042441")] == ["2.16", "0.0042441"]
 
 
 @pytest.mark.parametrize(("count", "words"), [(None, "–"), (999, "999 B"), (1000, "1.0 kB"), (4_250_000_000, "4.2 GB")])
