@@ -92,7 +92,9 @@ def test_a_rollout_earns_its_way_and_the_ledger_tells_how(database: Database, le
         assert moves[0].evidence is None
         for move in moves[1:]:
             again = judge(
-                Position(State(move.from_state), move.from_step), POLICY, EVIDENCE.validate_python(move.evidence)
+                Position(State(move.from_state or ""), move.from_step or 0),
+                POLICY,
+                EVIDENCE.validate_python(move.evidence),
             )
             assert JUDGEMENT.dump_python(again, mode="json") == move.judgement, "it can be judged again"
 
