@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.gates_parts import shadows, submits, switches
-from bench.platform_parts.house import DEMO_MODEL, House, add_version, null_worker, open_house, own_services
+from bench.platform_parts.house import DEMO_MODEL, House, add_version, open_house, own_services
 
 MOST_ADDED_MS: Final = 1.0  # of a submit's p99
 MOST_ROLLBACK_MS: Final = 2000.0  # p99
@@ -33,15 +33,15 @@ def switching(*, quick: bool) -> dict[str, Any]:
 
 def submitting(*, quick: bool) -> dict[str, Any]:
     """Submits beside submits."""
-    with _house() as (house, _), house.worker(*null_worker(0.0)):
-        told = submits.measured(house, 50 if quick else 2000)
+    with _house() as (house, _):
+        told = submits.measured(house, 50 if quick else 1500)
     return told | _targets({"added p99, ms": (told["added ms"]["p99"], MOST_ADDED_MS)})
 
 
 def shadowing(*, quick: bool) -> dict[str, Any]:
     """The champion with a shadow and without."""
     with _house() as (house, _):
-        told = shadows.measured(house, *((10, 1) if quick else (40, 6)))
+        told = shadows.measured(house, *((10, 1) if quick else (30, 4)))
     over = told["sampling 0.05"]["p50 over alone"]
     return told | _targets({"the champion's p50 over that alone, at the default sampling": (over, MOST_SHADOW)})
 

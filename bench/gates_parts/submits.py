@@ -1,9 +1,15 @@
 """What a live rollout adds to a submit: two models alike, one with a canary under way, one job of each in turns."""
 
 import time
+from datetime import timedelta
 from typing import Any, Final
 
+from penstock.clock import utc_now
+from penstock.ids import new_id
+from penstock.registry.models import LANE_ID, Deployment, Hosting, Worker
 from penstock.rollouts import services
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from bench.gates_parts.switches import OPERATOR, POLICY
 from bench.platform_parts.clients import Caller, Latency
@@ -15,11 +21,12 @@ PROMPT: Final = "Invoice 4711 of the bench"
 
 
 def measured(house: House, submits: int) -> dict[str, Any]:
-    """Milliseconds of submits over HTTP, with a front and a worker that run already."""
+    """Milliseconds of submits over HTTP, with a front that runs already; nobody takes the jobs."""
     crown(house.database, add_version(house.database, DEMO_MODEL, "1", PLAIN), PLAIN)
     bodies = {"with": job_body(PROMPT, 8), "without": job_body(PROMPT, 8).replace(MODEL_NAME.encode(), PLAIN.encode())}
     seconds: dict[str, list[float]] = {name: [] for name in bodies}
     with house.database.transaction() as session:
+        _have_ready(session)
         rollout = services.start(session, MODEL_NAME, "2", POLICY, OPERATOR).id
     with Caller(house) as caller:
         for _ in range(WARM + submits):
@@ -34,3 +41,14 @@ def measured(house: House, submits: int) -> dict[str, Any]:
     return {"submits of each": submits, "added ms": added} | {
         f"ms {name} a rollout": {"p50": each.p50, "p95": each.p95, "p99": each.p99} for name, each in told.items()
     }
+
+
+def _have_ready(session: Session) -> None:
+    """Both versions are ready on a worker, as far as anybody knows: an unready one would get no share."""
+    worker = Worker(id=new_id("wrk"), hostname="bench", pid=1, device="cpu", slots=1)
+    worker.heartbeat_at = utc_now() + timedelta(hours=1)
+    session.add(worker)
+    session.flush()
+    for deployment in session.scalars(select(Deployment).where(Deployment.id != LANE_ID)):
+        session.add(Hosting(worker_id=worker.id, deployment_id=deployment.id, state="ready"))
+    session.flush()

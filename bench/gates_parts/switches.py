@@ -1,8 +1,8 @@
 """Rollbacks and promotions under steady submits: real processes and services, an engine that computes nothing.
 
 How quickly jobs are routed back is told by the database's clock alone, from the end of the last failed job that the
-verdict counted to the first job that went to the champion after the last one that did not. The pause between two
-submits is part of it.
+verdict counted to the first job that went to the champion after the verdict and after the last one that did not. The
+pause between two submits is part of it.
 """
 
 import threading
