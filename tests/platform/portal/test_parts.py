@@ -176,7 +176,7 @@ def test_the_curl_command_sends_the_same_request() -> None:
 
 
 def test_the_python_program_makes_the_same_call() -> None:
-    body = {
+    body: dict[str, Any] = {
         "model": "tiny", "input": {"messages": [{"role": "user", "content": "it's \"quoted\"\n{x}" * 9}]},
         "params": {"temperature": 0.0, "stop": ["\n"]}, "class": "batch", "budget": {"tokens": 9}, "tags": ["a"],
     }  # fmt: skip
