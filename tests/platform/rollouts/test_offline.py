@@ -139,7 +139,7 @@ def test_the_candidate_is_evaluated_once_and_judged_by_what_was_found(gate: Gate
     assert found.offline
     figures = found.offline
     assert (figures.bits, figures.tokens, figures.answers, figures.job_id) == (4, 50_000, 500, job.id)
-    assert figures.candidate == Comparison(0.01, 0.97, pytest.approx(0.01), 0.03)
+    assert figures.candidate == Comparison(0.01, 0.97, 1.01 - 1, 0.03)
     assert figures.noise == Comparison(0.0001, 0.999, 0.0, 0.0)
     assert figures.ratios == {"memory": pytest.approx(1 / 3), "speed": 2.0}
     assert figures.models["candidate"].digest == manifest_digest({"model.safetensors": "ab"})
