@@ -46,8 +46,12 @@ def installation() -> Iterator[tuple[str, Scene]]:
     with tempfile.TemporaryDirectory(prefix="penstock-pictures-", ignore_cleanup_errors=True) as state:
         Path(state).chmod(0o711)  # under root the database runs as another user, who must get through
         with EmbeddedServices(Path(state) / "state", mlflow=False, durable=False) as running:
-            urls = {"database_url": SecretStr(running.database_url), "redis_url": SecretStr(running.redis_url)}
-            settings = Settings(**urls, secret_key=SecretStr("only-for-pictures"), files_url=f"{state}/files")
+            settings = Settings(
+                database_url=SecretStr(running.database_url),
+                redis_url=SecretStr(running.redis_url),
+                secret_key=SecretStr("only-for-pictures"),
+                files_url=f"{state}/files",
+            )
             database, redis = migrated(settings), make_redis(settings)
             scene = people_the(database)
             app = create_app(settings, prompts=WordCounter(), database=database, redis=redis)

@@ -38,6 +38,8 @@ STATS = {
     "tokens_generated": 8_412_907,
     "prefix_hits": 5_204_113,
     "prefix_queries": 9_117_420,
+    "kv_bytes": 38_654_705_664,
+    "weight_bytes": 16_060_522_496,
 }
 
 

@@ -114,7 +114,9 @@ def test_the_overview_tells_of_now_and_its_charts_of_an_hour(operator: Person, s
 
 
 def test_a_worker_is_drained_once_and_the_record_says_by_whom(operator: Person, scene: Scene) -> None:
-    assert "gpu-7" in operator.get("/admin/workers").text
+    page = said(operator.get("/admin/workers").text)
+    assert "gpu-7" in page
+    assert "51.0 GiB 15.0 GiB of weights" in page
     for _ in range(2):
         assert operator.post(f"/admin/workers/{scene.worker_id}/drain").status_code == 303
     with operator.database.transaction() as session:
