@@ -57,7 +57,7 @@ PORTAL = ("/jobs", "/playground", "/batches", "/files", "/keys", "/webhooks", "/
 """Routes of signed-in people; all others need a key."""
 
 DASHBOARD = "/admin/"
-"""Pages of the whole installation, for people who run it: `tests/platform/portal/test_admin.py` tries each as others."""
+"""Pages of the installation, for people who run it: `tests/platform/portal/test_admin.py` tries each as others."""
 
 THINGS = (
     "/v1/keys",
