@@ -253,7 +253,8 @@ def _at_once(threads: int, work: Callable[[int], None]) -> float:
 def plan(database: Database) -> list[str]:
     """PostgreSQL's plan of a claim, as the queue stands."""
     with database.engine.begin() as connection:
-        lines = connection.execute(text(f"EXPLAIN (ANALYZE, COSTS OFF) {NEXT}"), {"deployment_id": DEPLOYMENT, "last_class": 2})
+        given = {"deployment_id": DEPLOYMENT, "last_class": 2}
+        lines = connection.execute(text(f"EXPLAIN (ANALYZE, COSTS OFF) {NEXT}"), given)
         return [line for (line,) in lines]
 
 
