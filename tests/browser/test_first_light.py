@@ -72,3 +72,11 @@ def test_a_job_is_submitted_streamed_and_finished(
     expect(page.locator("#job-head [role=status]")).to_have_text("Succeeded")
     expect(page.locator("#output")).to_have_text(answer)
     tab.check()
+
+    tab.open(f"/playground?from={job_id}")
+    expect(page.locator("#count")).to_contain_text("tokens of")
+    page.get_by_role("button", name="Run").click()
+    page.wait_for_url("**/playground?job=job_*")
+    expect(page.locator(".stats .badge")).to_have_text("Succeeded")
+    expect(page.locator(".answers .output")).to_have_text(answer)
+    tab.check()

@@ -40,7 +40,7 @@ _SEEDS: Final = 2**63
 class Count:
     """What a request comes to before it is sent: tokens of its prompt, the model's context, and its most cost."""
 
-    tokens: int | None
+    tokens: int
     context_length: int
     most: Decimal | None
     currency: str | None
@@ -146,18 +146,18 @@ def _page(
 def _count(asked: JobRequest) -> Count:
     services = current_services()
     deployment = services.routes.of(asked.model).deployment
-    tokens = prepare(services, asked).tokens.get(deployment.id)
+    tokens = prepare(services, asked).count(services.prompts, deployment)
     with services.database.transaction() as session:
         most, currency = _most(session, asked, deployment, tokens)
     return Count(tokens, deployment.context_length, most, currency)
 
 
 def _most(
-    session: Session, asked: JobRequest, deployment: Deployment, tokens: int | None
+    session: Session, asked: JobRequest, deployment: Deployment, tokens: int
 ) -> tuple[Decimal | None, str | None]:
     """What the request costs at most, where tokens have a price and the device's time has none."""
     terms = offer(session, tenant_id(), deployment).terms
-    if terms is None or tokens is None:
+    if terms is None:
         return None, None
     left = max(deployment.context_length - tokens, 0)
     output = min(asked.params.max_tokens or left, left) * (asked.params.best_of or asked.params.n)
