@@ -40,7 +40,7 @@ def test_nothing_is_left_of_an_erased_tenant(stage: Stage, make_caller: Callable
     unfinished = stage.bench.make([{"custom_id": MARK, "method": "POST", "url": "/v1/jobs", "body": {}}])
     Counters(stage.redis).spend(gone.tenant_id, Policy("requests", 5, 60), 1)
     with_traces = {name for name, hits in stage.traces(gone.tenant_id, MARK).items() if hits}
-    elsewhere = {"deployment", "hosting", "outbox_message", "price", "routing_policy", "worker"}
+    elsewhere = {"deployment", "hosting", "outbox_message", "placement", "price", "routing_policy", "worker"}
     # Counts of models, not words of tenants.
     elsewhere |= {
         "assigned_unit",
