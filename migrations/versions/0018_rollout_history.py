@@ -21,7 +21,9 @@ def upgrade() -> None:
     op.create_foreign_key(
         op.f("fk_rollout_started_by"), "rollout", "tenant", ["started_by"], ["id"], ondelete="SET NULL"
     )
-    op.create_unique_constraint(op.f("uq_rollout_started_by_idempotency_key"), "rollout", ["started_by", "idempotency_key"])
+    op.create_unique_constraint(
+        op.f("uq_rollout_started_by_idempotency_key"), "rollout", ["started_by", "idempotency_key"]
+    )
     op.create_table(
         "gate_point",
         *(sa.Column(name, sa.Text(), nullable=False) for name in ("rollout_id", "state")),
