@@ -58,7 +58,7 @@ FIRST = (
     "platform/embedded/test_up.py",
     "browser/test_live_page.py",
 )
-"""Two files for each process to begin with: engines that start at once would compile the same kernels."""
+"""Files for the processes to begin with: engines that start at once would compile the same kernels."""
 LONGEST = ("worker", "embedded", "browser", "openai_api", "acceptance", "bench", "examples", "cli")
 ONE_HOUSE = ("tests/platform/openai_api", "tests/acceptance/promises", "tests/registry")
 """Rooms whose files share a fixture that takes seconds to start: one process runs them all."""
