@@ -60,7 +60,7 @@ FIRST = (
 )
 """Files for the processes to begin with: engines that start at once would compile the same kernels."""
 LONGEST = ("worker", "embedded", "browser", "openai_api", "acceptance", "bench", "examples", "cli")
-ONE_HOUSE = ("tests/platform/openai_api", "tests/acceptance/promises", "tests/registry")
+ONE_HOUSE = ("tests/platform/openai_api", "tests/acceptance/promises", "tests/registry", "tests/browser")
 """Rooms whose files share a fixture that takes seconds to start: one process runs them all."""
 
 

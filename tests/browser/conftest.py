@@ -18,7 +18,7 @@ import pytest
 from flask import Flask
 from penstock.app import create_app
 from penstock.auth.models import Tenant, User
-from penstock.auth.services import create_user
+from penstock.auth.services import Role, create_tenant
 from penstock.db import Database
 from penstock.embedded.platform import Platform
 from penstock.ids import new_id
@@ -37,6 +37,8 @@ from tests.worker.proxy import Proxy
 
 ROOT = Path(__file__).parent.parent.parent
 EMAIL = "ada@example.com"
+ADMINISTRATOR = "grace@example.com"
+OPERATOR = "olga@example.com"
 SCREENS = {"narrow": (390, 844), "wide": (1440, 1000)}
 FLAGS = (
     "--no-sandbox",
@@ -206,32 +208,47 @@ def serving(app: Flask, requests: list[tuple[str, str | None]]) -> Iterator[int]
 
 @dataclass(frozen=True)
 class RunningPlatform:
-    """Everything that `penstock up` runs, with the demo model and a person's account."""
+    """Everything that `penstock up` runs, with the demo model and people of each role, whose password is `PASSWORD`.
+
+    The member `EMAIL` and the operator `OPERATOR` are of the first tenant, whose key is `api_key`; the
+    administrator `ADMINISTRATOR` has a tenant of their own, in which nothing has happened yet.
+    """
 
     url: str
     api_key: str
     worker_pid: int
+    settings: Settings
+    state: Path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def platform() -> Iterator[RunningPlatform]:
+    """The one running platform of this folder."""
     with tempfile.TemporaryDirectory(prefix="penstock-browser-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o711)  # under root the database runs as another user, who must get through
-        models = {"invoice-extractor": ROOT / "examples/invoices/model"}
-        settings = {"worker_slots": "8", "engine_threads": "1", "lease_seconds": "60"}
-        with Platform(Path(folder) / "state", models=models, settings=settings, durable=False) as running:
+        state, models = Path(folder) / "state", {"invoice-extractor": ROOT / "examples/invoices/model"}
+        settings = {
+            "worker_slots": "8", "engine_threads": "1", "lease_seconds": "60", "webhook_allow_loopback": "true",
+        }  # fmt: skip
+        with Platform(state, models=models, settings=settings, durable=False) as running:
             assert running.bootstrap is not None
-            _add_person(running)
-            yield RunningPlatform(
-                running.url, running.bootstrap.api_key, running.services.supervisor.processes["worker"]
-            )
+            _add_people(running.settings, running.bootstrap.tenant_id)
+            worker_pid = running.services.supervisor.processes["worker"]
+            yield RunningPlatform(running.url, running.bootstrap.api_key, worker_pid, running.settings, state)
 
 
-def _add_person(running: Platform) -> None:
-    database = Database(running.settings, pool_size=1)
-    assert running.bootstrap is not None
+def _add_people(settings: Settings, first_tenant: str) -> None:
+    database = Database(settings, pool_size=1)
     with database.transaction() as session:
-        create_user(session, tenant_id=running.bootstrap.tenant_id, email=EMAIL, password=PASSWORD)
+        customer = create_tenant(session, "Harbour Books").id
+        people = (
+            (EMAIL, first_tenant, Role.MEMBER), (OPERATOR, first_tenant, Role.OPERATOR),
+            (ADMINISTRATOR, customer, Role.ADMIN),
+        )  # fmt: skip
+        for email, tenant, role in people:
+            session.add(
+                User(id=new_id("usr"), tenant_id=tenant, email=email, password_hash=password_hash(), role=role)
+            )
     database.close()
 
 
