@@ -21,6 +21,7 @@ from penstock.auth.models import Tenant, User
 from penstock.auth.services import Role, create_tenant
 from penstock.db import Database
 from penstock.embedded.platform import Platform
+from penstock.embedded.supervisor import Supervisor
 from penstock.ids import new_id
 from penstock.jobs.journal import Journal
 from penstock.jobs.models import Job
@@ -216,9 +217,19 @@ class RunningPlatform:
 
     url: str
     api_key: str
-    worker_pid: int
+    tenant_id: str
     settings: Settings
     state: Path
+    supervisor: Supervisor
+
+    @property
+    def worker_pid(self) -> int:
+        """The worker's process of this moment: one that ends is followed by another."""
+        return self.supervisor.processes["worker"]
+
+    @property
+    def control_pid(self) -> int:
+        return self.supervisor.processes["control"]
 
 
 @pytest.fixture(scope="package")
@@ -231,10 +242,12 @@ def platform() -> Iterator[RunningPlatform]:
             "worker_slots": "8", "engine_threads": "1", "lease_seconds": "60", "webhook_allow_loopback": "true",
         }  # fmt: skip
         with Platform(state, models=models, settings=settings, durable=False) as running:
-            assert running.bootstrap is not None
-            _add_people(running.settings, running.bootstrap.tenant_id)
-            worker_pid = running.services.supervisor.processes["worker"]
-            yield RunningPlatform(running.url, running.bootstrap.api_key, worker_pid, running.settings, state)
+            first = running.bootstrap
+            assert first is not None
+            _add_people(running.settings, first.tenant_id)
+            yield RunningPlatform(
+                running.url, first.api_key, first.tenant_id, running.settings, state, running.services.supervisor
+            )
 
 
 def _add_people(settings: Settings, first_tenant: str) -> None:
@@ -254,7 +267,7 @@ def _add_people(settings: Settings, first_tenant: str) -> None:
 
 @contextmanager
 def paused(pid: int) -> Iterator[None]:
-    """Stop a worker for the length of a `with` block: a page opens before the first token, a queue stays as it is."""
+    """Stop a process for the length of a `with` block: a page opens before the first token, a queue stays as it is."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
