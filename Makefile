@@ -78,8 +78,9 @@ gpu-bench:  ## Measure engine, kernels and peers on this machine's GPU, in nine 
 gpu-tune:  ## Measure tiles on this machine's GPU, and write the table of its name
 	@$(GPU_RUN) bench.kernels --tune --json "$${OUT:-bench/results}/gpu-tiles.json"
 
-screenshots: setup  ## Take docs/screenshots anew from a running platform
+screenshots: setup  ## Take docs/screenshots anew: customers' pages of a running platform, operators' of a seeded one
 	@$(BIN)/python -m tests.browser.screenshots
+	@$(BIN)/python -m tests.browser.admin_screenshots
 
 pins: setup  ## Write constraints.txt from what is installed in .venv
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > constraints.new

@@ -5,9 +5,10 @@ python -m tests.browser.admin_screenshots [FOLDER]
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final, Literal
 
 from alembic import command
 from alembic.config import Config
@@ -17,32 +18,38 @@ from penstock.auth.models import User
 from penstock.auth.services import Role, create_tenant
 from penstock.broker import make_redis
 from penstock.db import Database
+from penstock.dead_letters.models import DeadLetter
 from penstock.embedded import EmbeddedServices
 from penstock.ids import new_id
 from penstock.settings import Settings
 from playwright.sync_api import Browser, sync_playwright
 from pydantic import SecretStr
+from sqlalchemy import select
 
 from tests.browser.conftest import EMAIL, FLAGS, ROOT, SCREENS, Tab, chromium_path, serving
+from tests.browser.screenshots import picture
 from tests.factories import WordCounter
 from tests.platform.portal.conftest import password_hash
 from tests.platform.portal.scene import Scene, set_scene
 
-LOOKS = (("wide", "light"), ("narrow", "dark"))
+Scheme = Literal["light", "dark"]
+EVERYWHERE: Final = ("overview", "workers", "rollout")
+"""Pages of which there are pictures on a narrow screen as well, in the dark; of the others there is one."""
 
 
 def main(folder: Path) -> None:
-    """Write `admin-<page>-<scheme>-<screen>.png` for every page and look."""
-    with installation() as (base, scene), sync_playwright() as running:
+    """Write `admin-<page>-<scheme>-<screen>.png` for every page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with installation() as (base, pages), sync_playwright() as running:
         browser = running.chromium.launch(executable_path=chromium_path(), args=FLAGS)
-        for screen, scheme in LOOKS:
-            take(browser, base, scene, folder, screen, scheme)
+        take(browser, base, pages, folder, "wide", "light")
+        take(browser, base, {name: pages[name] for name in EVERYWHERE}, folder, "narrow", "dark")
         browser.close()
 
 
 @contextmanager
-def installation() -> Iterator[tuple[str, Scene]]:
-    """A web process on a database with the scene in it."""
+def installation() -> Iterator[tuple[str, Mapping[str, str]]]:
+    """A web process on a database with the scene in it, and what its pages are called and where they are."""
     with tempfile.TemporaryDirectory(prefix="penstock-pictures-", ignore_cleanup_errors=True) as state:
         Path(state).chmod(0o711)  # under root the database runs as another user, who must get through
         with EmbeddedServices(Path(state) / "state", mlflow=False, durable=False) as running:
@@ -53,10 +60,10 @@ def installation() -> Iterator[tuple[str, Scene]]:
                 files_url=f"{state}/files",
             )
             database, redis = migrated(settings), make_redis(settings)
-            scene = people_the(database)
+            pages = people_the(database)
             app = create_app(settings, prompts=WordCounter(), database=database, redis=redis)
             with serving(app, []) as port:
-                yield f"http://127.0.0.1:{port}", scene
+                yield f"http://127.0.0.1:{port}", pages
             app.extensions["penstock"].stop_streams()
             redis.close()
             database.close()
@@ -74,8 +81,8 @@ def migrated(settings: Settings) -> Database:
     return database
 
 
-def people_the(database: Database) -> Scene:
-    """An operator, and everything that there is to see."""
+def people_the(database: Database) -> dict[str, str]:
+    """An operator, and everything that there is to see, page by page."""
     with database.transaction() as session:
         tenant = create_tenant(session, "Northwind Accounting")
         user = User(
@@ -83,34 +90,46 @@ def people_the(database: Database) -> Scene:
         )
         session.add(user)
         session.flush()
-        return set_scene(session, tenant, Actor(ActorKind.USER, user.id, user.email, None, scopes=()))
+        scene = set_scene(session, tenant, Actor(ActorKind.USER, user.id, user.email, None, scopes=()))
+        letter = session.scalars(select(DeadLetter.id).where(DeadLetter.job_id == scene.letter_job_id)).one()
+        return pages_of(scene, tenant.id, letter)
 
 
-def take(browser: Browser, base: str, scene: Scene, folder: Path, screen: str, scheme: str) -> None:
-    """Every page in one look."""
+def pages_of(scene: Scene, tenant_id: str, letter_id: str) -> dict[str, str]:
+    """Each page's name and address."""
+    rollout = f"/admin/rollouts/{scene.rollout_id}"
+    return {
+        "overview": "/admin/",
+        "workers": "/admin/workers",
+        "models": "/admin/models",
+        "model": f"/admin/models/{scene.model}",
+        "rollouts": "/admin/rollouts",
+        "new-rollout": f"/admin/rollouts/new?candidate={scene.model}:2",
+        "rollout": rollout,
+        "flips": f"{rollout}/flips",
+        "dead-letters": "/admin/dead-letters",
+        "dead-letter": f"/admin/dead-letters/{letter_id}",
+        "tenants": "/admin/tenants",
+        "tenant": f"/admin/tenants/{tenant_id}",
+        "audit": "/admin/audit",
+        "health": "/admin/health",
+    }
+
+
+def take(browser: Browser, base: str, pages: Mapping[str, str], folder: Path, screen: str, scheme: Scheme) -> None:
+    """Pages in one look."""
     width, height = SCREENS[screen]
     context = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light"
+        viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
     )
     tab = Tab(context.new_page(), base)
     tab.open("/admin/")
     tab.sign_in_to("**/admin/")
-    pages = {
-        "overview": "/admin/",
-        "workers": "/admin/workers",
-        "model": f"/admin/models/{scene.model}",
-        "rollout": f"/admin/rollouts/{scene.rollout_id}",
-        "flips": f"/admin/rollouts/{scene.rollout_id}/flips",
-        "dead-letters": "/admin/dead-letters",
-        "tenants": "/admin/tenants",
-        "audit": "/admin/audit",
-        "health": "/admin/health",
-    }
     for name, path in pages.items():
         tab.open(path)
         for chart in tab.page.locator("figure.chart").all():
             chart.locator("canvas").wait_for()
-        tab.page.screenshot(path=folder / f"admin-{name}-{scheme}-{screen}.png", full_page=True)
+        picture(tab.page, folder / f"admin-{name}-{scheme}-{screen}.png", whole=True)
         tab.check()
     context.close()
 

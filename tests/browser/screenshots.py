@@ -1,4 +1,4 @@
-"""Pictures of the portal for the documentation: `python -m tests.browser.screenshots [FOLDER]`.
+"""Pictures of the customers' pages for the documentation: `python -m tests.browser.screenshots [FOLDER]`.
 
 They show the whole platform at work, with the demo model answering real invoices. What a month of use would have left
 behind (the days before today in the charts) is seeded, and nothing else.
@@ -36,7 +36,7 @@ SCREENS: Final[dict[str, ViewportSize]] = {
     "wide": {"width": 1440, "height": 900},
     "narrow": {"width": 390, "height": 844},
 }
-EVERYWHERE: Final = ("sign-in", "jobs", "job", "playground", "batch", "usage", "overview")
+EVERYWHERE: Final = ("sign-in", "jobs", "job", "playground", "batch", "usage")
 """Pages of which there are pictures in every look; of the others there is one, light and wide."""
 USED: Final = """
 INSERT INTO usage_day (tenant_id, day, digest, model_name, model_version, tags, currency, jobs, unmeasured_jobs,
@@ -110,12 +110,13 @@ def leave_work(platform: Platform) -> None:
 
 def pages_of(shown: Mapping[str, str]) -> dict[str, str]:
     """Each page's name and address: those of the navigation, and one of each thing that there is."""
-    lists = {entry.name: f"@{entry.endpoint}" for section in SECTIONS for entry in section.entries}
+    lists = {entry.name: f"@{entry.endpoint}" for section in SECTIONS if not section.role for entry in section.entries}
     return lists | {
         "playground": f"/playground?job={shown['job']}&job={shown['rival']}",
         "job": f"/jobs/{shown['job']}",
         "new-job": f"/jobs/new?from={shown['job']}",
         "bulk": f"/jobs/bulk/{shown['bulk']}",
+        "new-bulk": "/jobs/bulk/new?action=replay&tag=import",
         "batch": f"/batches/{shown['batch']}",
         "new-batch": "/batches/new",
         "webhook-endpoint": f"/webhooks/{shown['endpoint']}",
