@@ -74,9 +74,11 @@ def test_secrets_do_not_show_in_logs(environment: pytest.MonkeyPatch) -> None:
 def test_nothing_else_reads_the_environment() -> None:
     """The client has two variables of its own; embedded children inherit theirs, and MLflow knows no other way.
 
-    `penstock up` takes its options from the environment too: it makes the settings of those that it starts.
+    `penstock up` takes its options from the environment too: it makes the settings of those that it starts. The
+    portal's snippets are code for others to run.
     """
     allowed = {"settings.py", "client/config.py", "embedded/child.py", "embedded/mlflow_server.py", "cli/up.py"}
+    allowed |= {"portal/snippets.py"}
     readers = {
         str(path.relative_to(PLATFORM / "penstock"))
         for path in (PLATFORM / "penstock").rglob("*.py")

@@ -27,6 +27,7 @@ from penstock.rollouts.lead import ROLLOUTS, release, take
 from penstock.rollouts.models import Rollout
 from penstock.rollouts.services import conclude
 from penstock.rollouts.statistics import Sample, Tally
+from penstock.rollups.keeping import keep
 from penstock.usage.budgets import set_budget
 from penstock.webhooks.models import WebhookDelivery
 from penstock.webhooks.sender import Sender
@@ -144,6 +145,9 @@ class Reader:
             tender = BulkTender(workshop_of(world.settings, world.database, world.redis), JOB_WORKS)
             while tender.work_once():
                 pass
+        if call.path.startswith("/v1/admin/metrics"):
+            with self._house.world.database.transaction() as session:
+                keep(session)
         if call.method == "GET" and call.path.startswith("/v1/admin/replays/"):
             replays = ReplayTender(self._house.world.database, sweep_seconds=1)
             while replays.work_once():
