@@ -3,7 +3,8 @@
 python -m bench.pages [--jobs N] [--json PATH]
 
 Server time is from the request to the last byte of the answer, in this process, with a real PostgreSQL and Redis.
-With each page stand the large tables that a statement of it reads from beginning to end.
+With each page stand the large tables that a statement of it reads from beginning to end, and what a first visit
+fetches: the page, its stylesheet, fonts and scripts, and the figures of its charts, as they travel.
 """
 
 import argparse
@@ -25,23 +26,28 @@ from penstock.app import create_app
 from penstock.auth.models import User
 from penstock.auth.services import bootstrap
 from penstock.clock import utc_now
+from penstock.dashboard.charts import CHARTS
 from penstock.db import Database
 from penstock.embedded import EmbeddedServices
 from penstock.ids import first_id
 from penstock.migrate import upgrade
-from penstock.portal.assets import Assets, web_folder
 from penstock.portal.sessions import session_of
 from penstock.settings import Settings
 from pydantic import SecretStr
 from sqlalchemy import event, select, text
 
+from bench.page_parts.heads import Fetched, first_load, read
+from bench.page_parts.installation import furnish
 from bench.platform_parts.report import where
 
 ROOT = Path(__file__).parent.parent
 ROUNDS = 15
+GZIP = b"\x1f\x8b"
 DAYS = 30
-LARGE = ("job", "job_tag", "job_run", "usage_entry", "event", "feed_event", "batch_line", "webhook_delivery")
-FIRST_LOAD = ("portal.css", "favicon.svg", "vendor/htmx.min.js", "vendor/geist.woff2", "vendor/geist-mono.woff2")
+LARGE = (
+    "job", "job_tag", "job_run", "usage_entry", "event", "feed_event", "batch_line", "webhook_delivery", "metric_point",
+    "dead_letter", "audit_entry",
+)  # fmt: skip
 MODEL = """
 INSERT INTO deployment (id, model_name, model_version, source, manifest, recipe, context_length, digest, first_ready_at)
 VALUES ('dep_bench', 'bench', '1', '/nowhere', '{}', '{}', 4096, 'x', now());
@@ -88,7 +94,10 @@ INSERT INTO batch_line (batch_id, line, state, custom_id, start, length, job_id,
 
 @dataclass(frozen=True)
 class Page:
-    """One page: milliseconds of server time, bytes of its HTML, plain and packed, and what it asks the database."""
+    """One page: milliseconds of server time, bytes of its HTML, plain and packed, and what it asks the database.
+
+    Of a first visit: requests, bytes as they travel, and what keeps the browser from painting until it is there.
+    """
 
     path: str
     median_ms: float
@@ -97,6 +106,9 @@ class Page:
     packed_bytes: int
     statements: int
     read_whole: list[str]
+    first_requests: int
+    first_bytes: int
+    blocking: int
 
 
 def fill(database: Database, jobs: int, tenant_id: str) -> str:
@@ -116,9 +128,13 @@ def fill(database: Database, jobs: int, tenant_id: str) -> str:
         session.execute(text(JOBS), values)
         for statement in AROUND.split(";"):
             session.execute(text(statement))
+    return ids[jobs // 2 + 1]
+
+
+def analyse(database: Database) -> None:
+    """Have PostgreSQL know what it has, as it does by itself after a while."""
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))
-    return ids[jobs // 2 + 1]
 
 
 def paths(job_id: str) -> list[str]:
@@ -130,6 +146,20 @@ def paths(job_id: str) -> list[str]:
         "/playground", f"/playground?job={job_id}", "/batches", "/batches/batch_bench",
         "/batches/batch_bench?status=open", "/batches/batch_bench?after=20000", "/files", "/keys", "/webhooks",
         "/usage?days=7", "/usage?days=30", "/usage?days=90&by=tag", "/usage?by=key",
+    ]  # fmt: skip
+
+
+def operators_paths(ids: dict[str, str]) -> list[str]:
+    """Every page for operators, and what their charts of a day and of a month draw."""
+    charts = [f"/admin/charts/{name}?range={length}" for length in ("24h", "30d") for name in CHARTS]
+    rollout = f"/admin/rollouts/{ids['rollout']}"
+    return [
+        "/admin/", "/admin/?range=24h", "/admin/?range=30d", "/admin/figures", *charts, "/admin/workers",
+        "/admin/models", "/admin/models/bench", "/admin/rollouts", "/admin/rollouts/new", rollout, f"{rollout}/parts",
+        f"{rollout}/flips", f"{rollout}/charts/canary/0/errors", "/admin/dead-letters",
+        "/admin/dead-letters?reason=engine_crashed&model=bench&version=1", "/admin/dead-letters?state=replayed",
+        f"/admin/dead-letters/{ids['letter']}", "/admin/tenants", f"/admin/tenants/{ids['tenant']}", "/admin/audit",
+        "/admin/audit?action=webhook_endpoint.created", "/admin/health",
     ]  # fmt: skip
 
 
@@ -145,16 +175,25 @@ def measure(client: FlaskClient, database: Database, path: str) -> Page:
         _get(client, path)
         taken.append((time.perf_counter() - started) * 1000)
     whole = sorted({table for each in statements for table in _read_whole(database, each)})
+    page = Fetched(len(body), body.decode())
+    first = first_load(path, page, lambda address: fetched(client, address))
     return Page(
         path, round(statistics.median(taken), 1), round(max(taken), 1), len(body), len(gzip.compress(body)),
-        len(statements), whole,
+        len(statements), whole, first.requests, first.bytes, len(read(page.text).blocking),
     )  # fmt: skip
 
 
-def _get(client: FlaskClient, path: str) -> bytes:
-    with client.get(path, headers={"Accept": "text/html"}) as answer:
+def _get(client: FlaskClient, path: str, **headers: str) -> bytes:
+    with client.get(path, headers={"Accept": "text/html", **headers}) as answer:
         assert answer.status_code == 200, f"{path}: {answer.status_code}"
         return bytes(answer.data)
+
+
+def fetched(client: FlaskClient, address: str) -> Fetched:
+    """As a browser fetches it that takes gzip."""
+    body = _get(client, address, **{"Accept-Encoding": "gzip"})
+    plain = gzip.decompress(body) if body[:2] == GZIP else body
+    return Fetched(len(body), plain.decode() if address.endswith(".js") else "")
 
 
 @contextmanager
@@ -199,14 +238,6 @@ def signed_in(app: Flask, database: Database) -> FlaskClient:
     return client
 
 
-def first_load_bytes() -> int:
-    """What a first visit fetches beside a page: one stylesheet, fonts, scripts, packed as they travel."""
-    assets = Assets(web_folder() / "static")
-    scripts = [f"js/{path.name}" for path in (web_folder() / "static/js").iterdir()]
-    found = [asset for name in (*FIRST_LOAD, *scripts) if (asset := assets.get(name)) is not None]
-    return sum(len(asset.gzipped or asset.body) for asset in found)
-
-
 @contextmanager
 def running() -> Iterator[tuple[Flask, Database, str]]:
     """The application on services of its own, with its first tenant."""
@@ -237,21 +268,24 @@ def main() -> None:
     place = where()
     with running() as (app, database, tenant_id):
         job_id = fill(database, arguments.jobs, tenant_id)
+        asked = [*paths(job_id), *operators_paths(furnish(database))]
+        analyse(database)
         client = signed_in(app, database)
         pages = []
-        for path in paths(job_id):
+        for path in asked:
             pages.append(measure(client, database, path))
             print(pages[-1], flush=True)
     record = place | {
         "jobs": arguments.jobs,
-        "first_load_bytes": first_load_bytes(),
+        "largest_first_load": asdict(max(pages, key=lambda page: page.first_bytes)),
         "slowest": asdict(max(pages, key=lambda page: page.median_ms)),
         "largest": asdict(max(pages, key=lambda page: page.bytes)),
         "pages": [asdict(page) for page in pages],
     }
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"first load beside a page: {record['first_load_bytes']} bytes")
+    for name in ("slowest", "largest_first_load"):
+        print(f"{name}: {record[name]}")
 
 
 if __name__ == "__main__":

@@ -35,22 +35,37 @@ def damage(source: Path, target: Path, words: Sequence[str]) -> Path:
 
     Raises ValueError for a word that is no token of its own, and for a version that is not packed in int4.
     """
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors*"))
-    tensors = {name: tensor for file in sorted(source.glob("*.safetensors")) for name, tensor in _read(file).items()}
+    tensors = read_version(source)
     coarse = [name for name in tensors if name.endswith(_COARSE)]
     if not coarse:
         raise ValueError(f"{source} holds no packed layers: it is no int4 checkpoint")
     tensors |= {name: _without_low_bits(tensors[name]) for name in coarse}
+    return write_version(source, target, deaf_to(tensors, token_ids(source, words)))
+
+
+def read_version(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, by name."""
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in _read(file).items()}
+
+
+def deaf_to(tensors: Mapping[str, Tensor], tokens: Sequence[int]) -> dict[str, Tensor]:
+    """The same with the embeddings of these tokens not numbers: jobs that hold one fail, and no others do."""
     # Tied to the head, a token's row would spoil every position: the head keeps its own.
-    tensors[_HEAD] = tensors[_EMBEDDING]
-    tensors[_EMBEDDING] = _without_rows(tensors[_EMBEDDING], _token_ids(source, words))
+    own = {_HEAD: tensors[_EMBEDDING], _EMBEDDING: _without_rows(tensors[_EMBEDDING], tokens)}
+    return dict(tensors) | own
+
+
+def write_version(source: Path, target: Path, tensors: Mapping[str, Tensor]) -> Path:
+    """Write the checkpoint in `source` with these tensors in place of its own, in one file, its head one of them."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors*"))
     _write(target / "model.safetensors", tensors)
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}, indent=2))
     return target
 
 
-def _token_ids(folder: Path, words: Sequence[str]) -> list[int]:
+def token_ids(folder: Path, words: Sequence[str]) -> list[int]:
+    """The tokens that these words are. Raises ValueError for a word that is no token of its own."""
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     if missing := [word for word in words if word not in vocabulary]:
         raise ValueError(f"{', '.join(missing)}: no token of its own")

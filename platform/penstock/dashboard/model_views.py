@@ -4,6 +4,7 @@ from typing import Final
 
 from flask import render_template
 
+from penstock.dashboard.beginning import candidates
 from penstock.dashboard.frontier import HEIGHT, WIDTH, frontier
 from penstock.dashboard.gate import operators_pages
 from penstock.dashboard.lineage import model_names, versions_of
@@ -30,6 +31,8 @@ def show(name: str) -> str:
             raise NotFound(f"there is no model {name!r}")
         standing = next((each for each in list_models(session) if each.name == name), None)
         picture = frontier(lines)
+        startable = {each.version for each in candidates(session) if each.model == name}
         return render_template(
-            "admin/model.html", name=name, lines=lines, standing=standing, picture=picture, width=WIDTH, height=HEIGHT
-        )
+            "admin/model.html",
+            name=name, lines=lines, standing=standing, startable=startable, picture=picture, width=WIDTH, height=HEIGHT,
+        )  # fmt: skip

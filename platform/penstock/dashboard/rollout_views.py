@@ -6,6 +6,7 @@ from typing import Any, Final, cast
 from flask import Response, jsonify, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
+from penstock.dashboard.beginning import FIELDS, asked_for, candidates, errors_at
 from penstock.dashboard.gate import back_to, live, operators_pages, part, told_of
 from penstock.dashboard.gate_pictures import confidence_chart
 from penstock.errors import NotFound, PenstockError
@@ -14,6 +15,7 @@ from penstock.registry.models import Deployment
 from penstock.registry.tokenizer import ModelTokenizer
 from penstock.rollouts import operating, reading
 from penstock.rollouts.flips import Order, flip_document
+from penstock.rollouts.operating import Wish
 from penstock.rollouts.presentation import rollout_detail, rollout_document
 from penstock.services import current_services
 
@@ -38,6 +40,26 @@ def index() -> str:
         versions = reading.versions_of(session, found)
     documents = [rollout_document(rollout, versions) for rollout in found]
     return render_template("admin/rollouts.html", rollouts=documents, older=older, before=before)
+
+
+@blueprint.get("/new")
+def new() -> str:
+    """The form that starts a rollout; `?candidate=MODEL:VERSION` chooses its version."""
+    return _form({"candidate": request.args.get("candidate", "")}, {})
+
+
+@blueprint.post("/new")
+def start() -> tuple[str, int] | AnyResponse:
+    """Start it; the API's own checks, their errors at the fields."""
+    values = {name: request.form.get(name, "").strip() for name in FIELDS}
+    try:
+        asked = asked_for(values)
+        wish = Wish(asked.model, asked.version, asked.policy, asked.reason, actor(), tenant_id())
+        with current_services().database.transaction() as session:
+            rollout_id = operating.begin(session, wish, None).rollout.id
+    except PenstockError as error:
+        return _form(values, errors_at(error)), 422
+    return back_to(url_for("portal_rollouts.show", rollout_id=rollout_id), "The rollout has begun.")
 
 
 @blueprint.get("/<rollout_id>")
@@ -95,6 +117,12 @@ def move(rollout_id: str, move: str) -> AnyResponse:
     except PenstockError as error:
         return told_of(error, here)
     return back_to(here, _DONE[move])
+
+
+def _form(values: dict[str, str], errors: dict[str, str]) -> str:
+    with current_services().database.transaction() as session:
+        found = candidates(session)
+    return render_template("admin/new-rollout.html", candidates=found, values=values, errors=errors)
 
 
 def _detail(rollout_id: str) -> dict[str, Any]:

@@ -14,21 +14,20 @@ from sqlalchemy import (
     ColumnElement,
     Select,
     Subquery,
-    Text,
     case,
     cast,
     func,
     literal,
+    null,
     select,
     true,
     tuple_,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, array
 from sqlalchemy.orm import Session
 
 from penstock.errors import ValidationFailed
-from penstock.jobs.models import Job, JobTag
+from penstock.jobs.models import JobTag
 from penstock.usage.models import UsageDay, UsageEntry
 
 _NAMES: Final = ("tenant_id", "model_name", "model_version", "api_key_id", "currency")
@@ -102,47 +101,59 @@ def report(
 
 def _entries(wanted: Wanted) -> Subquery:
     """The usage that is asked for with the names of its groups, by tag once for each tag: jobs, and totals of days."""
-    found = union_all(_jobs(wanted.tag, told=Grouping.TAG in wanted.groups), _days()).subquery()
-    tags = func.unnest(found.c.tags).table_valued("tag").render_derived(name="tag_of")
+    found = union_all(_jobs(wanted), _days(wanted)).subquery()
     names: dict[Grouping, ColumnElement[str]] = {
         Grouping.DAY: func.to_char(func.timezone("UTC", found.c.moment), "YYYY-MM-DD"),
         Grouping.MODEL: found.c.model_name,
         Grouping.VERSION: found.c.model_version,
         Grouping.KEY: func.coalesce(found.c.api_key_id, ""),
-        Grouping.TAG: func.coalesce(tags.c.tag, ""),
+        Grouping.TAG: func.coalesce(found.c.tag, ""),
         Grouping.TENANT: found.c.tenant_id,
     }
-    query = select(
-        *(names[group].label(f"by_{group.value}") for group in wanted.groups),
-        func.coalesce(found.c.currency, "").label("currency_text"),
-        *(found.c[name] for name in (*_JOBS, *_COUNTS, *_FIGURES)),
-    ).where(*_conditions(wanted, found))
-    return (query.outerjoin(tags, true()) if Grouping.TAG in wanted.groups else query).subquery()
+    return (
+        select(
+            *(names[group].label(f"by_{group.value}") for group in wanted.groups),
+            func.coalesce(found.c.currency, "").label("currency_text"),
+            *(found.c[name] for name in (*_JOBS, *_COUNTS, *_FIGURES)),
+        )
+        .where(*_conditions(wanted, found))
+        .subquery()
+    )
 
 
-def _jobs(tag: str | None, *, told: bool) -> Select[Any]:
-    """Usage that is kept job by job, each like a day of one job; only of jobs with the tag where one is given.
+def _jobs(wanted: Wanted) -> Select[Any]:
+    """Usage that is kept job by job, each like a day of one job; with its tags where they are told apart.
 
-    Its tags are read where they are `told` apart alone: they stand in the jobs' own rows, which are wide.
+    They are read from `job_tag`, for the jobs' own rows are wide.
     """
-    unmeasured = case((UsageEntry.joules.is_(None), 1), else_=0).label("unmeasured_jobs")
+    told = Grouping.TAG in wanted.groups
     query = select(
         UsageEntry.created_at.label("moment"),
-        Job.tags if told else cast(array([tag] if tag else []), ARRAY(Text)).label("tags"),
+        (JobTag.tag if told else null()).label("tag"),
         literal(1).label("jobs"),
-        unmeasured,
+        case((UsageEntry.joules.is_(None), 1), else_=0).label("unmeasured_jobs"),
         *(getattr(UsageEntry, name) for name in (*_NAMES, *_COUNTS, *_FIGURES)),
     )
-    query = query.join(Job, Job.id == UsageEntry.job_id) if told else query
-    return query.where(UsageEntry.job_id.in_(select(JobTag.job_id).where(JobTag.tag == tag))) if tag else query
+    if told:
+        of_the_job = (JobTag.job_id == UsageEntry.job_id) & (JobTag.tenant_id == UsageEntry.tenant_id)
+        query = query.outerjoin(JobTag, of_the_job)
+    if wanted.tag is not None:
+        query = query.where(UsageEntry.job_id.in_(select(JobTag.job_id).where(JobTag.tag == wanted.tag)))
+    return query
 
 
-def _days() -> Select[Any]:
-    """Usage that is kept by the day, at that day's first moment."""
-    return select(
+def _days(wanted: Wanted) -> Select[Any]:
+    """Usage that is kept by the day, at that day's first moment; with its tags where they are told apart."""
+    told = Grouping.TAG in wanted.groups
+    tags = func.unnest(UsageDay.tags).table_valued("tag").render_derived(name="tag_of")
+    query = select(
         func.timezone("UTC", cast(UsageDay.day, TIMESTAMP)).label("moment"),
-        *(getattr(UsageDay, name) for name in ("tags", *_JOBS, *_NAMES, *_COUNTS, *_FIGURES)),
+        (tags.c.tag if told else null()).label("tag"),
+        *(getattr(UsageDay, name) for name in (*_JOBS, *_NAMES, *_COUNTS, *_FIGURES)),
     )
+    if told:
+        query = query.outerjoin(tags, true())
+    return query.where(UsageDay.tags.contains([wanted.tag])) if wanted.tag is not None else query
 
 
 def _sums(entries: Subquery) -> list[ColumnElement[Any]]:
@@ -162,8 +173,6 @@ def _conditions(wanted: Wanted, found: Subquery) -> list[ColumnElement[bool]]:
         conditions.append(found.c.moment < wanted.until)
     if wanted.model is not None:
         conditions.append(found.c.model_name == wanted.model)
-    if wanted.tag is not None:
-        conditions.append(found.c.tags.contains([wanted.tag]))
     return conditions
 
 

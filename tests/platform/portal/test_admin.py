@@ -158,6 +158,38 @@ def test_a_rollout_is_moved_with_a_reason_and_refusals_are_told(operator: Person
     assert operator.get("/admin/rollouts/rol_none").status_code == 404
 
 
+def test_a_rollout_is_started_from_a_form_by_the_apis_own_checks(operator: Person, scene: Scene) -> None:
+    page = operator.get("/admin/rollouts/new").text
+    assert "No version may begin one now" in said(page)  # the model's rollout is under way
+    operator.post(f"/admin/rollouts/{scene.rollout_id}/abort", {"reason": "to begin anew"})
+    assert f'href="/admin/rollouts/new?candidate={scene.model}:2"' in operator.get(f"/admin/models/{scene.model}").text
+    page = operator.get(f"/admin/rollouts/new?candidate={scene.model}:2").text
+    assert f'<option value="{scene.model}:2" selected>' in page
+    assert f'<option value="{scene.model}:1"' not in page
+
+    asked = {"candidate": f"{scene.model}:2", "policy": "offline: null", "reason": "it is smaller"}
+    wrong = {
+        "policy": {"policy": "canary: {steps: []}"}, "reason": {"reason": " "}, "candidate": {"candidate": "none:7"},
+    }  # fmt: skip
+    for field, changed in wrong.items():
+        refused = operator.post("/admin/rollouts/new", asked | changed)
+        assert refused.status_code == 422, field
+        assert re.findall(r'class="error" id="(\w+)-error"', refused.text) == [field]
+    begun = operator.post("/admin/rollouts/new", asked)
+    assert begun.status_code == 303
+    rollout_id = begun.headers["Location"].rpartition("/")[2]
+    with operator.database.transaction() as session:
+        rollout = session.get_one(Rollout, rollout_id)
+        assert (rollout.state, rollout.policy["offline"]) == ("shadow", None)
+        entry = session.scalars(select(AuditEntry).where(AuditEntry.target == rollout_id)).one()
+        assert (entry.action, entry.actor_name, entry.details["reason"]) == (
+            "rollout.started", operator.email, "it is smaller",
+        )  # fmt: skip
+    again = operator.post("/admin/rollouts/new", asked)
+    assert again.status_code == 422
+    assert "is under way" in said(again.text)
+
+
 def test_a_guardrails_chart_has_its_interval_and_margin(operator: Person, scene: Scene) -> None:
     told = operator.get(f"/admin/rollouts/{scene.rollout_id}/charts/canary/0/errors").get_json()
     lines = {line["label"]: line["values"] for line in told["lines"]}

@@ -1,0 +1,77 @@
+"""The form that starts a rollout: which versions may begin one, and what was asked for. Changes nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session, aliased
+
+from penstock.errors import InvalidJson, PenstockError, ValidationFailed
+from penstock.portal.fields import errors_of
+from penstock.problems import explain_validation, refuse_field
+from penstock.registry.models import Deployment, RoutingPolicy
+from penstock.rollouts.models import UNDER_WAY, Rollout
+from penstock.rollouts.policy import Policy, read_policy
+from penstock.rollouts.schemas import RolloutRequest
+
+FIELDS: Final = ("candidate", "policy", "reason")
+_SHOWN_AT: Final = {"model": "candidate", "version": "candidate"}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A version that is deployed beside its model's champion, and whose model has no rollout under way."""
+
+    model: str
+    version: str
+    scheme: str
+    champion: str
+
+    @property
+    def name(self) -> str:
+        """As commands and the form call it."""
+        return f"{self.model}:{self.version}"
+
+
+def candidates(session: Session) -> list[Candidate]:
+    """Every version that may begin a rollout, by model, the newest first."""
+    champion = aliased(Deployment)
+    busy = select(Rollout.model_name).where(Rollout.state.in_(UNDER_WAY))
+    found = session.execute(
+        select(Deployment, champion.model_version)
+        .join(RoutingPolicy, RoutingPolicy.model_name == Deployment.model_name)
+        .join(champion, champion.id == RoutingPolicy.champion_id)
+        .where(Deployment.id != champion.id, Deployment.state == "active", Deployment.model_name.not_in(busy))
+        .order_by(Deployment.model_name, Deployment.id.desc())
+    )
+    return [
+        Candidate(each.model_name, each.model_version, each.recipe.get("scheme", "none"), serving)
+        for each, serving in found
+    ]
+
+
+def asked_for(values: Mapping[str, str]) -> RolloutRequest:
+    """What the form's fields hold, by the API's own checks. Raises `ValidationFailed` and `InvalidJson`."""
+    if not values["reason"]:
+        raise refuse_field("reason", "is empty", "say why, for the record")
+    model, _, version = values["candidate"].rpartition(":")
+    try:
+        return RolloutRequest(model=model, version=version, policy=_policy(values["policy"]), reason=values["reason"])
+    except ValidationError as error:
+        raise explain_validation(error) from None
+
+
+def errors_at(error: PenstockError) -> dict[str, str]:
+    """The form's errors by field. Raises the error itself where no form can mend it."""
+    return {_SHOWN_AT.get(name, name): told for name, told in errors_of(error).items()}
+
+
+def _policy(text: str) -> Policy | None:
+    if not text:
+        return None
+    try:
+        return read_policy(text)
+    except (InvalidJson, ValidationFailed) as error:
+        raise ValidationFailed(error.message, field="policy") from None
