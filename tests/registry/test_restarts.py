@@ -48,7 +48,7 @@ FIRST, THEN = 6, 36
 POLICY = Policy(
     alphas=Alphas(promotion=0.2),
     offline=Offline(minimum_tokens=1000),
-    shadow=Shadow(sampling=1.0, minimum_jobs=FIRST + 1, mean_kld=0.9, disagreement=0.9),
+    shadow=Shadow(sampling=1.0, free_running=0.0, minimum_jobs=FIRST + 1, mean_kld=0.9, disagreement=0.9),
     canary=Canary(steps=(Step(share=0.5, error_margin=0.9, slow_margin=0.9, minimum_jobs=FIRST + 1),)),
     ab=AB(feedback_margin=0.9, minimum_jobs=FIRST + 1),
     latency=None,

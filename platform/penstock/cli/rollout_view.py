@@ -22,7 +22,7 @@ def view_of(rollout: Rollout) -> RenderableType:
     gate = _current(rollout)
     parts: list[RenderableType] = [Text(printable(line_of(rollout)), style="bold"), _course(rollout)]
     if gate is not None:
-        parts += [Text(""), _gate(gate), *_arms(gate)]
+        parts += [Text(""), _gate(gate), *_arms(gate), *_freely(gate)]
     return Group(*parts, Text(""), *_moves(rollout))
 
 
@@ -100,6 +100,13 @@ def _arms(gate: RolloutGate) -> Iterator[Text]:
     for name, arm in gate.evidence["arms"].items():
         if arm["units"]:
             yield Text(f"{name}: {arm['units']:,} units, {_failed(arm['failures'])}, {arm['slow']:,} slow")
+
+
+def _freely(gate: RolloutGate) -> Iterator[Text]:
+    free = gate.evidence["free"]
+    if free["jobs"]:
+        failed = f"{free['candidate']['failures']:,} failed, of the champion's own {free['champion']['failures']:,}"
+        yield Text(f"candidate by itself, for nobody's eyes: {free['jobs']:,} jobs, {failed}")
 
 
 def _failed(failures: dict[str, Any]) -> str:

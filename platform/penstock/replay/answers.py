@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
 from penstock.replay.internal import answer_of
+from penstock.rollouts.failures import model_may_be_to_blame
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,17 @@ class Answered:
     device_seconds: float | None
     valid: bool | None
     """Whether the text is what the request's format wants; none where it wants none that can be checked."""
+    error: str | None = None
+    """The code of a job that failed, or the state of one that ended otherwise without an answer."""
+    failed: bool = False
+    """Whether the version may be to blame for that."""
+    runs: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """A new answer beside the stored one. A new one that failed has an `error`, and is compared no further."""
+    """A new answer beside the stored one. A new one that failed has an `error`; they are compared no further then, nor
+    where the stored one failed."""
 
     stored: Answered
     answered: Answered
@@ -46,8 +53,8 @@ FREED: Final = TypeAdapter(Freed)
 def compare_answers(stored: Job, new: Job) -> Freed:
     """The first choices of both, token by token."""
     sides = _answered(stored), _answered(new)
-    if new.state != JobState.SUCCEEDED:
-        return Freed(*sides, error=(new.error or {}).get("code") or new.state)
+    if sides[0].error is not None or sides[1].error is not None:
+        return Freed(*sides, error=sides[1].error)
     one, other = answer_of(stored), answer_of(new)
     shared = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     exact = one == other
@@ -90,6 +97,9 @@ def _answered(job: Job) -> Answered:
         first_token_seconds=_between(job, "first_token_at"),
         device_seconds=(job.account or {}).get("device_seconds"),
         valid=is_valid(wanted, choice.get("text", "")) if wanted else None,
+        error=None if job.state == JobState.SUCCEEDED else (job.error or {}).get("code") or job.state,
+        failed=model_may_be_to_blame(job.state, job.error),
+        runs=job.runs,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import ColumnElement, exists, func, or_, select
+from sqlalchemy import ColumnElement, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from penstock.jobs.journal import PromptToken
@@ -17,12 +17,12 @@ from penstock.jobs.lease import load_checkpoint
 from penstock.jobs.models import Job, JobRun
 from penstock.jobs.states import JobState, RunOutcome
 from penstock.registry.models import Deployment
-from penstock.replay.answers import FREED, compare_answers
+from penstock.replay.answers import FREED, Freed, compare_answers
 from penstock.replay.internal import (
     Internal,
     answer_of,
-    cancel_internal,
     delete_internal,
+    end_internal,
     submit_internal,
     to_answer,
     to_score,
@@ -50,15 +50,15 @@ class Settled:
     comparison: Comparison
     scored: Scored | None
     crashes: int
+    freed: Freed | None = None
 
 
 def problem_with(source: Job, pair: Pair, mode: Mode) -> str | None:
-    """Why the job cannot be compared, if so."""
-    if source.kind != "generate" or source.state != JobState.SUCCEEDED:
+    """Why the job cannot be compared, if so. One that failed may be answered anew."""
+    kept = (JobState.SUCCEEDED, JobState.FAILED) if mode is Mode.FREE else (JobState.SUCCEEDED,)
+    if source.kind != "generate" or source.state not in kept:
         return "it has no answer"
-    if mode is not Mode.FREE:
-        return _problem_with_scoring(source, pair)
-    return None
+    return None if mode is Mode.FREE else _problem_with_scoring(source, pair)
 
 
 def _problem_with_scoring(source: Job, pair: Pair) -> str | None:
@@ -71,21 +71,21 @@ def _problem_with_scoring(source: Job, pair: Pair) -> str | None:
     return f"it has {length} tokens, and the candidate's context {room}" if length > room else None
 
 
-def begin(session: Session, comparisons: Sequence[Comparison], pair: Pair, mode: Mode) -> None:
+def begin(session: Session, wanted: Sequence[tuple[Comparison, Mode]], pair: Pair) -> None:
     """Submit the comparisons' internal jobs; those that cannot be compared are lost at once. It comes last."""
-    ready: list[tuple[Comparison, Job]] = []
-    for comparison in comparisons:
+    ready: list[tuple[Comparison, Mode, Job]] = []
+    for comparison, mode in wanted:
         source = session.get_one(Job, comparison.source_id)
         problem = problem_with(source, pair, mode)
         if problem is None:
-            ready.append((comparison, source))
+            ready.append((comparison, mode, source))
         else:
             _lose(session, comparison, problem)
     session.flush()
-    purpose = "replay" if comparisons and comparisons[0].replay_id else "shadow"
-    wanted = [job for _, source in ready for job in _jobs(source, pair, mode, purpose)]
-    ids = iter(submit_internal(session, wanted))
-    for comparison, _ in ready:
+    purpose = "replay" if wanted and wanted[0][0].replay_id else "shadow"
+    jobs = [job for _, mode, source in ready for job in _jobs(source, pair, mode, purpose)]
+    ids = iter(submit_internal(session, jobs))
+    for comparison, mode, _ in ready:
         comparison.state = ComparisonState.UNDER_WAY
         if mode is not Mode.FREE:
             comparison.reference_job, comparison.candidate_job = next(ids), next(ids)
@@ -104,26 +104,30 @@ def settle(session: Session, which: ColumnElement[bool], *, most: int) -> list[S
 
 
 def drop(session: Session, which: ColumnElement[bool]) -> None:
-    """Those that are not settled are no longer wanted: their jobs end, and `sweep_dropped` deletes them."""
+    """Those that are not settled are no longer wanted, which is all that is said here: `sweep_dropped` ends their jobs.
+
+    So whoever drops them locks no job, however many are under way, and a move of a rollout keeps nobody waiting.
+    """
     unsettled = Comparison.state.in_((ComparisonState.WAITING, ComparisonState.UNDER_WAY))
-    wanted = select(Comparison).where(which, unsettled).order_by(Comparison.id).with_for_update()
-    dropped = session.scalars(wanted).all()
-    for comparison in dropped:
-        comparison.state = ComparisonState.DROPPED
-    session.flush()
-    cancel_internal(session, [job_id for comparison in dropped for job_id in jobs_of(comparison)])
+    wanted = select(Comparison.id).where(which, unsettled).order_by(Comparison.id).with_for_update()
+    dropped = update(Comparison).where(Comparison.id.in_(wanted)).values(state=ComparisonState.DROPPED)
+    session.execute(dropped.execution_options(synchronize_session="fetch"))
 
 
 def sweep_dropped(session: Session, *, most: int) -> int:
-    """Delete the internal jobs of dropped comparisons that have ended; of how many comparisons."""
+    """End and delete the internal jobs of up to `most` dropped comparisons; of how many none is left.
+
+    It waits for no row: what somebody holds, and what still runs, is for a later sweep.
+    """
     left = func.num_nonnulls(*_JOBS) > 0
-    unfinished = exists().where(or_(*(Job.id == column for column in _JOBS)), Job.finished_at.is_(None))
-    wanted = select(Comparison).where(Comparison.state == ComparisonState.DROPPED, left, ~unfinished)
+    wanted = select(Comparison).where(Comparison.state == ComparisonState.DROPPED, left)
     found = session.scalars(wanted.order_by(Comparison.id).limit(most).with_for_update(skip_locked=True)).all()
-    for comparison in found:
-        _forget_jobs(session, comparison)
+    remaining = end_internal(session, [job_id for comparison in found for job_id in jobs_of(comparison)])
+    swept = [comparison for comparison in found if remaining.isdisjoint(jobs_of(comparison))]
+    for comparison in swept:
+        comparison.reference_job = comparison.candidate_job = comparison.free_job = None
     session.flush()
-    return len(found)
+    return len(swept)
 
 
 def jobs_of(comparison: Comparison) -> list[str]:
@@ -139,21 +143,21 @@ def _jobs(source: Job, pair: Pair, mode: Mode, purpose: str) -> list[Internal]:
 
 
 def _settle(session: Session, comparison: Comparison) -> Settled:
-    crashes, scored = _crashes(session, comparison), None
+    crashes, scored, freed = _crashes(session, comparison), None, None
     try:
+        if comparison.free_job is not None:
+            freed = compare_answers(session.get_one(Job, comparison.source_id), _internal(session, comparison.free_job))
+            comparison.free = FREED.dump_python(freed, mode="json")
         if comparison.candidate_job is not None:
             scored = _score(session, comparison)
             comparison.scored = scored_document(scored)
             comparison.mean_kld, comparison.disagreement = scored.mean_kld, scored.disagreement
-        if comparison.free_job is not None:
-            freed = compare_answers(session.get_one(Job, comparison.source_id), _internal(session, comparison.free_job))
-            comparison.free = FREED.dump_python(freed, mode="json")
     except Unscored as reason:
         _lose(session, comparison, str(reason))
-        return Settled(comparison, None, crashes)
+        return Settled(comparison, None, crashes, freed)
     comparison.state = ComparisonState.DONE
     _close(session, comparison)
-    return Settled(comparison, scored, crashes)
+    return Settled(comparison, scored, crashes, freed)
 
 
 def _score(session: Session, comparison: Comparison) -> Scored:
@@ -182,9 +186,11 @@ def _internal(session: Session, job_id: str) -> Job:
 
 
 def _crashes(session: Session, comparison: Comparison) -> int:
+    """Of the candidate's engine, beyond those that the request caused on the other version as well."""
     on_candidate = [job_id for job_id in (comparison.candidate_job, comparison.free_job) if job_id is not None]
     alone = select(func.count()).where(JobRun.job_id.in_(on_candidate), JobRun.outcome == RunOutcome.CRASHED_ALONE)
-    return session.scalar(alone) or 0
+    before = select(Job.own_crashes).where(Job.id == comparison.source_id)
+    return max((session.scalar(alone) or 0) - (session.scalar(before) or 0), 0)
 
 
 def _lose(session: Session, comparison: Comparison, problem: str) -> None:

@@ -49,13 +49,18 @@ class ReplayTender:
             stop.wait(self._pause)
 
     def work_once(self) -> bool:
-        """Take one step of the replay that waited longest, else tidy up; False when there is nothing to do."""
+        """Tidy up, and take one step of the replay that waited longest; False when there is nothing to do."""
+        with self._database.transaction() as session:  # its own: what is swept holds up no replay, nor the other way
+            swept = sweep_dropped(session, most=_SWEPT_AT_ONCE) > 0
+        return self._step() or swept
+
+    def _step(self) -> bool:
         replay_id = ""
         try:
             with self._database.transaction() as session:
                 replay = _take(session)
                 if replay is None:
-                    return sweep_dropped(session, most=_SWEPT_AT_ONCE) > 0
+                    return False
                 replay_id = replay.id
                 moved = _list(session, replay) if replay.state == ReplayState.GATHERING else _compare(session, replay)
                 _due(replay, session, seconds=0.0 if moved else _PAUSE_SECONDS)
@@ -140,7 +145,7 @@ def _begin_next(session: Session, replay: Replay) -> list[Comparison]:
     found = list(session.scalars(locked))
     if found:
         pair = Pair(session.get_one(Deployment, replay.reference_id), session.get_one(Deployment, replay.candidate_id))
-        begin(session, found, pair, Mode(replay.mode))
+        begin(session, [(each, Mode(replay.mode)) for each in found], pair)
     return found
 
 

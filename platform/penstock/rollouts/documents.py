@@ -118,6 +118,25 @@ class SampleRatioDocument(_Document):
     threshold: float
 
 
+class FreeSideDocument(_Document):
+    """One version on requests that both were given. Means are of jobs that both answered."""
+
+    failures: int
+    mean_seconds: float | None = Field(description="From a job's start to its end, where each began once")
+    mean_device_seconds: float | None
+
+
+class FreeDocument(_Document):
+    """Jobs of the shadow that the candidate answered, too, for nobody's eyes."""
+
+    jobs: int
+    answered: int = Field(description="By both")
+    exact: float | None = Field(description="Part of these with the same tokens to the last")
+    errors: SampleDocument = Field(description="Candidate less champion, by job")
+    candidate: FreeSideDocument
+    champion: FreeSideDocument
+
+
 class EvidenceDocument(_Document):
     """What a gate has seen, as figures."""
 
@@ -127,6 +146,7 @@ class EvidenceDocument(_Document):
     arms: dict[str, ArmDocument] = Field(description="`candidate` and `champion`")
     sample_ratio: SampleRatioDocument
     lost: int = Field(description="Shadow: sampled jobs that could not be scored")
+    free: FreeDocument
     scored: dict[str, SampleDocument] = Field(description="Shadow: `mean_kld` and `disagreement`, by job")
     pairs: dict[str, SampleDocument] = Field(description="Candidate less champion: `errors`, `slow`, `feedback`")
     offline: dict[str, Any] | None = Field(description="The evaluation's figures, with the digests that it judged")

@@ -8,6 +8,7 @@ from typing import Final
 from pydantic import TypeAdapter
 
 from penstock.rollouts.assignment import Arm
+from penstock.rollouts.free_running import FreeRun
 from penstock.rollouts.statistics import Sample, Tally
 from penstock.rollouts.worth import Trades
 
@@ -78,6 +79,8 @@ class Evidence:
     """Shadow, by job: `mean_kld`, `disagreement`, from 0 to 1."""
     lost: int = 0
     """Shadow: sampled jobs that could not be scored."""
+    free: FreeRun = field(default_factory=FreeRun)
+    """Shadow: sampled jobs that the candidate answered, too."""
     units: Tally = field(default_factory=Tally)
     failures: Tally = field(default_factory=Tally)
     """Those that a model can cause."""

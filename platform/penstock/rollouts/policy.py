@@ -116,6 +116,8 @@ class Shadow(Strict):
     """The candidate scores a sample of the champion's answers, which nobody waits for. Unit: the job."""
 
     sampling: Annotated[float, Field(gt=0, le=1)] = 0.05
+    free_running: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Part of those jobs that the candidate answers as well, so that its failures and times are seen; 0 is none."""
     mean_kld: Margin = 0.2
     """Most mean divergence of a job, in nats, each job's counting up to 1."""
     disagreement: Margin = 0.15

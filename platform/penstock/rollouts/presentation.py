@@ -6,6 +6,7 @@ from typing import Any, Final
 from penstock.clock import iso
 from penstock.registry.models import Deployment
 from penstock.rollouts.evidence import EVIDENCE, Evidence
+from penstock.rollouts.free_running import FreeRun, Side
 from penstock.rollouts.models import Decision, GatePoint, GateResult, Rollout, StoredPolicy
 from penstock.rollouts.policy import Policy
 from penstock.rollouts.reading import Story
@@ -112,6 +113,7 @@ def evidence_document(evidence: Evidence, policy: Policy) -> dict[str, Any]:
         "arms": {arm: _arm(evidence, arm) for arm in ("candidate", "champion")},
         "sample_ratio": _sample_ratio(evidence.units, policy),
         "lost": evidence.lost,
+        "free": _free(evidence.free),
         "scored": {name: _sample(sample) for name, sample in evidence.scored.items()},
         "pairs": {name: _sample(sample) for name, sample in evidence.pairs.items()},
         "offline": kept["offline"],
@@ -202,6 +204,20 @@ def _arm(evidence: Evidence, arm: str) -> dict[str, Any]:
         "failures": _rate(failures, units),
         "slow": sum(getattr(tally, arm) for tally in evidence.slow.values()),
         "judged": getattr(evidence.judged, arm),
+    }
+
+
+def _free(free: FreeRun) -> dict[str, Any]:
+    sides = {arm: _free_side(free, getattr(free, arm)) for arm in ("candidate", "champion")}
+    exact = free.exact / free.answered if free.answered else None
+    return {"jobs": free.jobs, "answered": free.answered, "exact": exact, "errors": _sample(free.errors), **sides}
+
+
+def _free_side(free: FreeRun, side: Side) -> dict[str, Any]:
+    return {
+        "failures": side.failures,
+        "mean_seconds": side.seconds / free.timed if free.timed else None,
+        "mean_device_seconds": side.device_seconds / free.metered if free.metered else None,
     }
 
 

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 
 from penstock.rollouts.evidence import Evidence, OfflineFigures
+from penstock.rollouts.free_running import FreeRun
 from penstock.rollouts.policy import AB, Offline, OnTimeout, Policy, Shadow, Step
 from penstock.rollouts.states import Position, State
 from penstock.rollouts.statistics import (
@@ -156,7 +157,7 @@ def _shadow(policy: Policy, shadow: Shadow, evidence: Evidence) -> _Gate:
         _mean_guard(name, samples[name], bound, policy, State.SHADOW, shadow.sampling) for name, bound in bounds.items()
     )
     seen = min(sample.size for sample in samples.values())
-    guards += _too_many_lost(evidence.lost, seen)
+    guards += _too_many_lost(evidence.lost, seen) + _failing_freely(policy, evidence.free)
     return _Gate(guards, shadow.minimum_jobs, seen, shadow.sampling, shadow.timeout, shadow.on_timeout)
 
 
@@ -166,6 +167,20 @@ def _too_many_lost(lost: int, scored: int) -> tuple[Reason, ...]:
         return ()
     text = f"{lost} of {lost + scored} sampled answers could not be scored; their comparisons say why"
     return (Reason("lost", Verdict.HOLD, text, {"lost": lost, "scored": scored}, None),)
+
+
+def _failing_freely(policy: Policy, free: FreeRun) -> tuple[Reason, ...]:
+    """A version that is proven to fail more of the same requests goes to no user by itself.
+
+    It holds only: a shadow's answers are made at the lowest class, on the crowd's leavings, and the canary's are not.
+    """
+    capital, threshold = log_mean_evidence(free.errors, 0.0, above=True), log_threshold(policy.alphas.rollback)
+    if capital < threshold:
+        return ()
+    text = f"the candidate failed {free.candidate.failures} of {free.jobs} jobs that it answered by itself, "
+    text += f"and the champion {free.champion.failures} of the same"
+    figures = {"log_evidence": capital, "threshold": threshold, "units": free.jobs}
+    return (Reason("free errors", Verdict.HOLD, text, figures, None),)
 
 
 def _canary(policy: Policy, step: Step, evidence: Evidence) -> _Gate:

@@ -57,11 +57,15 @@ class House:
     def sampled(self, rollout_id: str, **how: JobState) -> str:
         """The same, sampled for the rollout's shadow."""
         job_id = self.answered(**how)  # type: ignore[arg-type]  # only the state is ever given
+        self.sample(rollout_id, job_id)
+        return job_id
+
+    def sample(self, rollout_id: str, job_id: str) -> None:
+        """Have the rollout's shadow look at the job, whether its hash says so or not."""
         given = {"stage": "shadow", "step": 0, "arm": "champion", "share": 1.0, "unit": "job"}
         with self.database.transaction() as session:
             if session.get(Assignment, job_id) is None:
                 session.add(Assignment(job_id=job_id, rollout_id=rollout_id, **given))
-        return job_id
 
     def claim(self, deployment: Deployment) -> Claim:
         with self.database.transaction() as session:

@@ -16,7 +16,7 @@ from tests.factories import DEMO_MODEL
 from tests.platform.replay.house import SURE, UNSURE, House
 from tests.platform.rollouts.test_services import ANN
 
-POLICY = Policy(offline=None, shadow=Shadow(sampling=1.0))
+POLICY = Policy(offline=None, shadow=Shadow(sampling=1.0, free_running=0.0))
 
 
 def tokenizer_of(_: Deployment) -> ModelTokenizer:

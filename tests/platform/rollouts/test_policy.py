@@ -60,6 +60,7 @@ def steps(*shares: float) -> str:
         ("canary: null", "canary", "an object"),
         ("shadow: {timeout: 3 weeks}", "shadow.timeout", "45s, 30m, 12h or 7d"),
         ("shadow: {timeout: 0s}", "shadow.timeout", "1 or more"),
+        ("shadow: {free_running: 1.5}", "shadow.free_running", "1.0 or less"),
         ("shadow: {sampling: '0.1'}", "shadow.sampling", "wrong type (a string)"),
         ("shadow: {on_timeout: promote}", "shadow.on_timeout", "'hold' or 'rollback'"),
         ("alphas: {promotion: 0}", "alphas.promotion", "more than 0"),

@@ -11,25 +11,27 @@ from penstock.events.services import place_committed
 from penstock.jobs import lease
 from penstock.jobs.journal import Journal
 from penstock.jobs.models import Job
-from penstock.jobs.states import JobClass, JobState
+from penstock.jobs.states import JobClass, JobState, RunOutcome
 from penstock.outbox.relay import Relay
+from penstock.registry.models import Deployment
 from penstock.replay.comparing import sweep_dropped
 from penstock.retention.deletion import delete_jobs
 from penstock.rollouts import shadow
-from penstock.rollouts.evidence import Evidence
+from penstock.rollouts.evidence import EVIDENCE, Evidence
 from penstock.rollouts.policy import Policy, Shadow
 from penstock.rollouts.services import start
 from penstock.rollouts.states import Position, State
 from penstock.rollouts.verdicts import Verdict, judge
 from redis import Redis
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from tests.factories import submit_job
 from tests.platform.replay.house import ANSWER, SURE, UNSURE, House
 
 ANN = Actor(ActorKind.USER, "usr_1", "Ann", "127.0.0.1", ())
-POLICY = Policy(offline=None, shadow=Shadow(sampling=1.0, minimum_jobs=1))
+POLICY = Policy(offline=None, shadow=Shadow(sampling=1.0, free_running=0.0, minimum_jobs=1))
+FREE = Policy(offline=None, shadow=Shadow(sampling=1.0, free_running=1.0, minimum_jobs=1))
 
 
 @pytest.fixture
@@ -44,10 +46,10 @@ def begun(house: House) -> str:
         return rollout.id
 
 
-def gathered(house: House, rollout_id: str, before: Evidence | None = None) -> Evidence:
+def gathered(house: House, rollout_id: str, before: Evidence | None = None, policy: Policy = POLICY) -> Evidence:
     with house.database.transaction() as session:
         rollout = session.merge(house.rollout(rollout_id))
-        return shadow.gather(session, rollout, POLICY, before or Evidence())
+        return shadow.gather(session, rollout, policy, before or Evidence())
 
 
 def ended(house: House, rollout_id: str) -> None:
@@ -205,6 +207,11 @@ def test_nobody_sees_the_systems_own_jobs(house: House) -> None:
         assert session.scalar(text("SELECT count(*) FROM usage_entry")) == 1, "the real job's"
 
 
+def swept(house: House) -> int:
+    with house.database.transaction() as session:
+        return sweep_dropped(session, most=10)
+
+
 def test_its_end_leaves_nothing_under_way(house: House) -> None:
     rollout_id = begun(house)
     for _ in range(2):
@@ -212,14 +219,89 @@ def test_its_end_leaves_nothing_under_way(house: House) -> None:
     gathered(house, rollout_id)
     running = house.claim(house.champion)
     ended(house, rollout_id)
-    with house.database.transaction() as session:
-        assert session.get_one(Job, running.job.id).cancel_requested_at is not None
-        assert sweep_dropped(session, most=10) == 1, "of the other one job still runs"
+    assert swept(house) == 1, "of the other one job still runs"
+    (left,) = house.internal_jobs()
+    assert left.id == running.job.id
+    assert left.cancel_requested_at is not None
+    assert swept(house) == 0
     house.finish(running, [], JobState.CANCELLED)
-    with house.database.transaction() as session:
-        assert sweep_dropped(session, most=10) == 1
+    assert swept(house) == 1
     assert house.internal_jobs() == []
     assert gathered(house, rollout_id).step_units == 0
+
+
+def test_its_end_waits_for_nobody_who_has_its_jobs_locked(house: House) -> None:
+    """Claims and ends of jobs hold them, and the rollout's move may not wait, nor keep anybody waiting."""
+    rollout_id = begun(house)
+    for _ in range(2):
+        house.sampled(rollout_id)
+    gathered(house, rollout_id)
+    with house.database.transaction() as busy:
+        locked = busy.scalars(select(Job).where(Job.deployment_id == house.candidate.id).with_for_update()).all()
+        assert len([job for job in locked if job.job_class == JobClass.SHADOW]) == 2
+        with house.database.transaction() as session:
+            session.execute(text("SET LOCAL lock_timeout = '1ms'"))
+            shadow.end(session, session.merge(house.rollout(rollout_id)), POLICY)
+            (others,) = session.execute(text("SELECT count(*) FROM job WHERE job_class = 2 AND state = 'queued'")).one()
+            assert others == 4, "nothing but the comparisons was touched"
+        assert swept(house) == 0
+        assert {job.deployment_id for job in house.internal_jobs()} == {house.candidate.id}
+    assert swept(house) == 2
+    assert house.internal_jobs() == []
+
+
+def test_answers_of_its_own_are_compared_and_no_failure_is_left_out(house: House) -> None:
+    rollout_id, evidence = begun(house), Evidence()
+    for state in (JobState.SUCCEEDED, JobState.SUCCEEDED, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED):
+        house.sampled(rollout_id, state=state)
+    evidence = gathered(house, rollout_id, evidence, FREE)
+    anew = [job for job in house.internal_jobs() if job.kind == "generate"]
+    assert [job.deployment_id for job in anew] == [house.candidate.id] * 4, "that of the failed one, too"
+    assert {(job.job_class, job.deadline, job.seed is None) for job in anew} == {(JobClass.SHADOW, None, False)}
+    answers = iter((ANSWER, [5, 9, 9], None, ANSWER))
+    for _ in range(3):
+        house.score(house.champion)
+    for _ in range(7):
+        claim = house.claim(house.candidate)
+        if claim.job.kind == "score":
+            house.told(claim, SURE)
+        elif (answer := next(answers)) is None:
+            house.finish(claim, [], JobState.FAILED)
+        else:
+            house.finish(claim, answer)
+    evidence = gathered(house, rollout_id, evidence, FREE)
+    free = evidence.free
+    assert (evidence.step_units, evidence.lost) == (3, 0), "what is scored is scored all the same"
+    assert (free.jobs, free.answered, free.exact, free.timed) == (4, 2, 1, 2)
+    assert (free.candidate.failures, free.champion.failures) == (1, 1)
+    assert dict(free.errors.counts) == {-1000: 1, 0: 2, 1000: 1}
+    assert free.candidate.seconds > 0
+    assert free.champion.seconds > 0
+    assert house.internal_jobs() == []
+    assert EVIDENCE.validate_json(evidence.to_json()) == evidence
+
+
+def test_a_request_that_crashes_both_versions_is_not_the_candidates_fault(house: House) -> None:
+    rollout_id = begun(house)
+    with house.database.transaction() as session:
+        job_id = submit_job(session, house.tenant).id
+    crash(house, house.champion, job_id, times=3)
+    house.sample(rollout_id, job_id)
+    gathered(house, rollout_id, policy=FREE)
+    (anew,) = house.internal_jobs()
+    crash(house, house.candidate, anew.id, times=3)
+    evidence = gathered(house, rollout_id, policy=FREE)
+    assert (evidence.crashes, evidence.free.candidate.failures, evidence.free.champion.failures) == (0, 1, 1)
+
+
+def crash(house: House, deployment: Deployment, job_id: str, *, times: int) -> None:
+    """Its engine, so often, while it runs nothing but this job."""
+    for _ in range(times):
+        claim = house.claim(deployment)
+        assert claim.job.id == job_id
+        with house.database.transaction() as session:
+            held = lease.Held(job_id, claim.fence)
+            lease.hand_back(session, held, RunOutcome.CRASHED_ALONE, "it crashed", max_own_crashes=times)
 
 
 def test_erasing_a_job_erases_what_reads_it(house: House, redis: Redis) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from penstock.rollouts.assignment import Arm
 from penstock.rollouts.evidence import Comparison, Evidence, OfflineFigures, paired
+from penstock.rollouts.free_running import Ended, FreeRun
 from penstock.rollouts.policy import AB, Breaker, Policy, read_policy
 from penstock.rollouts.states import START, Position, State, course
 from penstock.rollouts.statistics import Sample, Tally, log_mean_evidence, log_threshold
@@ -238,3 +239,26 @@ def test_pairs_are_made_of_neighbours() -> None:
     assert (found.differences, found.waiting) == ((1.0, 0.0), (0.5,))
     later = paired(found.waiting, [(ours, 1.0), (theirs, 1.0), (theirs, 0.0), (theirs, 1.0)])
     assert (later.differences, later.waiting) == ((-0.5, 1.0), ())
+
+
+def freely(candidate_failed: list[bool], champion_failed: list[bool]) -> FreeRun:
+    free = FreeRun()
+    for one, other in zip(candidate_failed, champion_failed, strict=True):
+        free = free.plus(Ended(one), Ended(other), exact=False)
+    return free
+
+
+def test_a_candidate_that_fails_what_the_champion_answers_is_held_in_the_shadow() -> None:
+    shadow = Position(State.SHADOW)
+    seen = Evidence(step_units=400, scored=SCORED)
+    assert judge(shadow, POLICY, seen).verdict is Verdict.PROMOTE
+    few = judge(shadow, POLICY, replace(seen, free=freely([True] * 4, [False] * 4)))
+    assert few.verdict is Verdict.PROMOTE, "nothing is proven yet"
+    many = judge(shadow, POLICY, replace(seen, free=freely([True] * 12, [False] * 12)))
+    assert (many.verdict, reasons(many, Verdict.HOLD), many.jobs_needed) == (Verdict.HOLD, ["free errors"], None)
+    assert "failed 12 of 12 jobs" in many.reasons[0].text
+    both = judge(shadow, POLICY, replace(seen, free=freely([True] * 50, [True] * 50)))
+    better = judge(shadow, POLICY, replace(seen, free=freely([False] * 50, [True] * 50)))
+    assert both.verdict is better.verdict is Verdict.PROMOTE
+    alone = judge(shadow, POLICY, Evidence(free=freely([False] * 50, [True] * 50)))
+    assert alone.verdict is Verdict.HOLD, "and never promotes by itself"
