@@ -1,8 +1,8 @@
 """The gates of real jobs, canary and A/B: what came of assigned jobs becomes evidence, once.
 
-A turn counts new units, then jobs that have ended, then feedback. What it counts it marks in the same transaction, so
-one that is broken off has counted nothing. Units are counted when they are assigned, not when they end: a version that
-takes longer, or has fewer workers, is no mismatch of samples.
+A turn counts new units, then jobs that run for too long, then those that have ended, then feedback. What it counts it
+marks in the same transaction, so one that is broken off has counted nothing. Units are counted when they are assigned,
+not when they end: a version that takes longer, or has fewer workers, is no mismatch of samples.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, and_, delete, func, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, case, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -47,8 +47,8 @@ def begin(session: Session, rollout: Rollout, policy: Policy) -> None:
 def gather(session: Session, rollout: Rollout, policy: Policy, before: Evidence) -> Evidence:
     """With what was assigned, ended and said since."""
     evidence = replace(before, units=added(before.units, _new_units(session, rollout)))
-    ended = _ended(session, rollout)
-    outcomes = [_outcome(row, policy) for row in ended if _served_as_assigned(row, rollout)]
+    late, ended = _late(session, rollout, policy), _ended(session, rollout)
+    outcomes = [_outcome(row, policy) for row in (*late, *ended) if _served_as_assigned(row, rollout)]
     units = _marks(session, rollout, (outcome.key for outcome in outcomes))
     evidence = fold(evidence, outcomes, units, rollout.thresholds, rollout.step)
     session.flush()
@@ -100,20 +100,44 @@ def _meet(session: Session, rollout: Rollout, first_jobs: Mapping[str, str]) -> 
 
 def _ended(session: Session, rollout: Rollout) -> Sequence[Row[Any]]:
     """Assigned jobs that have ended and were not counted, as they ended; marked as counted."""
-    found = session.execute(
-        select(Assignment.job_id, Assignment.arm, Assignment.share, Assignment.step, Assignment.key)
-        .add_columns(
-            Job.state, Job.error, Job.prompt_tokens, Job.started_at, Job.deployment_id, SECONDS.label("seconds")
-        )
-        .join(Job, Job.id == Assignment.job_id)
-        .where(*_own(rollout), Assignment.counted_at.is_(None), Assignment.seen, Job.finished_at.is_not(None))
-        .order_by(Job.finished_at, Job.id)
-        .limit(AT_ONCE)
-        .with_for_update(of=Assignment, skip_locked=True)
-    ).all()
+    ended = _jobs(rollout).where(Job.finished_at.is_not(None)).order_by(Job.finished_at, Job.id)
+    found = session.execute(ended.limit(AT_ONCE).with_for_update(of=Assignment, skip_locked=True)).all()
     counted = update(Assignment).where(Assignment.job_id.in_([row.job_id for row in found]))
     session.execute(counted.values(counted_at=func.now()))
     return found
+
+
+def _late(session: Session, rollout: Rollout, policy: Policy) -> Sequence[Row[Any]]:
+    """Assigned jobs that run for longer than their threshold, each the first time that this is seen; noted as such.
+
+    They are slow, whatever becomes of them. One that never ends would otherwise never be found out.
+    """
+    if policy.latency is None or not rollout.thresholds:
+        return []
+    least = timedelta(seconds=min(rollout.thresholds.values()))
+    running = _jobs(rollout).where(
+        Job.deployment_id.in_((rollout.champion_id, rollout.candidate_id)),
+        Job.state == JobState.RUNNING,
+        Job.started_at < func.clock_timestamp() - least,
+        ~Assignment.late,
+    )
+    ordered = running.order_by(Job.started_at, Job.id).limit(AT_ONCE)
+    found = session.execute(ordered.with_for_update(of=Assignment, skip_locked=True)).all()
+    late = [row for row in found if _outcome(row, policy).slow(rollout.thresholds)]
+    noted = update(Assignment).where(Assignment.job_id.in_([row.job_id for row in late]))
+    session.execute(noted.values(late=True))
+    return late
+
+
+def _jobs(rollout: Rollout) -> Select[Any]:
+    """Assigned jobs that were seen and not counted. What was found late is not timed again."""
+    seconds = case((~Assignment.late, SECONDS)).label("seconds")
+    return (
+        select(Assignment.job_id, Assignment.arm, Assignment.share, Assignment.step, Assignment.key)
+        .add_columns(Job.state, Job.error, Job.prompt_tokens, Job.started_at, Job.deployment_id, seconds)
+        .join(Job, Job.id == Assignment.job_id)
+        .where(*_own(rollout), Assignment.counted_at.is_(None), Assignment.seen)
+    )
 
 
 def _served_as_assigned(row: Row[Any], rollout: Rollout) -> bool:

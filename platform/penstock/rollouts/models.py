@@ -109,6 +109,8 @@ class Assignment(Base):
     assigned_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen: Mapped[bool] = mapped_column(server_default="false")
     """Its unit is counted."""
+    late: Mapped[bool] = mapped_column(server_default="false")
+    """It was counted as slow while it ran, and is not again."""
     counted_at: Mapped[datetime | None]
     """Since when what came of it is counted, too; none while it goes on."""
 

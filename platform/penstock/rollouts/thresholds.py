@@ -8,7 +8,7 @@ Any threshold would do: where nothing is wrong both arms pass it equally often. 
 """
 
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, and_, case, exists, extract, func, literal, select
 from sqlalchemy.orm import Session, aliased
@@ -28,22 +28,21 @@ MOST_JOBS: Final = 2_000
 """The newest so many of the champion's, of all strata together."""
 
 _RUN, _HOSTING = aliased(JobRun), aliased(Hosting)
-SECONDS: Final[ColumnElement[float]] = case(
-    (
-        and_(
-            Job.runs == 1,
-            ~exists().where(
-                _RUN.job_id == Job.id,
-                _HOSTING.worker_id == _RUN.worker_id,
-                _HOSTING.deployment_id == Job.deployment_id,
-                _RUN.started_at.between(_HOSTING.ready_at, _HOSTING.ready_at + WARM_AFTER),
-            ),
-        ),
-        extract("epoch", Job.finished_at - Job.started_at),
-    ),
-    else_=None,
-)
-"""What a finished job took; null where that says nothing of its version: it began anew, never, or met a cold model."""
+
+
+def _took(until: ColumnElement[Any]) -> ColumnElement[float]:
+    met_cold = exists().where(
+        _RUN.job_id == Job.id,
+        _HOSTING.worker_id == _RUN.worker_id,
+        _HOSTING.deployment_id == Job.deployment_id,
+        _RUN.started_at.between(_HOSTING.ready_at, _HOSTING.ready_at + WARM_AFTER),
+    )
+    return case((and_(Job.runs == 1, ~met_cold), extract("epoch", until - Job.started_at)), else_=None)
+
+
+SECONDS: Final = _took(func.coalesce(Job.finished_at, func.clock_timestamp()))
+"""What a job took, by now if it still runs; null where that says nothing of its version: it began anew, never, or met a
+cold model."""
 
 
 def freeze(session: Session, rollout: Rollout, latency: Latency) -> None:

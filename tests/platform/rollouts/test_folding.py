@@ -99,6 +99,13 @@ def finish(
     session.flush()
 
 
+def run(session: Session, job: Job, *, seconds: float, prompt_tokens: int = 10, runs: int = 1) -> None:
+    """Have a job run for so long by now."""
+    job.prompt_tokens, job.runs, job.lease_holder = prompt_tokens, runs, "a worker"
+    job.started_at, job.state = utc_now() - timedelta(seconds=seconds), "running"
+    session.flush()
+
+
 @pytest.fixture
 def stage(database: Database) -> Stage:
     with database.transaction() as session:
@@ -258,6 +265,42 @@ def test_jobs_that_tell_nothing_of_a_version_s_pace_are_left_out(stage: Stage, h
         session.execute(update(Hosting).values(ready_at=utc_now() - timedelta(seconds=200)))
     stage.ends(Arm.CANDIDATE, worker=worker)
     assert stage.turn().slow == {"<512": Tally().plus(0.1, 1)}
+
+
+def test_a_job_that_runs_for_too_long_is_slow_before_it_ends_and_once(stage: Stage) -> None:
+    stage.policy = POLICY
+    stage.change(thresholds={"<512": 10.0})
+    with stage.database.transaction() as session:
+        jobs = {arm: stage.assigned(session, arm) for arm in (Arm.CANDIDATE, Arm.CHAMPION)}  # in this order, a pair
+        for job in jobs.values():
+            run(session, job, seconds=60)
+        run(session, stage.assigned(session, Arm.CANDIDATE), seconds=5)
+        run(session, stage.assigned(session, Arm.CANDIDATE), seconds=60, runs=2)
+        run(session, stage.assigned(session, Arm.CANDIDATE), seconds=60, prompt_tokens=600)
+    seen = stage.turn()
+    assert seen.slow == {"<512": Tally().plus(0.1, 1, 1)}, "of both versions alike"
+    assert (seen.pairs["slow"], seen.step_units, seen.pairs.get("errors")) == (Sample().plus(0), 0, None)
+    assert stage.turn() == seen
+    with stage.database.transaction() as session:
+        for job in jobs.values():
+            finish(session, session.get_one(Job, job.id), seconds=90)
+    after = stage.turn()
+    assert (after.slow, after.pairs["slow"]) == (seen.slow, seen.pairs["slow"]), "not again"
+    assert (after.step_units, after.pairs["errors"]) == (1, Sample().plus(0)), "and its end counts as any"
+
+
+def test_a_user_whose_job_runs_for_too_long_is_slow_once(stage: Stage) -> None:
+    stage.policy = POLICY
+    stage.change(thresholds={"<512": 10.0}, unit="user")
+    with stage.database.transaction() as session:
+        job = stage.assigned(session, Arm.CANDIDATE, key="ann")
+        run(session, job, seconds=60)
+    assert stage.turn().slow == {"<512": Tally().plus(0.1, 1)}
+    with stage.database.transaction() as session:
+        finish(session, session.get_one(Job, job.id), seconds=90)
+    stage.ends(Arm.CANDIDATE, key="ann", seconds=90)
+    seen = stage.turn()
+    assert (seen.slow, seen.waiting["slow"]) == ({"<512": Tally().plus(0.1, 1)}, (1.0,))
 
 
 def test_crashes_of_the_candidate_alone_are_counted_since_the_stage_began(stage: Stage) -> None:
