@@ -90,8 +90,8 @@ class Housekeeper:
         self._drain()
         with self._transaction() as session:
             self._relay.ring(session, _deployments_with_waiting_jobs(session))
-            for delivery_id in due_deliveries(session, self._relay.room_for_webhooks(_MOST_DELIVERIES)):
-                self._relay.ring_webhook(delivery_id)
+            due = due_deliveries(session, self._relay.room_for_webhooks(_MOST_DELIVERIES))
+            self._relay.ring_webhooks(session, due)
 
     @contextmanager
     def _transaction(self) -> Iterator[Session]:

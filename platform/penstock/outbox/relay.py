@@ -5,12 +5,13 @@ looks before it rings: a deployment's queue never holds more doorbells than its 
 """
 
 import math
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from celery import Celery
 from redis import Redis
-from sqlalchemy import Integer, Row, bindparam, delete, func, select
+from sqlalchemy import Integer, Row, bindparam, delete, func, select, text
 from sqlalchemy.orm import Session
 
 from penstock.broker import CONTROL_QUEUE, DELIVER_WEBHOOK_TASK, SERVE_TASK, serve_queue
@@ -27,6 +28,8 @@ BATCH: Final = 200
 """Messages that are passed on at once."""
 
 _WORKER_SILENCE_SECONDS: Final = 15.0
+_BREATH_SECONDS: Final = 1.0
+"""A transaction that says nothing for five seconds is taken for a frozen process's (`penstock.db`), and ended."""
 
 
 _TAKE: Final = (
@@ -62,9 +65,8 @@ class Relay:
             batch = session.execute(_TAKE).all()
             for deployment_id, jobs in _rung_for(batch).items():
                 self._ring(session, deployment_id, at_most=jobs)
-            for message in batch:
-                if message.topic == Topic.WEBHOOK:
-                    self.ring_webhook(message.payload["delivery_id"])
+            deliveries = [each.payload["delivery_id"] for each in batch if each.topic == Topic.WEBHOOK]
+            self.ring_webhooks(session, deliveries)
         return len(batch)
 
     def ring(self, session: Session, deployment_ids: Iterable[str]) -> int:
@@ -74,18 +76,26 @@ class Relay:
     def _ring(self, session: Session, deployment_id: str, *, at_most: float = math.inf) -> int:
         queue = serve_queue(deployment_id)
         wanted = _wanted(session, deployment_id)
-        missing = min(wanted - self._redis.llen(queue), at_most) if wanted else 0
-        for _ in range(int(missing)):
-            self._celery.send_task(SERVE_TASK, args=[deployment_id], queue=queue)
-        return max(int(missing), 0)
+        missing = max(int(min(wanted - self._redis.llen(queue), at_most)), 0) if wanted else 0
+        self._send(session, SERVE_TASK, [deployment_id] * missing, queue)
+        return missing
+
+    def _send(self, session: Session, task: str, arguments: Iterable[str], queue: str) -> None:
+        """Send the task with each of the arguments, however slow that is: the session's transaction is kept alive."""
+        breathed_at = time.monotonic()
+        for argument in arguments:
+            self._celery.send_task(task, args=[argument], queue=queue)
+            if time.monotonic() - breathed_at >= _BREATH_SECONDS:
+                session.execute(text("SELECT 1"))
+                breathed_at = time.monotonic()
 
     def room_for_webhooks(self, most: int) -> int:
         """How many deliveries may be rung for again, so that slow receivers cannot make the queue grow without end."""
         return max(most - self._redis.llen(CONTROL_QUEUE), 0)
 
-    def ring_webhook(self, delivery_id: str) -> None:
-        """Ask a control process to attempt the delivery."""
-        self._celery.send_task(DELIVER_WEBHOOK_TASK, args=[delivery_id], queue=CONTROL_QUEUE)
+    def ring_webhooks(self, session: Session, delivery_ids: Iterable[str]) -> None:
+        """Ask control processes to attempt the deliveries."""
+        self._send(session, DELIVER_WEBHOOK_TASK, delivery_ids, CONTROL_QUEUE)
 
 
 def _rung_for(batch: Sequence[Row[tuple[str, dict[str, Any]]]]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from types import SimpleNamespace
 
 import pytest
 from celery import Celery
@@ -9,12 +10,13 @@ from penstock.broker import CONTROL_QUEUE, serve_queue
 from penstock.db import Database
 from penstock.jobs import lease
 from penstock.jobs.housekeeping import Housekeeper
+from penstock.outbox import relay as relay_module
 from penstock.outbox.models import OutboxMessage
 from penstock.outbox.relay import Relay
 from penstock.outbox.services import Topic, post
 from penstock.settings import Settings
 from redis import Redis
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 
 from tests.factories import make_deployment, make_tenant, make_worker, submit_job
 
@@ -111,6 +113,34 @@ def test_two_relays_pass_each_message_on_once(database: Database, redis: Redis, 
         thread.join()
     assert sum(sent) == 500
     assert redis.llen(CONTROL_QUEUE) == 500
+
+
+def test_a_transaction_is_not_taken_for_a_frozen_one_however_slow_the_broker_is(
+    database: Database, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL ends one that says nothing for five seconds; here each message takes one."""
+    with database.transaction() as session:
+        for number in range(12):
+            post(session, Topic.WEBHOOK, {"delivery_id": f"msg_{number}"})
+    now, heard = [100.0], [100.0]
+    silences: list[float] = []
+
+    class SlowBroker:
+        def send_task(self, name: str, *, args: list[str], queue: str) -> None:
+            now[0] += 1.0
+
+    def listen(*_: object) -> None:
+        silences.append(now[0] - heard[0])
+        heard[0] = now[0]
+
+    monkeypatch.setattr(relay_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    event.listen(database.engine, "before_cursor_execute", listen)
+    try:
+        assert Relay(database, redis, SlowBroker()).drain() == 12
+    finally:
+        event.remove(database.engine, "before_cursor_execute", listen)
+    assert now[0] == 112.0
+    assert max(silences) <= 2.0
 
 
 def test_a_commit_wakes_the_housekeeper_and_a_lost_doorbell_is_rung_again(
