@@ -58,11 +58,15 @@ log = get_logger(__name__)
 
 
 class EngineFailed(Exception):
-    """The engine process ended before it was ready. `code` is the engine's own, or `engine_exited`."""
+    """The engine process ended before it was ready. `code` is the engine's own, or `engine_exited`.
 
-    def __init__(self, code: str, message: str) -> None:
+    `killed` says that a signal ended it which was not ours: nothing that it said, or did, is to be mended.
+    """
+
+    def __init__(self, code: str, message: str, *, killed: bool = False) -> None:
         super().__init__(message)
         self.code = code
+        self.killed = killed
 
 
 def _as_set(needs: Needs) -> int | None:
@@ -284,7 +288,10 @@ class Bridge:
 
     def _failure(self) -> EngineFailed:
         how = self._how_it_ended()
-        return EngineFailed(self._broken.code if self._broken is not None else "engine_exited", how)
+        if self._broken is not None:
+            return EngineFailed(self._broken.code, how)
+        assert self._process is not None
+        return EngineFailed("engine_exited", how, killed=self._killed_because is None and self._process.returncode < 0)
 
     # Requests: called by any thread
 

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -31,6 +32,9 @@ _RETRY_LOAD_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 2.0
 _FIRST_RESTART_SECONDS, _LONGEST_RESTART_SECONDS = 0.1, 5.0
 _STEADY_SECONDS: Final = 60.0
+MOST_KILLS: Final = 3
+"""So often within `KILLS_SECONDS` an engine that was killed while it loaded is started again at once."""
+KILLS_SECONDS: Final = 600.0
 _PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE")
 _VERIFY_SHARE: Final = 0.2
 """Of the progress of loading, what is hashing."""
@@ -77,6 +81,7 @@ class HostedModel:
         self._bridge: Bridge | None = None
         self._tokenizer: ModelTokenizer | None = None
         self._suspects = spec.max_running
+        self._kills: deque[float] = deque(maxlen=MOST_KILLS)
         self._sizes: dict[str, int | float] = {}
         self._granted_at: float | None = None
         self._waited = 0.0
@@ -212,7 +217,8 @@ class HostedModel:
             try:
                 how = self._load_and_serve()
             except Exception as error:  # whatever it is, it must be seen where people look
-                self._wait_for_mending(error)
+                if not self._begins_again(error):
+                    self._wait_for_mending(error)
                 continue
             crashes = 1 if time.monotonic() - started > _STEADY_SECONDS else crashes + 1
             if not self._unwanted.is_set():
@@ -293,6 +299,21 @@ class HostedModel:
         for job in orphans:
             job.end(GivenBack(outcome, how))
         self._writer.mark(*orphans)
+
+    def _begins_again(self, error: Exception) -> bool:
+        """Whether loading was ended by a signal, which says nothing of the model, and not too often of late.
+
+        What is killed each time is too large for the machine, say: then it waits as after any other failure.
+        """
+        if not isinstance(error, EngineFailed) or not error.killed:
+            return False
+        now = time.monotonic()
+        if len(self._kills) == MOST_KILLS and now - self._kills[0] < KILLS_SECONDS:
+            return False
+        self._kills.append(now)
+        log.warning("engine.killed_while_loading", deployment=self.deployment.id, reason=str(error))
+        self._set_state(HostingState.LOADING, str(error))
+        return True
 
     def _wait_for_mending(self, error: Exception) -> None:
         """Loading failed: try again when the folder changes, another version left the device, or after a minute."""
