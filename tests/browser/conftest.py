@@ -259,9 +259,7 @@ def _add_people(settings: Settings, first_tenant: str) -> None:
             (ADMINISTRATOR, customer, Role.ADMIN),
         )  # fmt: skip
         for email, tenant, role in people:
-            session.add(
-                User(id=new_id("usr"), tenant_id=tenant, email=email, password_hash=password_hash(), role=role)
-            )
+            session.add(User(id=new_id("usr"), tenant_id=tenant, email=email, password_hash=password_hash(), role=role))
     database.close()
 
 
