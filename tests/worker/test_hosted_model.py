@@ -11,13 +11,14 @@ from penstock.registry.folder import describe
 from penstock.registry.hosting_services import HostingState
 from penstock.registry.models import Deployment
 from penstock_worker import hosted_model
-from penstock_worker.hosted_model import MOST_KILLS, HostedModel
+from penstock_worker.hosted_model import KILL_PAUSES, HostedModel
 from penstock_worker.messages import EngineSpec
 from penstock_worker.room import Room
 
 from tests.worker.bridging import idle_writer
 from tests.worker.conftest import PATIENCE_SECONDS
 
+TIMES = len(KILL_PAUSES)
 KILLED, EXITED = "os.kill(os.getpid(), 9)", "os._exit(3)"
 
 
@@ -56,7 +57,8 @@ class Hosted:
 
 
 @pytest.fixture
-def hosted(model_folder: Path, tmp_path: Path) -> Iterator[Callable[[str], Hosted]]:
+def hosted(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Hosted]]:
+    monkeypatch.setattr(hosted_model, "KILL_PAUSES", [0.0] * TIMES)
     made: list[Hosted] = []
 
     def make(ends: str) -> Hosted:
@@ -70,12 +72,12 @@ def hosted(model_folder: Path, tmp_path: Path) -> Iterator[Callable[[str], Hoste
         assert each.model.gone
 
 
-def test_an_engine_that_is_killed_while_it_loads_begins_again_at_once_but_not_for_ever(
+def test_an_engine_that_is_killed_while_it_loads_begins_again_but_not_for_ever(
     hosted: Callable[[str], Hosted],
 ) -> None:
     model = hosted(KILLED)
     assert model.wait() == "the engine process was ended by SIGKILL"
-    assert model.starts == 1 + MOST_KILLS
+    assert model.starts == 1 + TIMES
 
 
 def test_one_that_ends_by_itself_waits_to_be_mended(hosted: Callable[[str], Hosted]) -> None:
@@ -86,6 +88,6 @@ def test_one_that_ends_by_itself_waits_to_be_mended(hosted: Callable[[str], Host
 
 def test_kills_of_long_ago_count_no_more(hosted: Callable[[str], Hosted], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosted_model, "KILLS_SECONDS", 0.0)
-    model = hosted(f"{KILLED} if times <= {MOST_KILLS + 2} else {EXITED}")
+    model = hosted(f"{KILLED} if times <= {TIMES + 2} else {EXITED}")
     assert model.wait() == "the engine process ended with exit code 3"
-    assert model.starts == MOST_KILLS + 3
+    assert model.starts == TIMES + 3

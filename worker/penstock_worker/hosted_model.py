@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -32,8 +31,8 @@ _RETRY_LOAD_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 2.0
 _FIRST_RESTART_SECONDS, _LONGEST_RESTART_SECONDS = 0.1, 5.0
 _STEADY_SECONDS: Final = 60.0
-MOST_KILLS: Final = 3
-"""So often within `KILLS_SECONDS` an engine that was killed while it loaded is started again at once."""
+KILL_PAUSES: Final = (0.25, 1.0, 4.0)
+"""Seconds until an engine that was killed while it loaded is started again, which is all within `KILLS_SECONDS`."""
 KILLS_SECONDS: Final = 600.0
 _PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE")
 _VERIFY_SHARE: Final = 0.2
@@ -81,7 +80,7 @@ class HostedModel:
         self._bridge: Bridge | None = None
         self._tokenizer: ModelTokenizer | None = None
         self._suspects = spec.max_running
-        self._kills: deque[float] = deque(maxlen=MOST_KILLS)
+        self._kills: list[float] = []
         self._sizes: dict[str, int | float] = {}
         self._granted_at: float | None = None
         self._waited = 0.0
@@ -308,11 +307,13 @@ class HostedModel:
         if not isinstance(error, EngineFailed) or not error.killed:
             return False
         now = time.monotonic()
-        if len(self._kills) == MOST_KILLS and now - self._kills[0] < KILLS_SECONDS:
+        recent = [at for at in self._kills if now - at < KILLS_SECONDS]
+        if len(recent) == len(KILL_PAUSES):
             return False
-        self._kills.append(now)
+        self._kills = [*recent, now]
         log.warning("engine.killed_while_loading", deployment=self.deployment.id, reason=str(error))
         self._set_state(HostingState.LOADING, str(error))
+        self._unwanted.wait(KILL_PAUSES[len(recent)])
         return True
 
     def _wait_for_mending(self, error: Exception) -> None:
