@@ -74,4 +74,5 @@ def _policy(text: str) -> Policy | None:
     try:
         return read_policy(text)
     except (InvalidJson, ValidationFailed) as error:
-        raise ValidationFailed(error.message, field="policy") from None
+        told = f"at {error.message}" if error.field else error.message  # a path begins it, which keeps its case
+        raise ValidationFailed(told, field="policy") from None

@@ -20,6 +20,7 @@ from sqlalchemy import (
     literal,
     null,
     select,
+    text,
     true,
     tuple_,
     union_all,
@@ -34,6 +35,8 @@ _NAMES: Final = ("tenant_id", "model_name", "model_version", "api_key_id", "curr
 _JOBS: Final = ("jobs", "unmeasured_jobs")
 _COUNTS: Final = ("prompt_tokens", "cached_tokens", "output_tokens", "computed_tokens", "recomputed_tokens")
 _FIGURES: Final = ("device_seconds", "recomputed_seconds", "joules", "cost")
+_IN_MEMORY: Final = text("SET LOCAL work_mem = '32MB'")
+"""PostgreSQL expects many groups of an expression, and with its usual 4 MB would sort all entries on disk first."""
 
 
 class Grouping(StrEnum):
@@ -94,6 +97,7 @@ def report(
     query = select(*columns, *_sums(entries))
     if after is not None:
         query = query.where(tuple_(*columns) > tuple_(*_parse(after, len(columns))))
+    session.execute(_IN_MEMORY)
     rows = session.execute(query.group_by(*columns).order_by(*columns).limit(limit + 1)).all()
     found = [_row(wanted.groups, row) for row in rows[:limit]]
     return found, _cursor(rows[limit - 1], len(columns)) if len(rows) > limit else None
