@@ -1,5 +1,6 @@
 """Fixtures that every test may use: a real PostgreSQL and a real Redis, started once, emptied before each test."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -26,6 +27,9 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from tests.factories import WordCounter
+
+# What collecting makes is kept to the end: looking through it for garbage, then and later, takes seconds.
+gc.disable()
 
 # Read when Triton is first imported, which some models of `transformers` do: its kernels are interpreted here.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -75,6 +79,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST.index(room) if room in LONGEST else len(LONGEST)
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # extensions take what is still there at the end for leaks, and say so
 
 
 class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist ships no types
