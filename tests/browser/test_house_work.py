@@ -102,7 +102,7 @@ def test_jobs_are_filtered_followed_cancelled_and_replayed(
     look_at(tab)
     tab.open("/jobs?tag=ledger&status=succeeded")
     expect(page.locator("#rows .badge.succeeded")).to_have_count(3)
-    look_at(tab)
+    tab.check()
     replayed = program.get("/v1/jobs?tag=ledger&status=succeeded").json()["data"]
     assert {job["retry_of"] for job in replayed} == jobs
 
@@ -340,7 +340,6 @@ def test_webhooks_are_signed_sent_again_and_their_secret_rotated(
         verify_webhook(ping, receiver.requests[-1].body, secret)
         look_at(tab)
         _send_a_jobs_message_again(page, receiver, submit(program, "told", wait=60)["id"])
-        look_at(tab)
         page.get_by_role("button", name="Rotate secret…").click()
         page.get_by_role("button", name="Rotate", exact=True).click()
         fresh = page.locator("#secret").inner_text()
@@ -349,7 +348,7 @@ def test_webhooks_are_signed_sent_again_and_their_secret_rotated(
         for signer in (secret, fresh):
             verify_webhook(again, receiver.requests[-1].body, signer)
         _change_and_delete(page)
-    look_at(tab)
+    tab.check()
 
 
 def _ping(page: Page, receiver: Receiver) -> dict[str, str]:
