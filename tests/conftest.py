@@ -1,5 +1,6 @@
 """Fixtures that every test may use: a real PostgreSQL and a real Redis, started once, emptied before each test."""
 
+import atexit
 import gc
 import os
 import signal
@@ -85,9 +86,7 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
 
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()  # extensions take what is still there at the end for leaks, and say so
+    atexit.register(gc.unfreeze)  # what is still there at the very end extensions take for leaks, and say so
 
 
 class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist ships no types
