@@ -1,6 +1,7 @@
 """The operators' pages in Chromium: nothing that axe finds, no word in the console, charts drawn, buttons that work."""
 
 import re
+import time
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ from penstock.auth.models import AuditEntry, Tenant, User
 from penstock.auth.services import Role
 from penstock.registry.models import Worker
 from penstock.rollouts.models import Rollout
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 from sqlalchemy import select, update
 
 from tests.browser.conftest import Site, Tab
@@ -46,6 +47,15 @@ def test_pages_are_accessible_and_fit(site: Site, scene: Scene, open_tab: OpenTa
         assert violations(tab) == [], path
         assert tab.shifted() < 0.05, path
         tab.check()
+    tab.page.route("**/js/clock.js", come_late)
+    tab.open("/admin/dead-letters")
+    expect(tab.page.locator("time[title]").first).to_be_visible()
+    assert tab.shifted() < 0.05, "moments get their words after the page was painted"
+
+
+def come_late(route: Route) -> None:
+    time.sleep(0.4)
+    route.continue_()
 
 
 def test_charts_are_read_by_keyboard_and_as_a_table_in_both_themes(site: Site, scene: Scene, open_tab: OpenTab) -> None:
