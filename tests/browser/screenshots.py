@@ -116,7 +116,7 @@ def pages_of(shown: Mapping[str, str]) -> dict[str, str]:
         "job": f"/jobs/{shown['job']}",
         "new-job": f"/jobs/new?from={shown['job']}",
         "bulk": f"/jobs/bulk/{shown['bulk']}",
-        "new-bulk": "/jobs/bulk/new?action=replay&tag=import",
+        "new-bulk": "/jobs/bulk/new?action=replay&tag=import&status=succeeded",
         "batch": f"/batches/{shown['batch']}",
         "new-batch": "/batches/new",
         "webhook-endpoint": f"/webhooks/{shown['endpoint']}",
