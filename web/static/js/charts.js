@@ -7,7 +7,9 @@
 const HEIGHT = 180;
 const FETCH_AGAIN_MILLISECONDS = 15000;
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
-const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
+const plain = new Intl.NumberFormat("en", {
+  maximumFractionDigits: 2, maximumSignificantDigits: 4, roundingPriority: "lessPrecision",
+});
 const moments = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 const times = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hour12: false });
 const days = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
