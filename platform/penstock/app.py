@@ -61,6 +61,30 @@ from penstock.workers.views import routes as worker_routes
 
 _COUNT_SECONDS: Final = 0.5  # how long a request waits for Redis to count it
 _WAITING_SHARE: Final = 0.75  # of the threads; the rest answer short requests
+_APIS: Final = (
+    job_routes,
+    bulk_routes,
+    feedback_routes,
+    openai_routes,
+    file_routes,
+    batch_routes,
+    response_routes,
+    retention_routes,
+    model_routes,
+    account_routes,
+    quota_routes,
+    event_routes,
+    webhook_routes,
+    usage_routes,
+    operator_routes,
+    dead_letter_routes,
+    worker_routes,
+    metric_routes,
+    price_routes,
+    calibration_routes,
+    rollout_routes,
+    replay_routes,
+)
 log = get_logger(__name__)
 
 
@@ -103,31 +127,7 @@ def create_app(
     app.after_request(_finish)
     app.after_request(add_fields)
     app.after_request(in_openai_form)
-    apis = (
-        job_routes,
-        bulk_routes,
-        feedback_routes,
-        openai_routes,
-        file_routes,
-        batch_routes,
-        response_routes,
-        retention_routes,
-        model_routes,
-        account_routes,
-        quota_routes,
-        event_routes,
-        webhook_routes,
-        usage_routes,
-        operator_routes,
-        dead_letter_routes,
-        worker_routes,
-        metric_routes,
-        price_routes,
-        calibration_routes,
-        rollout_routes,
-        replay_routes,
-    )
-    for blueprint in (*apis, hint_views.blueprint(), health.blueprint(), openapi.blueprint()):
+    for blueprint in (*_APIS, hint_views.blueprint(), health.blueprint(), openapi.blueprint()):
         app.register_blueprint(blueprint)
     portal.register(app)
     openapi.leave_out_pages(app)
