@@ -312,7 +312,7 @@ def test_versions_load_side_by_side_and_one_that_is_damaged_says_so(
         session.merge(deployment).state = "retired"
     eventually(lambda: not is_alive(old_engine), "the end of the retired version's engine")
     eventually(lambda: list(hostings(database)) == [second.id], "the hosting to go")
-    eventually(lambda: kv_of(database).get(second.id, 0) > KV_BYTES * 0.9, "nearly the whole pool for who is left")
+    eventually(lambda: kv_of(database) == {second.id: KV_BYTES}, "the whole pool for who is left")
     assert output_of(jobs.finished(jobs.submit(params=LONG | {"max_tokens": 5})))
 
 

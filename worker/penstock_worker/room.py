@@ -134,9 +134,14 @@ class Room:
             self._changed.notify_all()
 
     def rebalance(self) -> None:
-        """Resize engines whose part of K and V is not their share: who grows takes what others have given up by now."""
+        """Resize engines whose part of K and V is not their share: who grows takes what others have given up by now.
+
+        While one that has no share is on its way out they stay as they are, and are resized once when it has gone.
+        """
         with self._changed:
             places = list(self._places.values())
+            if self._places.keys() - self._shares.keys():
+                return
             if self._admitting or not self._kv or not places or not all(place.ready for place in places):
                 return
             for place, target in self._off(places):

@@ -1,14 +1,13 @@
-"""What the commands that administer share: whose tenant, who acts, and how lists are printed."""
+"""What the commands that administer share: whose tenant, and who acts."""
 
 import getpass
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import click
 from pydantic import BaseModel, ValidationError
-from rich.table import Table
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
@@ -18,7 +17,6 @@ from penstock.auth.models import Tenant
 from penstock.auth.services import Scope
 from penstock.auth.system_tenant import SYSTEM_TENANT_ID
 from penstock.cli.database import transaction
-from penstock.cli.render import console_for, printable
 from penstock.errors import NotFound
 from penstock.problems import explain_validation
 from penstock.settings import Settings
@@ -57,17 +55,3 @@ def checked(model: type[Model], /, **members: Any) -> Model:
         return model.model_validate(members)
     except ValidationError as error:
         raise explain_validation(error) from None
-
-
-def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal; elsewhere a line for each row, its cells between tabs."""
-    console = console_for()
-    cells = [[printable(cell) for cell in row] for row in rows]
-    if not console.is_terminal:
-        for row in cells:
-            click.echo("\t".join(row))
-        return
-    table = Table(*headings, box=None, pad_edge=False)
-    for row in cells:
-        table.add_row(*row)
-    console.print(table)

@@ -7,10 +7,10 @@ import click
 from penstock.auth.models import ApiKey
 from penstock.auth.schemas import KeyRequest
 from penstock.auth.services import Scope, bootstrap, list_api_keys
-from penstock.cli.administering import administering, checked, find_tenant, print_rows, tenant_option
+from penstock.cli.administering import administering, checked, find_tenant, tenant_option
 from penstock.cli.database import transaction
 from penstock.cli.options import moment
-from penstock.cli.render import console_for, printable
+from penstock.cli.render import console_for, print_rows, printable
 from penstock.clock import iso, utc_now
 from penstock.settings import Settings
 

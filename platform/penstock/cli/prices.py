@@ -8,8 +8,9 @@ import click
 
 from penstock.auth.audit import Action, Actor, ActorKind, record
 from penstock.auth.services import Scope
-from penstock.cli.administering import checked, find_tenant, print_rows
+from penstock.cli.administering import checked, find_tenant
 from penstock.cli.database import transaction
+from penstock.cli.render import print_rows
 from penstock.clock import iso
 from penstock.settings import Settings
 from penstock.usage.budgets import list_budgets, set_budget

@@ -9,8 +9,9 @@ from penstock.auth.audit import Action, AuditFilter, list_entries
 from penstock.auth.models import Tenant
 from penstock.auth.schemas import TenantChangeRequest, TenantRequest
 from penstock.auth.services import list_tenants
-from penstock.cli.administering import administering, checked, find_tenant, print_rows
+from penstock.cli.administering import administering, checked, find_tenant
 from penstock.cli.database import transaction
+from penstock.cli.render import print_rows
 from penstock.clock import iso
 from penstock.settings import Settings
 

@@ -11,9 +11,9 @@ from penstock.auth.administration import UserChange
 from penstock.auth.models import User
 from penstock.auth.schemas import UserChangeRequest, UserRequest
 from penstock.auth.services import Role, list_users, normalised_email
-from penstock.cli.administering import administering, checked, find_tenant, print_rows, tenant_option
+from penstock.cli.administering import administering, checked, find_tenant, tenant_option
 from penstock.cli.database import transaction
-from penstock.cli.render import console_for
+from penstock.cli.render import console_for, print_rows
 from penstock.clock import iso
 from penstock.errors import NotFound
 from penstock.settings import Settings

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -10,6 +11,8 @@ from penstock.errors import NotFound
 from penstock.registry.models import Deployment
 from penstock.rollouts.history import points
 from penstock.rollouts.models import Decision, GatePoint, GateResult, Rollout
+
+Entry = TypeVar("Entry", Rollout, Decision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +47,26 @@ def list_rollouts(
     session: Session, *, model: str | None, status: str | None, limit: int, before: str | None = None
 ) -> tuple[list[Rollout], str | None]:
     """A page of rollouts, newest first, and the cursor of the next page (an id) if there is one."""
-    query = select(Rollout)
-    for column, value in ((Rollout.model_name, model), (Rollout.state, status)):
-        if value is not None:
-            query = query.where(column == value)
-    if before is not None:
-        query = query.where(Rollout.id < before)
-    found = list(session.scalars(query.order_by(Rollout.id.desc()).limit(limit + 1)))
-    return found[:limit], found[limit - 1].id if len(found) > limit else None
+    return _page(session, Rollout, ((Rollout.model_name, model), (Rollout.state, status)), limit, before)
 
 
 def list_decisions(
     session: Session, *, model: str | None, rollout_id: str | None, limit: int, before: str | None = None
 ) -> tuple[list[Decision], str | None]:
     """A page of the ledger over all models, newest first, and the cursor of the next page (an id) if there is one."""
-    query = select(Decision)
-    for column, value in ((Decision.model_name, model), (Decision.rollout_id, rollout_id)):
+    return _page(session, Decision, ((Decision.model_name, model), (Decision.rollout_id, rollout_id)), limit, before)
+
+
+def _page(
+    session: Session, kind: type[Entry], wanted: Iterable[tuple[Any, str | None]], limit: int, before: str | None
+) -> tuple[list[Entry], str | None]:
+    query = select(kind)
+    for column, value in wanted:
         if value is not None:
             query = query.where(column == value)
     if before is not None:
-        query = query.where(Decision.id < before)
-    found = list(session.scalars(query.order_by(Decision.id.desc()).limit(limit + 1)))
+        query = query.where(kind.id < before)
+    found = list(session.scalars(query.order_by(kind.id.desc()).limit(limit + 1)))
     return found[:limit], found[limit - 1].id if len(found) > limit else None
 
 

@@ -357,13 +357,13 @@ def test_a_claim_reads_a_few_rows_however_many_wait(house: House) -> None:
         house.submit(tenant)
     _multiply_jobs(house.database, 700)
     with house.database.transaction() as session:
-        session.execute(text("ANALYZE job"))
+        session.execute(text("ANALYZE job, fair_share, tenant"))  # as small as they are: nobody's guess of long ago
         explain = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {NEXT}")
         given = {"deployment_id": house.deployment.id, "last_class": JobClass.SHADOW.value}
         plan = session.execute(explain, given).scalar_one()[0]["Plan"]
         waiting = session.scalar(select(func.count()).where(Job.state == "queued"))
     assert waiting == 3 * 701
-    assert max(_rows_read(plan)) <= 10
+    assert max(_rows_read(plan)) <= len(tenants) + 1
 
 
 def _multiply_jobs(database: Database, times: int) -> None:
