@@ -151,6 +151,9 @@ def test_who_is_left_grows_into_what_the_other_had() -> None:
     a.come(needs())
     b.come(needs())
     assert (a.kv_bytes, b.kv_bytes) == (200, 200)
+    room.share_by({"b": 1.0})
+    room.rebalance()
+    assert (a.kv_bytes, b.kv_bytes) == (200, 200), "one resize, once the other has gone"
     a.go()
     room.rebalance()
     assert b.kv_bytes == 400
