@@ -7,6 +7,7 @@ import yaml
 from penstock import errors
 from penstock.auth.audit import Action
 from penstock.jobs.events import EventType
+from penstock.rollouts.events import ChampionEvent, RolloutEvent
 from penstock.settings import Settings, variable_name
 from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
@@ -56,5 +57,6 @@ def error_codes() -> set[str]:
 
 def test_every_error_event_and_action_that_clients_meet_is_documented() -> None:
     text = (ROOT / "docs/api.md").read_text()
-    missing = {name for name in error_codes() | set(EventType) | set(Action) if f"`{name}`" not in text}
+    events = {*EventType, *RolloutEvent, *ChampionEvent}
+    missing = {name for name in error_codes() | events | set(Action) if f"`{name}`" not in text}
     assert not missing

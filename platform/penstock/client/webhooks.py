@@ -11,7 +11,7 @@ from penstock.client.batches import Batch
 from penstock.client.bulk import BulkOperation
 from penstock.client.errors import WebhookInvalid
 from penstock.client.models import Document, Feedback, Job, WebhookEndpoint
-from penstock.client.rollouts import Rollout
+from penstock.client.rollouts import Decision, Rollout
 from penstock.webhooks.signing import is_signed
 
 TOLERANCE_SECONDS: Final = 300
@@ -25,7 +25,8 @@ class WebhookEvent(Document):
     """What a webhook tells: an event, and the job as it was then. `event_number` is the event's in its job.
 
     `webhook_endpoint.test` and `webhook_endpoint.disabled` have the endpoint as `data`, and no number; events of a
-    batch have the batch, of a rollout the rollout with the `decision`, and `job.feedback` has the feedback.
+    batch have the batch, of a rollout the rollout with the `decision`, of a champion that was moved by hand the
+    decision, and `job.feedback` has the feedback.
     """
 
     type: str
@@ -37,6 +38,7 @@ class WebhookEvent(Document):
         | Annotated[Batch, Tag("batch")]
         | Annotated[BulkOperation, Tag("bulk_operation")]
         | Annotated[Rollout, Tag("rollout")]
+        | Annotated[Decision, Tag("decision")]
         | Annotated[Feedback, Tag("feedback")],
         Discriminator(_kind),
     ]

@@ -17,7 +17,7 @@ from penstock.webhooks.models import WebhookAttempt
 _STEP: Final = 1000
 _SUBJECTS: Final[Mapping[str, str]] = {
     "job": "Jobs", "output": "Jobs", "batch": "Batches", "bulk": "Many at once", "rollout": "Rollouts",
-    "webhook_endpoint": "Webhooks",
+    "model": "Models", "webhook_endpoint": "Webhooks",
 }  # fmt: skip
 _NUMBER_LIST: Final = re.compile(r"\[\n\s+(-?[\d.e+-]+(?:,\n\s+-?[\d.e+-]+)*)\n\s+\]")
 _OUTCOMES: Final[Mapping[str, str]] = {

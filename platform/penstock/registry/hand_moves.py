@@ -10,17 +10,13 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from penstock.auth.audit import Actor, ActorKind
-from penstock.logs import get_logger
 from penstock.registry.models import Deployment, RoutingPolicy
 from penstock.rollouts import services as rollouts
-from penstock.rollouts.ledger import record_by_hand
+from penstock.rollouts.events import ChampionEvent
+from penstock.rollouts.ledger import HandMove, record_by_hand
 from penstock.rollouts.models import UNDER_WAY, Rollout
 
 MLFLOW: Final = Actor(ActorKind.SYSTEM, "mlflow", "somebody in MLflow", None, ())
-MOVED: Final = "alias_moved"
-REMOVED: Final = "alias_removed"
-SET_BACK: Final = "alias_set_back"
-log = get_logger(__name__)
 
 
 def lock_rollouts(session: Session) -> None:
@@ -43,9 +39,10 @@ def note_hand_move(session: Session, policy: RoutingPolicy, named: Deployment | 
     if revert and last is not None and _version(named) != last.model_version:
         _set_back(session, policy, last, named)
         return
-    move, told = (MOVED, f"moved to version {named.model_version}") if named else (REMOVED, "removed")
-    _record(session, policy, move, (_version(last), _version(named)), f"the alias champion was {told} in MLflow")
-    _end_rollout(session, policy, named, f"the alias champion was {told} in MLflow")
+    reason = f"the alias champion was {_told(named)} in MLflow"
+    event = ChampionEvent.MOVED if named else ChampionEvent.REMOVED
+    record_by_hand(session, policy, event, HandMove(last, named), MLFLOW, reason)
+    _end_rollout(session, policy, named, reason)
 
 
 def note_gone(session: Session, policy: RoutingPolicy) -> None:
@@ -53,9 +50,9 @@ def note_gone(session: Session, policy: RoutingPolicy) -> None:
     last_id = policy.incoming_id or policy.champion_id
     if last_id is None:
         return
-    version = session.get_one(Deployment, last_id).model_version
-    _record(session, policy, REMOVED, (version, None), "the model was deleted in MLflow")
-    _end_rollout(session, policy, None, "the model was deleted in MLflow")
+    gone, reason = HandMove(session.get_one(Deployment, last_id), None), "the model was deleted in MLflow"
+    record_by_hand(session, policy, ChampionEvent.REMOVED, gone, MLFLOW, reason)
+    _end_rollout(session, policy, None, reason)
 
 
 def kept_hosted(session: Session) -> set[str]:
@@ -67,9 +64,9 @@ def kept_hosted(session: Session) -> set[str]:
 
 def _set_back(session: Session, policy: RoutingPolicy, kept: Deployment, named: Deployment | None) -> None:
     policy.alias_to = kept.model_version
-    told = f"moved to version {named.model_version}" if named else "removed"
-    reason = f"the alias champion was {told} in MLflow, and is set back: PENSTOCK_REGISTRY_HAND_MOVES is revert"
-    _record(session, policy, SET_BACK, (_version(named), kept.model_version), reason)
+    told = f"the alias champion was {_told(named)} in MLflow"
+    reason = f"{told}, and is set back: PENSTOCK_REGISTRY_HAND_MOVES is revert"
+    record_by_hand(session, policy, ChampionEvent.SET_BACK, HandMove(named, kept), MLFLOW, reason)
 
 
 def _end_rollout(session: Session, policy: RoutingPolicy, named: Deployment | None, reason: str) -> None:
@@ -84,11 +81,8 @@ def _end_rollout(session: Session, policy: RoutingPolicy, named: Deployment | No
         rollouts.abort(session, rollout.id, MLFLOW, reason)
 
 
-def _record(
-    session: Session, policy: RoutingPolicy, move: str, versions: tuple[str | None, str | None], reason: str
-) -> None:
-    record_by_hand(session, policy.model_name, move, versions, MLFLOW, reason)
-    log.info("routing.moved_by_hand", model=policy.model_name, move=move, versions=versions)
+def _told(named: Deployment | None) -> str:
+    return f"moved to version {named.model_version}" if named else "removed"
 
 
 def _version(deployment: Deployment | None) -> str | None:

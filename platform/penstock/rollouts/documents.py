@@ -201,7 +201,9 @@ class DecisionDocument(_Document):
     reason: str | None
     policy_version: str | None
     judgement: JudgementDocument | None
-    artifacts: dict[str, Any] = Field(description="Version and digest of `champion` and `candidate`")
+    artifacts: dict[str, Any] = Field(
+        description="Version and digest of `champion` and `candidate`; of a move by hand, `from` and `to`"
+    )
     jobs: dict[str, Any] = Field(description="Those that `failed`, or were `rerouted`: how many, and ids")
     decided_at: datetime
 

@@ -1,4 +1,5 @@
-"""Events of rollouts: to the feeds of operators' tenants, and to those of their webhook endpoints that name them.
+"""Events of rollouts, and of champions that are moved by hand: to the feeds of operators' tenants, and to those of
+their webhook endpoints that name them.
 
 An operators' tenant has a person with the role, or a key with the scope. An event holds versions, figures and an
 operator's own words, and nothing of a tenant's job.
@@ -37,6 +38,14 @@ class RolloutEvent(StrEnum):
     ROLLED_BACK = "rollout.rolled_back"
 
 
+class ChampionEvent(StrEnum):
+    """What somebody can do to the alias `champion` in MLflow; the last is that we undid it."""
+
+    MOVED = "model.champion_moved"
+    REMOVED = "model.champion_removed"
+    SET_BACK = "model.champion_set_back"
+
+
 _OF_MOVES: Final = {
     Move.START: RolloutEvent.STARTED,
     Move.PROMOTE: RolloutEvent.VERDICT,
@@ -55,13 +64,17 @@ _OF_ENDS: Final = {
 
 def tell(session: Session, rollout: Rollout, decision: Decision) -> None:
     """Tell operators of a move, in the transaction that makes it and after the decision was flushed."""
-    document = event_document(session, rollout, decision)
-    tenants = operators_tenants(session)
-    for event in events_of(decision):
-        for tenant_id in tenants:
-            publish(session, tenant_id=tenant_id, event_type=event.value, data=document)
-            tell_endpoints(session, Owed(tenant_id, event.value, document))
+    events = events_of(decision)
+    _tell_operators(session, events, event_document(session, rollout, decision))
+    for event in events:
         log.info(event.value, rollout=rollout.id, model=rollout.model_name, state=rollout.state, decision=decision.id)
+
+
+def tell_by_hand(session: Session, event: ChampionEvent, decision: Decision) -> None:
+    """Tell operators of a move that no rollout made, in the transaction that writes it down; `data` is the decision."""
+    _tell_operators(session, [event], decision_document(decision))
+    versions = (decision.from_version, decision.to_version)
+    log.info(event.value, model=decision.model_name, versions=versions, decision=decision.id)
 
 
 def events_of(decision: Decision) -> list[RolloutEvent]:
@@ -74,6 +87,14 @@ def event_document(session: Session, rollout: Rollout, decision: Decision) -> di
     """What an event says: where the rollout stands now, and the decision without the evidence behind it."""
     document = rollout_document(rollout, versions_of(session, [rollout]))
     return document | {"decision": decision_document(decision)}
+
+
+def _tell_operators(session: Session, events: Sequence[StrEnum], document: dict[str, Any]) -> None:
+    tenants = operators_tenants(session)
+    for event in events:
+        for tenant_id in tenants:
+            publish(session, tenant_id=tenant_id, event_type=event.value, data=document)
+            tell_endpoints(session, Owed(tenant_id, event.value, document))
 
 
 def operators_tenants(session: Session) -> Sequence[str]:

@@ -1,5 +1,6 @@
 """The ledger of decisions: append-only, without a gap, linked to the versions that were judged and to their jobs."""
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import TypeAdapter
@@ -10,17 +11,34 @@ from penstock.auth.audit import Actor
 from penstock.ids import first_id, new_id
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
-from penstock.registry.models import Deployment
+from penstock.registry.models import Deployment, RoutingPolicy
 from penstock.rollouts.assignment import Arm
-from penstock.rollouts.events import tell
+from penstock.rollouts.events import ChampionEvent, tell, tell_by_hand
 from penstock.rollouts.evidence import EVIDENCE, Evidence
 from penstock.rollouts.models import Assignment, Decision, Rollout
 from penstock.rollouts.rerouting import Rerouted
 from penstock.rollouts.states import Position, State
 from penstock.rollouts.verdicts import Judgement
 
+_BY_HAND: Final = {
+    ChampionEvent.MOVED: "alias_moved",
+    ChampionEvent.REMOVED: "alias_removed",
+    ChampionEvent.SET_BACK: "alias_set_back",
+}
 JUDGEMENT: Final = TypeAdapter(Judgement)
 _SHOWN: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class HandMove:
+    """Which version an alias named before, and after; None where it names none."""
+
+    before: Deployment | None
+    after: Deployment | None
+
+    @property
+    def versions(self) -> dict[str, Deployment | None]:
+        return {"from": self.before, "to": self.after}
 
 
 def ledger(session: Session, rollout_id: str) -> list[Decision]:
@@ -72,25 +90,28 @@ def record(
 
 
 def record_by_hand(
-    session: Session, model_name: str, move: str, versions: tuple[str | None, str | None], actor: Actor, reason: str
+    session: Session, route: RoutingPolicy, event: ChampionEvent, moved: HandMove, actor: Actor, reason: str
 ) -> Decision:
-    """Write down that the alias `champion` was moved from one version to another, but not by a rollout.
+    """Write down that the alias `champion` was moved, but not by a rollout, and tell operators of it.
 
     The model's route is locked: it is what keeps the numbers without a gap.
     """
+    model_name = route.model_name
     mine = select(func.count()).where(Decision.model_name == model_name, Decision.rollout_id.is_(None))
     decision = Decision(
         id=new_id("dcs"),
         model_name=model_name,
         number=(session.scalar(mine) or 0) + 1,
-        move=move,
-        from_version=versions[0],
-        to_version=versions[1],
+        move=_BY_HAND[event],
+        from_version=moved.before.model_version if moved.before else None,
+        to_version=moved.after.model_version if moved.after else None,
+        artifacts={name: _artifact(version) for name, version in moved.versions.items() if version is not None},
         **_actor(actor),
         reason=reason,
     )
     session.add(decision)
     session.flush()
+    tell_by_hand(session, event, decision)
     return decision
 
 

@@ -212,7 +212,7 @@ class Decision(Base):
     """Which version jobs went to before, and after: the champion's."""
     to_version: Mapped[str | None]
     artifacts: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
-    """`champion` and `candidate`: each one's version, and the digest of its files."""
+    """`champion` and `candidate`, or by hand `from` and `to`: each one's version, and the digest of its files."""
     jobs: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
     """`failed`: the candidate's that did, and `rerouted`: those that went to the champion; how many, and ids."""
     actor_kind: Mapped[str]

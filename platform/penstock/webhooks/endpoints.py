@@ -30,7 +30,7 @@ MOST_ENDPOINTS: Final = 20
 
 SYSTEM: Final = Actor(ActorKind.SYSTEM, "webhooks", "Penstock", None, ())
 BY_HAND: Final = "disabled by hand"
-OPERATORS_EVENTS: Final = "rollout."
+OPERATORS_EVENTS: Final = ("rollout.", "model.")
 """Events of the installation, which only an operator can have sent to an address."""
 
 

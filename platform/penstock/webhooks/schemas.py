@@ -18,6 +18,7 @@ WebhookEventName = Literal[
     "bulk.created", "bulk.running", "bulk.completed", "bulk.cancelled",
     "rollout.started", "rollout.verdict", "rollout.paused", "rollout.resumed", "rollout.aborted", "rollout.promoted",
     "rollout.rejected", "rollout.rolled_back",
+    "model.champion_moved", "model.champion_removed", "model.champion_set_back",
 ]  # fmt: skip
 FINAL_EVENTS: Final = [event.value for event in EventType if event.final]
 _WEEK_SECONDS: Final = 7 * 86_400

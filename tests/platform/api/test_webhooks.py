@@ -13,7 +13,7 @@ from penstock.bulk.telling import BulkEvent
 from penstock.db import Database
 from penstock.feedback.services import FEEDBACK_GIVEN
 from penstock.jobs.events import EventType
-from penstock.rollouts.events import RolloutEvent
+from penstock.rollouts.events import ChampionEvent, RolloutEvent
 from penstock.settings import Settings
 from penstock.webhooks.documents import (
     WebhookDeliveryDetail,
@@ -99,6 +99,7 @@ def test_every_event_can_be_named() -> None:
         *BatchEvent,
         *BulkEvent,
         *RolloutEvent,
+        *ChampionEvent,
         EndpointEvent.DISABLED,
         FEEDBACK_GIVEN,
     }

@@ -5,8 +5,12 @@ from contextlib import closing
 
 import pytest
 from penstock.auth.audit import Actor, ActorKind
+from penstock.auth.services import Scope, create_api_key
+from penstock.client import Decision as ToldDecision
 from penstock.db import Database
 from penstock.errors import ModelNotFound, ServiceUnavailable
+from penstock.events.models import FeedEvent
+from penstock.ids import new_id
 from penstock.registry import hosting_services as hosting
 from penstock.registry.hosting_services import HostingReport, HostingState, WorkerCard
 from penstock.registry.mlflow_api import MlflowApi
@@ -21,8 +25,10 @@ from penstock.rollouts.models import Decision, Rollout
 from penstock.rollouts.policy import Canary, Policy, Step
 from penstock.rollouts.statistics import Sample, Tally
 from penstock.settings import Settings
+from penstock.webhooks.models import WebhookDelivery, WebhookEndpoint
 from sqlalchemy import select, update
 
+from tests.factories import make_tenant
 from tests.platform.registry.conftest import Registrar
 from tests.platform.registry.outage import way_to
 
@@ -39,6 +45,14 @@ class Registry:
         self.database, self.synchroniser, self.mlflow = database, synchroniser, mlflow
         with database.transaction() as session:
             hosting.register_worker(session, WorkerCard("wrk_1", "test", 1, "cpu", 4))
+            self.operator = make_tenant(session).id
+            create_api_key(session, tenant_id=self.operator, name="o", scopes=[Scope.OPERATOR], environment="test")
+            session.add(
+                WebhookEndpoint(
+                    id=new_id("whe"), tenant_id=self.operator, url="http://127.0.0.1:9/", secret="whsec_dGVzdA==",
+                    events=["model.champion_set_back", "model.champion_removed"],
+                )
+            )  # fmt: skip
 
     def follow(self) -> None:
         assert self.synchroniser.tick()
@@ -83,6 +97,17 @@ class Registry:
         query = select(Decision).where(Decision.rollout_id.is_(None)).order_by(Decision.number)
         with self.database.transaction() as session:
             return [(row.number, row.move, row.from_version, row.to_version) for row in session.scalars(query)]
+
+    def told(self) -> list[FeedEvent]:
+        """What operators' feeds say of moves that no rollout made."""
+        query = select(FeedEvent).where(FeedEvent.type.startswith("model.")).order_by(FeedEvent.id)
+        with self.database.transaction() as session:
+            return list(session.scalars(query))
+
+    def delivered(self) -> list[str]:
+        """What is owed to the operators' webhook endpoint."""
+        with self.database.transaction() as session:
+            return [each.payload["type"] for each in session.scalars(select(WebhookDelivery))]
 
 
 @pytest.fixture
@@ -166,6 +191,14 @@ def test_a_hand_that_moves_the_alias_elsewhere_ends_the_rollout(registry: Regist
     registry.make_ready()
     assert (registry.state(rollout_id), registry.serving()) == ("aborted", "3")
     assert registry.by_hand() == [(1, "alias_moved", None, "1"), (2, "alias_moved", "1", "3")]
+    first, second = registry.told()
+    assert (first.type, second.type, second.tenant_id) == ("model.champion_moved", first.type, registry.operator)
+    decision = second.data
+    assert (decision["object"], decision["rollout_id"], decision["actor"]["id"]) == ("decision", None, "mlflow")
+    assert (decision["from_version"], decision["to_version"]) == ("1", "3")
+    assert {name: each["version"] for name, each in decision["artifacts"].items()} == {"from": "1", "to": "3"}
+    assert decision["artifacts"]["from"]["digest"] != decision["artifacts"]["to"]["digest"]
+    assert ToldDecision.model_validate(decision).reason == "the alias champion was moved to version 3 in MLflow"
     with registry.database.transaction() as session:
         last = ledger(session, rollout_id)[-1]
         assert (last.move, last.actor_name) == ("abort", "somebody in MLflow")
@@ -196,6 +229,8 @@ def test_an_alias_that_is_removed_and_a_model_that_is_deleted_end_it_too(
     assert (registry.state(second), registry.serving()) == ("aborted", None)
     moves = [move for _, move, _, _ in registry.by_hand()]
     assert moves == ["alias_moved", "alias_removed", "alias_moved", "alias_removed"]
+    names = ["model.champion_moved", "model.champion_removed"] * 2
+    assert ([each.type for each in registry.told()], registry.delivered()) == (names, ["model.champion_removed"] * 2)
 
 
 def test_where_hands_are_not_honoured_the_alias_is_set_back(strict: Registry, registrar: Registrar) -> None:
@@ -210,6 +245,7 @@ def test_where_hands_are_not_honoured_the_alias_is_set_back(strict: Registry, re
         strict.follow()
     assert (strict.serving(), strict.alias()) == ("1", "1")
     assert strict.by_hand()[1:] == [(2, "alias_set_back", "3", "1"), (3, "alias_set_back", None, "1")]
+    assert strict.delivered() == ["model.champion_set_back"] * 2
 
 
 def test_an_alias_that_mlflow_refuses_stops_nothing_else(strict: Registry, registrar: Registrar) -> None:

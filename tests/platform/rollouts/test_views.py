@@ -287,6 +287,8 @@ def test_operators_are_told_of_every_move_and_nobody_else_is(
     assert "operator" in refused(stranger.post("/v1/webhook-endpoints", hook), 403, "forbidden", "events")
     admin = caller.post("/v1/keys", {"name": "an admin of the tenant", "scopes": ["admin"]}).json["key"]
     path = f"/v1/webhook-endpoints/{endpoint_id}"
+    champions = {"url": hook["url"], "events": ["model.champion_moved"]}
+    refused(stranger.post("/v1/webhook-endpoints", champions), 403, "forbidden", "events")
     elsewhere = replace(caller, key=admin).call("PATCH", path, {"url": "http://127.0.0.1:9/theirs"})
     refused(elsewhere, 403, "forbidden", "events")
     rollout_id = started(caller, policy=CANARY_ONLY)
