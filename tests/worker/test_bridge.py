@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from penstock.jobs.states import JobState, RunOutcome
-from penstock_worker.bridge import Bridge, EngineFailed
+from penstock_worker.bridge import Bridge
+from penstock_worker.engine_child import EngineFailed
 from penstock_worker.messages import EngineSpec
 from penstock_worker.requests import request_of
 from penstock_worker.running import Finished, GivenBack
@@ -142,7 +143,7 @@ def test_a_choice_that_ends_at_a_stop_string_leaves_the_engine_while_the_others_
     eventually(lambda: opened.bridge.free_places == PLACES, "the places")
 
 
-def _figures(bridge: Bridge) -> dict[str, int]:
+def _figures(bridge: Bridge) -> dict[str, int | float]:
     """The engine's last, after a ping that it is due to answer with them."""
     bridge.watch()
     return bridge.stats

@@ -11,7 +11,8 @@ import pytest
 from penstock_engine import Engine, EngineConfig, Request, SamplingParams
 from penstock_engine.errors import TraceUnreadable
 from penstock_engine.trace import StepTrace
-from penstock_worker.bridge import Bridge, EngineFailed
+from penstock_worker.bridge import Bridge
+from penstock_worker.engine_child import EngineFailed
 from penstock_worker.messages import EngineSpec
 from penstock_worker.traces.file import KEPT, TraceFile, read_kept
 

@@ -66,8 +66,8 @@ def test_a_step_that_hangs_is_ended_and_says_where_it_hung(
 
 
 def test_an_idle_process_that_answers_nothing_is_ended(opened: OpenBridge) -> None:
-    assert opened.bridge._process is not None
-    os.kill(opened.bridge._process.pid, signal.SIGSTOP)
+    assert opened.bridge.pid is not None
+    os.kill(opened.bridge.pid, signal.SIGSTOP)
     assert watched_until_it_ends(opened) == HOW
 
 

@@ -9,27 +9,20 @@ next one.
     journal writer ◀── jobs' entries ◀── reader  ◀── └────────────────┘
 """
 
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from multiprocessing import Pipe
 from typing import Final
 
 import msgspec
 from penstock.jobs.states import JobState
-from penstock.logs import get_logger
 
 from penstock_worker.answers import by_request, give, refuse
 from penstock_worker.energy import EnergyMeter, energy_meter
-from penstock_worker.engine_process import ENGINE_PROGRAM, SHOW_STACKS
+from penstock_worker.engine_child import EngineChild
+from penstock_worker.engine_process import ENGINE_PROGRAM
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.messages import (
-    Broken,
     Commands,
     EngineSpec,
     FromEngine,
@@ -40,33 +33,12 @@ from penstock_worker.messages import (
     Share,
     StepReport,
     Submit,
-    decode_report,
-    encode,
 )
 from penstock_worker.running import Finished, RunningJob
 from penstock_worker.worker_metrics import EngineMetrics, WorkerMetrics
 
-_EXIT_SECONDS: Final = 10.0
 _PING_SECONDS: Final = 1.0
 _STACKS_SECONDS: Final = 0.5
-# How long the engine's threads spin before they sleep, in turns of a loop: 30,000 are some tens of microseconds, enough
-# for the moments between two products. At OpenMP's default, where another process keeps a core busy, two of them end up
-# spinning on one core, each through the other's time: products that take 5 ms took 23.
-_SPIN_COUNT: Final = "30000"
-
-log = get_logger(__name__)
-
-
-class EngineFailed(Exception):
-    """The engine process ended before it was ready. `code` is the engine's own, or `engine_exited`.
-
-    `killed` says that a signal ended it which was not ours: nothing that it said, or did, is to be mended.
-    """
-
-    def __init__(self, code: str, message: str, *, killed: bool = False) -> None:
-        super().__init__(message)
-        self.code = code
-        self.killed = killed
 
 
 def _as_set(needs: Needs) -> int | None:
@@ -101,10 +73,9 @@ class Bridge:
         self.device = spec.device
         self.stats: dict[str, int | float] = {}
         self._spec = spec
-        self._program = program
+        self._child = EngineChild(program)
         self._meter_of = meter_of
         self._energy = EnergyMeter(None, "the engine has not started")
-        self._process: subprocess.Popen[bytes] | None = None
         self._journal_writer = writer
         self._stall_seconds = stall_seconds
         self._jobs: dict[str, RunningJob] = {}
@@ -120,28 +91,15 @@ class Bridge:
         self._paused = False
         self._heard_at = self._progressed_at = self._pinged_at = time.monotonic()
         self._stacks_asked_at: float | None = None
-        self._broken: Broken | None = None
-        self._killed_because: str | None = None
 
     # The process: called by the thread that owns it
 
     def start(self) -> None:
         """Start the process and wait until it is ready. Raises EngineFailed."""
-        self._connection, theirs = Pipe()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, *self._program, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={"GOMP_SPINCOUNT": _SPIN_COUNT, **os.environ},
-            )
-        if self._killed_because is not None:
-            self._process.kill()
-        with suppress(BrokenPipeError):
-            self._connection.send_bytes(encode(self._spec))
+        self._child.start(self._spec)
         while not isinstance(message := self._receive(), Ready):
             if message is None:
-                raise self._failure()
+                raise self._child.failure()
             if isinstance(message, Needs):
                 self._answer(message)
             self._take(message)
@@ -157,11 +115,10 @@ class Bridge:
         try:
             granted = self._grant(needs)
         except Exception:
-            self.kill("it was refused its memory")
-            self._how_it_ended()
+            self._child.kill("it was refused its memory")
+            self._child.how_it_ended()
             raise
-        with suppress(OSError):  # it has gone, which the next message tells
-            self._connection.send_bytes(encode(Grant(granted)))
+        self._child.send(Grant(granted))
 
     def read(self) -> str:
         """Give every message to the jobs until the process ends; returns how it ended."""
@@ -170,18 +127,12 @@ class Bridge:
         with self._lock:
             self._closed = True
             self._to_send.notify()
-        return self._how_it_ended()
+        return self._child.how_it_ended()
 
     def _receive(self) -> FromEngine | None:
         """The next message; None once the process has gone."""
-        try:
-            message = decode_report(self._connection.recv_bytes())
-        except (EOFError, OSError):
-            return None
-        except msgspec.DecodeError as error:
-            self.kill(f"the engine process sent what cannot be read: {error}")
-            return None
-        self._heard_at = time.monotonic()
+        if (message := self._child.receive()) is not None:
+            self._heard_at = time.monotonic()
         return message
 
     def _take(self, message: FromEngine) -> None:
@@ -190,8 +141,6 @@ class Bridge:
                 self._take_report(message)
             case Loading():
                 self.progress = message.progress
-            case Broken():
-                self._broken = message
 
     def _take_report(self, report: StepReport) -> None:
         if report.step != self._report.step:
@@ -270,29 +219,6 @@ class Bridge:
                 self._commands.aborts.extend((job.request_id, choice) for choice in choices)
                 self._send_soon()
 
-    def _how_it_ended(self) -> str:
-        assert self._process is not None
-        try:
-            code = self._process.wait(_EXIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        self._connection.close()
-        if self._killed_because is not None:
-            return self._killed_because
-        if self._broken is not None:
-            return self._broken.message
-        if code < 0:
-            return f"the engine process was ended by {signal.Signals(-code).name}"
-        return f"the engine process ended with exit code {code}"
-
-    def _failure(self) -> EngineFailed:
-        how = self._how_it_ended()
-        if self._broken is not None:
-            return EngineFailed(self._broken.code, how)
-        assert self._process is not None
-        return EngineFailed("engine_exited", how, killed=self._killed_because is None and self._process.returncode < 0)
-
     # Requests: called by any thread
 
     @property
@@ -358,7 +284,7 @@ class Bridge:
     @property
     def pid(self) -> int | None:
         """Of the process, once it has begun."""
-        return self._process.pid if self._process is not None else None
+        return self._child.pid
 
     def resize(self, kv_bytes: int) -> None:
         """Have K and V take so many bytes from the end of the step on that runs now."""
@@ -392,9 +318,7 @@ class Bridge:
     def _write(self) -> None:
         """The writer thread: one message for all that was asked since the last."""
         while (commands := self._next_commands()) is not None:
-            try:
-                self._connection.send_bytes(encode(commands))
-            except OSError:
+            if not self._child.send(commands):
                 return  # the process has gone; the reader sees it too
 
     def _next_commands(self) -> Commands | None:
@@ -432,17 +356,12 @@ class Bridge:
                 self._send_soon()
 
     def _end_stalled(self, now: float) -> None:
-        assert self._process is not None  # only what is ready is watched
         if self._stacks_asked_at is None:
             self._stacks_asked_at = now
-            self._process.send_signal(SHOW_STACKS)
+            self._child.show_stacks()
         elif now - self._stacks_asked_at >= _STACKS_SECONDS:
             self.kill(f"the engine process took no step for {self._stall_seconds:g} s")
 
     def kill(self, reason: str) -> None:
         """End the process at once; `read` (or `start`) then says why."""
-        if self._killed_because is None:
-            log.warning("engine.killed", reason=reason)
-            self._killed_because = reason
-        if self._process is not None:
-            self._process.kill()
+        self._child.kill(reason)

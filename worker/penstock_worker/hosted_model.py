@@ -17,9 +17,10 @@ from penstock.registry.hosting_services import HostingReport, HostingState
 from penstock.registry.models import Deployment
 from penstock.registry.tokenizer import ModelTokenizer
 
-from penstock_worker.bridge import Bridge, EngineFailed
+from penstock_worker.bridge import Bridge
 from penstock_worker.device_memory import DoesNotFit
 from penstock_worker.energy import EnergyMeter, energy_meter
+from penstock_worker.engine_child import EngineFailed
 from penstock_worker.engine_process import ENGINE_PROGRAM
 from penstock_worker.journal_writer import JournalWriter
 from penstock_worker.messages import EngineSpec, Needs
