@@ -10,8 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from penstock.client import Job, JobState
-from penstock.client.models import Queue
+from penstock.client import Job, JobState, Queue
 from penstock.clock import between_words, utc_now
 
 STYLES: Final = {

@@ -29,8 +29,7 @@ from penstock.cli.render import (
     timeline_note,
     write_text,
 )
-from penstock.client import Client, Event, Job, JobState, PenstockError, StateEvent, TokenEvent
-from penstock.client.models import Queue
+from penstock.client import Client, Event, Job, JobState, PenstockError, Queue, StateEvent, TokenEvent
 
 _FRAMES_PER_SECOND = 12
 _LOOK_SECONDS = 2.0

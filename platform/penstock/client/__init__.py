@@ -4,6 +4,7 @@ from penstock.client.async_client import AsyncClient
 from penstock.client.batches import Batch, BatchLines, BatchResult
 from penstock.client.bulk import BulkFailure, BulkOperation
 from penstock.client.client import Client
+from penstock.client.endpoints import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from penstock.client.errors import (
     ConnectionFailed,
     UnexpectedAnswer,
@@ -12,34 +13,28 @@ from penstock.client.errors import (
     WebhookInvalid,
 )
 from penstock.client.events import Event, StateEvent, TokenEvent
+from penstock.client.feed import FeedEvent
 from penstock.client.files import File
-from penstock.client.keys import ApiKey
-from penstock.client.models import (
+from penstock.client.house import Model
+from penstock.client.inputs import Message, Params, ResponseFormat, Webhook
+from penstock.client.job_documents import (
     Alternative,
     Budget,
     CalledFunction,
     Choice,
     Feedback,
-    FeedEvent,
     Job,
     JobError,
-    Message,
-    Model,
     Output,
-    Params,
     Queue,
-    ResponseFormat,
     Run,
     Score,
     TimelineEvent,
     TokenLogprob,
     ToolCall,
     Usage,
-    Webhook,
-    WebhookAttempt,
-    WebhookDelivery,
-    WebhookEndpoint,
 )
+from penstock.client.keys import ApiKey
 from penstock.client.operation import DeadLetter, DeadLetterGroup, Deployment, Placement, Worker
 from penstock.client.replays import Replay
 from penstock.client.rollouts import Decision, Flip, Judgement, Rollout, RolloutGate, RolloutPolicy

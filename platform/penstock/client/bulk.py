@@ -6,8 +6,8 @@ from typing import Any, Final, Literal
 from urllib.parse import quote
 from uuid import uuid4
 
+from penstock.client.documents import Document, parse
 from penstock.client.jobs import in_utc
-from penstock.client.models import Document, parse
 from penstock.client.patience import Patience
 from penstock.client.reading import Asking, Pages, Waiting
 from penstock.client.transport import IDEMPOTENCY_HEADER

@@ -5,19 +5,79 @@ from datetime import datetime
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
+from pydantic import Field
+
+from penstock.client.documents import Document, parse
 from penstock.client.jobs import given, in_utc
-from penstock.client.models import (
-    WebhookDelivery,
-    WebhookDeliveryPage,
-    WebhookEndpoint,
-    WebhookEndpointList,
-    WebhookReplay,
-    parse,
-)
 from penstock.client.reading import Asking, Pages
 
 _ENDPOINTS: Final = "/v1/webhook-endpoints"
 _DELIVERIES: Final = "/v1/webhook-deliveries"
+
+
+class WebhookEndpoint(Document):
+    """An address that gets events of all jobs. `secret` is there when it was just made, and None ever after."""
+
+    id: str
+    url: str
+    description: str
+    events: list[str]
+    previous_secret_until: datetime | None
+    failures: int
+    failing_since: datetime | None
+    disabled_at: datetime | None
+    disabled_reason: str | None
+    created_at: datetime
+    secret: str | None = None
+
+
+class WebhookEndpointList(Document):
+    """All of them."""
+
+    data: list[WebhookEndpoint]
+
+
+class WebhookAttempt(Document):
+    """One HTTP try of a delivery: a `status_code`, or an `error`."""
+
+    number: int
+    started_at: datetime
+    milliseconds: int
+    status_code: int | None
+    response_body: str | None
+    error: str | None
+
+
+class WebhookDelivery(Document):
+    """One event on its way to one address; `payload` and `attempt_history` come with `webhooks.delivery`."""
+
+    id: str
+    endpoint_id: str | None
+    job_id: str | None
+    event_number: int | None
+    type: str
+    url: str
+    status: Literal["waiting", "delivered", "failed"]
+    attempts: int
+    next_attempt_at: datetime | None
+    created_at: datetime
+    delivered_at: datetime | None
+    payload: dict[str, Any] | None = None
+    attempt_history: list[WebhookAttempt] = Field(default_factory=list)
+
+
+class WebhookDeliveryPage(Document):
+    """One page of the log."""
+
+    data: list[WebhookDelivery]
+    has_more: bool
+    next: str | None
+
+
+class WebhookReplay(Document):
+    """How many deliveries a replay has set going."""
+
+    replayed: int
 
 
 class Webhooks:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from penstock.client.documents import AnyDocument
 from penstock.client.errors import UnexpectedAnswer
-from penstock.client.models import Alternative, AnyDocument, Job, TokenLogprob
+from penstock.client.job_documents import Alternative, Job, TokenLogprob
 from penstock.client.sse import Message
 
 DELTA: Final = "output.delta"

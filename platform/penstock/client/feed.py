@@ -1,18 +1,38 @@
 """`client.events` and `client.follow_events`: all that happened in the tenant, each event once and in order."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final
 
 from pydantic import ValidationError
 
+from penstock.client.documents import Document, parse
 from penstock.client.errors import UnexpectedAnswer
-from penstock.client.models import FeedEvent, FeedPage, parse
 from penstock.client.reading import Pages, Reader
 from penstock.client.sse import Message
 
 _PATH: Final = "/v1/events"
 _BEGINNING: Final = "0"
 NOW: Final = "now"
+
+
+class FeedEvent(Document):
+    """Something that happened in the tenant; `event_number` counts within the job `job_id`."""
+
+    id: str
+    type: str
+    job_id: str | None
+    event_number: int | None
+    data: dict[str, Any]
+    created_at: datetime
+
+
+class FeedPage(Document):
+    """One page of the feed."""
+
+    data: list[FeedEvent]
+    has_more: bool
+    next: str
 
 
 def feed(after: str | None, page_size: int | None) -> Pages[FeedEvent]:

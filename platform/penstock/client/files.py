@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal
 from urllib.parse import quote
 
-from penstock.client.models import Document, parse
+from penstock.client.documents import Document, parse
 from penstock.client.reading import Asking, Pages, Upload
 
 _PATH: Final = "/v1/files"

@@ -4,13 +4,43 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from penstock.client.feed import FeedReader, feed
+from penstock.client.documents import Document, parse
+from penstock.client.feed import FeedEvent, FeedReader, feed
 from penstock.client.jobs import in_utc
 from penstock.client.model_work import ModelWork
-from penstock.client.models import FeedEvent, Model, ModelList, WebhookSecret, parse
 from penstock.client.patience import OnLost, Patience
 from penstock.client.reading import Asking, Pages
 from penstock.client.usage import BudgetList, Quotas, TenantBudget, UsagePage, UsageRow
+
+
+class Model(Document):
+    """A model that takes jobs. `ready` says whether a worker would take one now, `state` the same in words."""
+
+    id: str
+    version: str
+    champion_since: datetime
+    challenger_version: str | None
+    context_length: int
+    recipe: dict[str, Any]
+    ready: bool
+    state: str
+
+    @property
+    def name(self) -> str:
+        """What jobs ask for."""
+        return self.id
+
+
+class ModelList(Document):
+    """All models."""
+
+    data: list[Model]
+
+
+class WebhookSecret(Document):
+    """What signs a tenant's webhooks."""
+
+    secret: str
 
 
 class House(ModelWork):

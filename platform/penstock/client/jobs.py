@@ -7,9 +7,11 @@ from typing import Any, Final, Literal
 from urllib.parse import quote
 from uuid import uuid4
 
+from penstock.client.documents import parse
 from penstock.client.errors import WaitTimedOut
 from penstock.client.events import Cursor, Event
-from penstock.client.models import Feedback, FeedbackPage, Job, JobPage, Message, Params, Webhook, parse
+from penstock.client.inputs import Message, Params, Webhook
+from penstock.client.job_documents import Feedback, FeedbackPage, Job, JobPage
 from penstock.client.patience import OnLost, Patience
 from penstock.client.reading import Asking, Pages, Waiting
 from penstock.client.stream import JobReader

@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import Final
 from urllib.parse import quote
 
+from penstock.client.documents import Document, parse
 from penstock.client.jobs import given, in_utc
-from penstock.client.models import Document, parse
 from penstock.client.reading import Asking
 
 _PATH: Final = "/v1/keys"

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, NotRequired, TypedDict
 
+from penstock.client.documents import Document, parse
+from penstock.client.inputs import Webhook
+from penstock.client.job_documents import Job
 from penstock.client.jobs import given, idempotency, in_utc
-from penstock.client.models import CalibrationTexts, Job, Webhook, parse
 from penstock.client.reading import Asking
 
 # `from` is a keyword, so it is spelled as a call.
@@ -33,6 +35,12 @@ class Recipe(TypedDict, total=False):
     samples: int
     length: int
     seed: int
+
+
+class CalibrationTexts(Document):
+    """Text of jobs, to calibrate by."""
+
+    data: list[dict[str, Any]]
 
 
 class ModelWork:

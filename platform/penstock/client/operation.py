@@ -7,8 +7,9 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from penstock.client.bulk import BulkOperation
+from penstock.client.documents import Document, parse
+from penstock.client.job_documents import Run
 from penstock.client.jobs import given
-from penstock.client.models import Document, Run, parse
 from penstock.client.reading import Asking, Pages
 from penstock.client.transport import IDEMPOTENCY_HEADER
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final, Generic, Protocol, TypeVar
 
-from penstock.client.models import parse
+from penstock.client.documents import parse
 from penstock.client.patience import Patience
 from penstock.client.sse import Decoder, Message
 

@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
+from penstock.client.documents import Document, parse
 from penstock.client.jobs import in_utc
-from penstock.client.models import Document, parse
 from penstock.client.patience import Patience
 from penstock.client.reading import Asking, Pages, Waiting
 

@@ -2,7 +2,7 @@
 
 from decimal import Decimal
 
-from penstock.client.models import Document
+from penstock.client.documents import Document
 
 
 class UsageRow(Document):

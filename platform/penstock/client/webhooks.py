@@ -9,8 +9,10 @@ from pydantic import Discriminator, Tag, ValidationError
 
 from penstock.client.batches import Batch
 from penstock.client.bulk import BulkOperation
+from penstock.client.documents import Document
+from penstock.client.endpoints import WebhookEndpoint
 from penstock.client.errors import WebhookInvalid
-from penstock.client.models import Document, Feedback, Job, WebhookEndpoint
+from penstock.client.job_documents import Feedback, Job
 from penstock.client.rollouts import Decision, Rollout
 from penstock.webhooks.signing import is_signed
 

@@ -1,86 +1,13 @@
-"""What is sent to the server, and what it answers with as frozen models, which keep members that they do not know."""
+"""A job, its answer, and what the server tells of both."""
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal, NotRequired, TypedDict, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from penstock.client.errors import UnexpectedAnswer
+from penstock.client.documents import Document
 from penstock.jobs.states import JobState
-
-
-class Message(TypedDict):
-    """One message of a conversation. Beside `tool_calls`, `content` may be None; a tool's names the call it answers."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str | None
-    tool_calls: NotRequired[list[dict[str, Any]]]
-    tool_call_id: NotRequired[str]
-
-
-class ResponseFormat(TypedDict):
-    """What the output must be; beside `type` comes the member that the type needs, and no other."""
-
-    type: Literal["json_object", "json_schema", "regex", "lark", "choice"]
-    schema: NotRequired[dict[str, Any]]
-    regex: NotRequired[str]
-    lark: NotRequired[str]
-    choice: NotRequired[list[str]]
-
-
-class Params(TypedDict, total=False):
-    """Sampling; what is left out is the server's default."""
-
-    response_format: ResponseFormat | None
-    tools: list[dict[str, Any]]
-    tool_choice: str | dict[str, Any]
-    parallel_tool_calls: bool
-    max_tokens: int | None
-    min_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: dict[str, float]
-    seed: int | None
-    stop: list[str]
-    stop_token_ids: list[int]
-    ignore_eos: bool
-    logprobs: bool
-    top_logprobs: int
-    prompt_logprobs: int | None
-    n: int
-    best_of: int | None
-
-
-class Webhook(TypedDict):
-    """Where events of the job are sent; those of final states when `events` is left out."""
-
-    url: str
-    events: NotRequired[list[str]]
-
-
-class Document(BaseModel):
-    """Base of them all."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
-
-
-AnyDocument = TypeVar("AnyDocument", bound=Document)
-
-
-def parse(kind: type[AnyDocument], document: object) -> AnyDocument:
-    """The server's answer as a model. Raises `UnexpectedAnswer` naming the first member that is not as it should be."""
-    try:
-        return kind.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UnexpectedAnswer(f"the server's {kind.__name__} is not as expected: {place}: {first['msg']}") from error
 
 
 class Alternative(Document):
@@ -141,7 +68,7 @@ class Output(Document):
     was found: `figures`, and the `ratio` of `bytes` to `source_bytes`.
     """
 
-    choices: list[Choice] = []
+    choices: list[Choice] = Field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] | None = None
     score: Score | None = None
     model: str | None = None
@@ -201,42 +128,6 @@ class JobError(Document):
 
     code: str
     message: str
-
-
-class ModelList(Document):
-    """All models."""
-
-    data: list["Model"]
-
-
-class Model(Document):
-    """A model that takes jobs. `ready` says whether a worker would take one now, `state` the same in words."""
-
-    id: str
-    version: str
-    champion_since: datetime
-    challenger_version: str | None
-    context_length: int
-    recipe: dict[str, Any]
-    ready: bool
-    state: str
-
-    @property
-    def name(self) -> str:
-        """What jobs ask for."""
-        return self.id
-
-
-class CalibrationTexts(Document):
-    """Text of jobs, to calibrate by."""
-
-    data: list[dict[str, Any]]
-
-
-class WebhookSecret(Document):
-    """What signs a tenant's webhooks."""
-
-    secret: str
 
 
 class Ahead(Document):
@@ -339,8 +230,8 @@ class Job(Document):
     first_token_at: datetime | None
     finished_at: datetime | None
     queue: Queue | None = None
-    timeline: list[TimelineEvent] = []
-    run_history: list[Run] = []
+    timeline: list[TimelineEvent] = Field(default_factory=list)
+    run_history: list[Run] = Field(default_factory=list)
 
     @property
     def finished(self) -> bool:
@@ -392,87 +283,3 @@ class JobPage(Document):
     data: list[Job]
     has_more: bool
     next: str | None
-
-
-class WebhookEndpoint(Document):
-    """An address that gets events of all jobs. `secret` is there when it was just made, and None ever after."""
-
-    id: str
-    url: str
-    description: str
-    events: list[str]
-    previous_secret_until: datetime | None
-    failures: int
-    failing_since: datetime | None
-    disabled_at: datetime | None
-    disabled_reason: str | None
-    created_at: datetime
-    secret: str | None = None
-
-
-class WebhookEndpointList(Document):
-    """All of them."""
-
-    data: list[WebhookEndpoint]
-
-
-class WebhookAttempt(Document):
-    """One HTTP try of a delivery: a `status_code`, or an `error`."""
-
-    number: int
-    started_at: datetime
-    milliseconds: int
-    status_code: int | None
-    response_body: str | None
-    error: str | None
-
-
-class WebhookDelivery(Document):
-    """One event on its way to one address; `payload` and `attempt_history` come with `webhooks.delivery`."""
-
-    id: str
-    endpoint_id: str | None
-    job_id: str | None
-    event_number: int | None
-    type: str
-    url: str
-    status: Literal["waiting", "delivered", "failed"]
-    attempts: int
-    next_attempt_at: datetime | None
-    created_at: datetime
-    delivered_at: datetime | None
-    payload: dict[str, Any] | None = None
-    attempt_history: list[WebhookAttempt] = []
-
-
-class WebhookDeliveryPage(Document):
-    """One page of the log."""
-
-    data: list[WebhookDelivery]
-    has_more: bool
-    next: str | None
-
-
-class WebhookReplay(Document):
-    """How many deliveries a replay has set going."""
-
-    replayed: int
-
-
-class FeedEvent(Document):
-    """Something that happened in the tenant; `event_number` counts within the job `job_id`."""
-
-    id: str
-    type: str
-    job_id: str | None
-    event_number: int | None
-    data: dict[str, Any]
-    created_at: datetime
-
-
-class FeedPage(Document):
-    """One page of the feed."""
-
-    data: list[FeedEvent]
-    has_more: bool
-    next: str
