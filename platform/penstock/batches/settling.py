@@ -43,11 +43,12 @@ _SETTLE_UNTRIED: Final = text(
 )
 _STANDING: Final = text(
     """
-    SELECT count(*) FILTER (WHERE job.state = 'queued'), count(*) FILTER (WHERE job.state = 'running'),
+    SELECT line.batch_id,
+           count(*) FILTER (WHERE job.state = 'queued'), count(*) FILTER (WHERE job.state = 'running'),
            count(*) FILTER (WHERE job.state = 'succeeded'), count(*) FILTER (WHERE job.state = 'failed'),
            count(*) FILTER (WHERE job.state = 'cancelled'), count(*) FILTER (WHERE job.state = 'expired')
     FROM batch_line AS line JOIN job ON job.id = line.job_id
-    WHERE line.batch_id = :batch_id AND line.state = 'open'
+    WHERE line.batch_id = ANY(:batch_ids) AND line.state = 'open' GROUP BY line.batch_id
     """
 )
 
@@ -56,12 +57,12 @@ _STANDING: Final = text(
 class OpenLines:
     """How the jobs of a batch's open lines stand; those that have finished are about to be settled."""
 
-    waiting: int
-    running: int
-    succeeded: int
-    failed: int
-    cancelled: int
-    expired: int
+    waiting: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
 
     @property
     def total(self) -> int:
@@ -69,8 +70,15 @@ class OpenLines:
 
 
 def open_lines(session: Session, batch_id: str) -> OpenLines:
-    """Counted over the open lines, of which there are never more than may wait and run at once."""
-    return OpenLines(*session.execute(_STANDING, {"batch_id": batch_id}).one())
+    """As `open_lines_of` one batch."""
+    return open_lines_of(session, [batch_id])[batch_id]
+
+
+def open_lines_of(session: Session, batch_ids: Sequence[str]) -> dict[str, OpenLines]:
+    """By batch, counted over the open lines, of which there are never more than may wait and run at once."""
+    found = {batch_id: OpenLines() for batch_id in batch_ids}
+    rows = session.execute(_STANDING, {"batch_ids": list(batch_ids)})
+    return found | {row[0]: OpenLines(*row[1:]) for row in rows}
 
 
 def settle_finished(session: Session, batch: Batch) -> int:

@@ -89,10 +89,9 @@ def wanted_on(session: Session, worker_id: str, names: Collection[str] | None) -
     ]
 
 
-def nowhere(session: Session, deployment: Deployment, desired: Desired | None = None) -> str | None:
+def nowhere(session: Session, deployment: Deployment) -> str | None:
     """Why no live worker should have the deployment, in words; None where one should."""
-    if desired is None:
-        desired = desired_of(session, [deployment.id]).get(deployment.id, EVERYWHERE)
+    desired = desired_of(session, [deployment.id]).get(deployment.id, EVERYWHERE)
     return why_nowhere(deployment.model_name, desired, live_workers(session))
 
 

@@ -12,7 +12,7 @@ from penstock.batches import services as batches
 from penstock.batches.documents import BatchDocument, BatchPage, BatchResultPage, batch_document
 from penstock.batches.finishing import JSONL, LINES_AT_ONCE, jsonl
 from penstock.batches.models import Batch
-from penstock.batches.progress import progress_of
+from penstock.batches.progress import progress_of, progresses_of
 from penstock.batches.results import Page, Results
 from penstock.batches.schemas import (
     BatchChangeRequest,
@@ -62,7 +62,7 @@ def list_batches(principal: Principal, query: BatchListQuery) -> Response:
     """List batches, newest first."""
     with current_services().database.transaction() as session:
         found, more = batches.list_batches(session, principal.tenant_id, limit=query.limit, after=query.after)
-        data = [_document(session, batch) for batch in found]
+        data = [batch_document(*each) for each in zip(found, progresses_of(session, found), strict=True)]
     ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
     return jsonify({"object": "list", "data": data, **ends, "has_more": more})
 

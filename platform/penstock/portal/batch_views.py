@@ -11,7 +11,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from penstock.batches import services as batches
 from penstock.batches.finishing import JSONL, LINES_AT_ONCE
 from penstock.batches.models import Batch
-from penstock.batches.progress import progress_of
+from penstock.batches.progress import progress_of, progresses_of
 from penstock.batches.schemas import BatchChangeRequest, BatchListQuery, BatchRequest, BatchRetryRequest
 from penstock.batches.states import RETRYABLE, RUNNING, BatchState, LineState
 from penstock.errors import BatchFinished, NothingToRetry, PenstockError
@@ -150,7 +150,7 @@ def _listed() -> dict[str, Any]:
         raise explain_validation(error) from None
     with current_services().database.transaction() as session:
         found, more = batches.list_batches(session, tenant_id(), limit=_PAGE_SIZE, after=query.after)
-        listed = [(batch, progress_of(session, batch)) for batch in found]
+        listed = list(zip(found, progresses_of(session, found), strict=True))
     return {"batches": listed, "older": found[-1].id if more else None, "after": query.after}
 
 

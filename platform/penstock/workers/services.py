@@ -1,15 +1,16 @@
 """Reading who works and what is deployed, and asking a worker to drain. Takes a session, never commits."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from penstock.auth.audit import Action, Actor, record
-from penstock.deployments.placement import EVERYWHERE, Desired
-from penstock.deployments.services import desired_of, hosted_deployment, nowhere
+from penstock.deployments.placement import EVERYWHERE, Desired, WorkerPlace, why_nowhere
+from penstock.deployments.services import desired_of, hosted_deployment, live_workers
 from penstock.errors import NotFound
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
@@ -49,12 +50,12 @@ class DeploymentStanding:
 
 def list_workers(session: Session) -> list[WorkerStanding]:
     """Every worker that is known, oldest first."""
-    return [_standing(session, worker) for worker in session.scalars(select(Worker).order_by(Worker.id))]
+    return _standings(session, session.scalars(select(Worker).order_by(Worker.id)).all())
 
 
 def get_worker(session: Session, worker_id: str) -> WorkerStanding:
     """The worker. Raises `NotFound`."""
-    return _standing(session, _worker(session, worker_id))
+    return _standings(session, [_worker(session, worker_id)])[0]
 
 
 def request_drain(session: Session, worker_id: str, actor: Actor, *, tenant_id: str) -> WorkerStanding:
@@ -68,20 +69,42 @@ def request_drain(session: Session, worker_id: str, actor: Actor, *, tenant_id: 
         details = {"hostname": worker.hostname, "pid": worker.pid}
         record(session, actor, Action.WORKER_DRAINED, tenant_id=tenant_id, target=worker_id, details=details)
         session.flush()
-    return _standing(session, worker)
+    return _standings(session, [worker])[0]
 
 
 def list_deployments(session: Session) -> list[DeploymentStanding]:
     """Every deployment that is not retired, newest first."""
-    found = session.scalars(
-        select(Deployment).where(Deployment.state != "retired").order_by(Deployment.created_at.desc(), Deployment.id)
-    )
-    return [_deployed(session, deployment) for deployment in found]
+    found = select(Deployment).where(Deployment.state != "retired")
+    return standings_of(session, session.scalars(found.order_by(Deployment.created_at.desc(), Deployment.id)).all())
 
 
 def get_deployment(session: Session, deployment_id: str) -> DeploymentStanding:
     """The deployment, retired or not. Raises `NotFound`."""
-    return _deployed(session, hosted_deployment(session, deployment_id))
+    return standings_of(session, [hosted_deployment(session, deployment_id)])[0]
+
+
+def standings_of(session: Session, deployments: Sequence[Deployment]) -> list[DeploymentStanding]:
+    """How these deployments stand, in their order; as many statements for many as for one."""
+    ids = [deployment.id for deployment in deployments]
+    waiting, running = (_jobs_by_deployment(session, ids, state) for state in (JobState.QUEUED, JobState.RUNNING))
+    hosts = _live_hosts(session, ids)
+    named = {deployment.model_name for deployment in deployments}
+    routing = session.scalars(select(RoutingPolicy).where(RoutingPolicy.model_name.in_(named)))
+    policies = {policy.model_name: policy for policy in routing}
+    desired, living = desired_of(session, ids), live_workers(session)
+    return [
+        DeploymentStanding(
+            each,
+            waiting=waiting.get(each.id, 0),
+            running=running.get(each.id, 0),
+            ready_workers=sum(hosting.state == HostingState.READY for hosting, _ in hosts[each.id]),
+            routes=_routes(policies.get(each.model_name), each.id),
+            desired=desired.get(each.id, EVERYWHERE),
+            hosts=hosts[each.id],
+            nowhere=_nowhere(each, desired.get(each.id, EVERYWHERE), living),
+        )
+        for each in deployments
+    ]
 
 
 def _worker(session: Session, worker_id: str, *, lock: bool = False) -> Worker:
@@ -91,53 +114,60 @@ def _worker(session: Session, worker_id: str, *, lock: bool = False) -> Worker:
     return worker
 
 
-def _standing(session: Session, worker: Worker) -> WorkerStanding:
+def _standings(session: Session, workers: Sequence[Worker]) -> list[WorkerStanding]:
     now = session.scalars(select(func.clock_timestamp())).one()
-    hosts = session.execute(
+    ids = [worker.id for worker in workers]
+    hosts: defaultdict[str, list[tuple[Hosting, Deployment]]] = defaultdict(list)
+    for hosting, deployment in session.execute(
         select(Hosting, Deployment)
         .join(Deployment, Deployment.id == Hosting.deployment_id)
-        .where(Hosting.worker_id == worker.id)
-        .order_by(Deployment.model_name, Deployment.created_at)
-    )
-    held = select(func.count()).where(Job.lease_holder == worker.id, Job.state == JobState.RUNNING)
+        .where(Hosting.worker_id.in_(ids))
+        .order_by(Deployment.model_name, Deployment.created_at, Deployment.id)
+    ):
+        hosts[hosting.worker_id].append((hosting, deployment))
+    held = select(Job.lease_holder, func.count()).where(Job.lease_holder.in_(ids), Job.state == JobState.RUNNING)
+    running = {row[0]: row[1] for row in session.execute(held.group_by(Job.lease_holder))}
+    return [_standing(worker, hosts[worker.id], running.get(worker.id, 0), now) for worker in workers]
+
+
+def _standing(
+    worker: Worker, hosts: Sequence[tuple[Hosting, Deployment]], running: int, now: datetime
+) -> WorkerStanding:
     silent = now - worker.heartbeat_at
     return WorkerStanding(
         worker,
-        [(hosting, deployment) for hosting, deployment in hosts],
-        session.scalar(held) or 0,
+        hosts,
+        running,
         silent < timedelta(seconds=HEARTBEAT_SECONDS),
         silent.total_seconds(),
         (now - worker.last_claim_at).total_seconds() if worker.last_claim_at is not None else None,
     )
 
 
-def _deployed(session: Session, deployment: Deployment) -> DeploymentStanding:
-    def jobs(state: JobState) -> int:
-        return session.scalar(select(func.count()).where(Job.deployment_id == deployment.id, Job.state == state)) or 0
+def _jobs_by_deployment(session: Session, deployment_ids: Sequence[str], state: JobState) -> dict[str, int]:
+    of_them = select(Job.deployment_id, func.count()).where(Job.deployment_id.in_(deployment_ids), Job.state == state)
+    return {row[0]: row[1] for row in session.execute(of_them.group_by(Job.deployment_id))}
 
-    hosts = session.execute(
+
+def _live_hosts(session: Session, deployment_ids: Sequence[str]) -> Mapping[str, list[tuple[Hosting, Worker]]]:
+    hosts: defaultdict[str, list[tuple[Hosting, Worker]]] = defaultdict(list)
+    for hosting, worker in session.execute(
         select(Hosting, Worker)
         .join(Worker, Worker.id == Hosting.worker_id)
         .where(
-            Hosting.deployment_id == deployment.id,
+            Hosting.deployment_id.in_(deployment_ids),
             Worker.heartbeat_at > func.clock_timestamp() - timedelta(seconds=HEARTBEAT_SECONDS),
         )
         .order_by(Worker.hostname, Worker.id)
-    ).all()
-    policy = session.get(RoutingPolicy, deployment.model_name)
-    routes = [
-        name
-        for name in ("champion", "challenger", "incoming")
-        if policy and getattr(policy, f"{name}_id") == deployment.id
-    ]
-    desired = desired_of(session, [deployment.id]).get(deployment.id, EVERYWHERE)
-    return DeploymentStanding(
-        deployment,
-        waiting=jobs(JobState.QUEUED),
-        running=jobs(JobState.RUNNING),
-        ready_workers=sum(hosting.state == HostingState.READY for hosting, _ in hosts),
-        routes=routes,
-        desired=desired,
-        hosts=[(hosting, worker) for hosting, worker in hosts],
-        nowhere=nowhere(session, deployment, desired) if deployment.state != "retired" else None,
-    )
+    ):
+        hosts[hosting.deployment_id].append((hosting, worker))
+    return hosts
+
+
+def _routes(policy: RoutingPolicy | None, deployment_id: str) -> list[str]:
+    names = ("champion", "challenger", "incoming")
+    return [name for name in names if policy is not None and getattr(policy, f"{name}_id") == deployment_id]
+
+
+def _nowhere(deployment: Deployment, desired: Desired, living: Sequence[WorkerPlace]) -> str | None:
+    return None if deployment.state == "retired" else why_nowhere(deployment.model_name, desired, living)
