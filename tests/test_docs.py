@@ -50,9 +50,24 @@ def test_containers_set_only_what_exists() -> None:
         assert {"PENSTOCK_DATABASE_URL", "PENSTOCK_REDIS_URL"} <= set(service["environment"]), name
 
 
+def error_kinds() -> dict[str, type[errors.PenstockError]]:
+    kinds = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
+    return {name: kind for name, kind in kinds.items() if issubclass(kind, errors.PenstockError)}
+
+
 def error_codes() -> set[str]:
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    return {kind.code for kind in kinds if issubclass(kind, errors.PenstockError) and kind.status != 500}
+    return {kind.code for kind in error_kinds().values() if kind.status != 500}
+
+
+def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
+    branch = ["PenstockError"]
+    drawn = set(branch)
+    for indent, name in re.findall(r"^([│ ]*)[├└]── (\w+)", errors.__doc__ or "", re.MULTILINE):
+        depth = len(indent) // 4 + 1
+        branch[depth:] = [name]
+        assert getattr(errors, name).__base__.__name__ == branch[depth - 1], name
+        drawn.add(name)
+    assert drawn == set(error_kinds())
 
 
 def test_every_error_event_and_action_that_clients_meet_is_documented() -> None:
