@@ -8,12 +8,11 @@ from flask import Flask, Response, current_app, json, request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 from redis.exceptions import RedisError
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from penstock import errors
+from penstock.db import DATABASE_AWAY
 from penstock.errors import PenstockError
 from penstock.logs import get_logger
 
@@ -53,7 +52,7 @@ def install_problem_handlers(app: Flask) -> None:
     """
     app.register_error_handler(PenstockError, _on_penstock_error)
     app.register_error_handler(HTTPException, _on_http_error)
-    for unavailable in (OperationalError, InterfaceError, PoolTimeout):
+    for unavailable in DATABASE_AWAY:
         app.register_error_handler(unavailable, _on_database_error)
     app.register_error_handler(RedisError, _on_redis_error)
     app.register_error_handler(Exception, _on_unexpected_error)

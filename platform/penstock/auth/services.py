@@ -117,20 +117,40 @@ def create_user(session: Session, *, tenant_id: str, email: str, password: str, 
     return user
 
 
-def verify_password(session: Session, email: str, password: str) -> User | None:
-    """The person, when address and password belong together; noted as signed in. Else None, after the same time.
+def kept_password(session: Session, email: str) -> str | None:
+    """The hash that is kept of this person's password; None for nobody, and for who was shut out or has none."""
+    return session.scalars(
+        select(User.password_hash).where(User.email == normalised_email(email), User.disabled_at.is_(None))
+    ).one_or_none()
 
-    Also None for who was shut out. Raises `TenantSuspended` to who knows the password.
+
+def check_password(kept: str | None, password: str) -> str | None:
+    """The hash to keep from now on, when this is the password that `kept` is the hash of; else None, as late.
+
+    Argon2 takes long on purpose, and longer where cores are scarce: ask outside of a transaction, whose connection
+    others wait for and which the server ends when nothing comes.
+    """
+    try:
+        _hasher.verify(kept or _nobodys_hash(), password)
+    except (VerificationError, InvalidHashError):
+        return None
+    return kept if kept is None or not _hasher.check_needs_rehash(kept) else _hasher.hash(password)
+
+
+def admit(session: Session, email: str, *, checked: str, keep: str) -> User | None:
+    """The person whose password fitted the hash `checked`, noted as signed in; None if it has changed since.
+
+    Raises `TenantSuspended`.
     """
     user = session.scalars(
-        select(User).where(User.email == normalised_email(email), User.disabled_at.is_(None))
+        select(User).where(
+            User.email == normalised_email(email), User.password_hash == checked, User.disabled_at.is_(None)
+        )
     ).one_or_none()
-    kept = user.password_hash if user is not None else None
-    if not _matches(kept or _nobodys_hash(), password) or user is None or kept is None:
+    if user is None:
         return None
     refuse_suspended(get_tenant(session, user.tenant_id))
-    if _hasher.check_needs_rehash(kept):
-        user.password_hash = _hasher.hash(password)
+    user.password_hash = keep
     user.last_login_at = session.scalars(select(func.now())).one()
     return user
 
@@ -281,13 +301,6 @@ def _nobodys_hash() -> str:
 def normalised_email(email: str) -> str:
     """The address as it is kept and looked up: letters' case does not tell people apart."""
     return email.strip().lower()
-
-
-def _matches(password_hash: str, password: str) -> bool:
-    try:
-        return _hasher.verify(password_hash, password)
-    except (VerificationError, InvalidHashError):
-        return False
 
 
 def _note_use(session: Session, key_id: str) -> None:

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 from sqlalchemy import bindparam, func, insert, select, update
-from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from penstock.auth.models import Tenant
@@ -21,6 +20,7 @@ from penstock.bulk.models import BulkItem, BulkOperation
 from penstock.bulk.states import UNFINISHED, BulkAction, BulkState, ItemState
 from penstock.bulk.telling import BulkEvent, tell
 from penstock.bulk.work import Work
+from penstock.db import DATABASE_AWAY
 from penstock.errors import (
     DeadLetterSettled,
     JobAlreadyFinished,
@@ -35,7 +35,7 @@ from penstock.logs import get_logger
 MOST_TARGETS: Final = 100_000
 _GATHERED_AT_ONCE: Final = 1000
 _PAUSE_SECONDS: Final = 0.5
-OUTAGES: Final = (OperationalError, InterfaceError, RedisError, OSError)
+OUTAGES: Final = (*DATABASE_AWAY, RedisError, OSError)
 _NEEDLESS: Final = (DeadLetterSettled, JobAlreadyFinished, JobNotFinished, NotFound)
 log = get_logger(__name__)
 

@@ -6,7 +6,8 @@ from flask import Blueprint, current_app, redirect, render_template, request, ur
 from werkzeug.wrappers import Response
 
 from penstock.auth.acting import note_sign_in
-from penstock.auth.services import verify_password
+from penstock.auth.models import User
+from penstock.auth.services import admit, check_password, kept_password
 from penstock.errors import QuotaExceeded, TenantSuspended
 from penstock.logs import get_logger
 from penstock.portal.guard import check_form
@@ -50,10 +51,7 @@ def submit_sign_in() -> tuple[str, int] | Response:
         log.warning("sign_in.throttled", address=address)
         return sign_in_form(email, error.message), error.status
     try:
-        with current_services().database.transaction() as session:
-            user = verify_password(session, email, password)
-            if user is not None:
-                note_sign_in(session, user, through="password")
+        user = _known(email, password)
     except TenantSuspended as error:
         log.warning("sign_in.refused", address=address, code=error.code)
         return sign_in_form(email, f"{error.message[:1].upper()}{error.message[1:]}."), error.status
@@ -72,6 +70,21 @@ def sign_out() -> Response:
     """End the session."""
     end_session()
     return redirect(url_for("portal_account.sign_in"))
+
+
+def _known(email: str, password: str) -> User | None:
+    """The person, when address and password belong together; written down as signed in."""
+    database = current_services().database
+    with database.transaction() as session:
+        kept = kept_password(session, email)
+    keep = check_password(kept, password)
+    if kept is None or keep is None:
+        return None
+    with database.transaction() as session:
+        user = admit(session, email, checked=kept, keep=keep)
+        if user is not None:
+            note_sign_in(session, user, through="password")
+    return user
 
 
 def _onward() -> Response:

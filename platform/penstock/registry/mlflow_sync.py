@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from sqlalchemy import select, text
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from penstock.db import Database
+from penstock.db import DATABASE_AWAY, Database
 from penstock.errors import ModelNotFound, ServiceUnavailable, ValidationFailed
 from penstock.logs import get_logger
 from penstock.registry.hints import EVENTS, PATH, Hints
@@ -149,7 +148,7 @@ class Synchroniser:
         """One turn, come what may; answers with the seconds to pause, which grow while turns fail."""
         try:
             self.tick()
-        except (ServiceUnavailable, OperationalError) as error:
+        except (ServiceUnavailable, *DATABASE_AWAY) as error:
             self._note_failure(error)
         except Exception:
             log.exception("registry.turn_failed")

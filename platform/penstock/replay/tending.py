@@ -9,11 +9,10 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import func, insert, select, tuple_
-from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from penstock.auth.system_tenant import SYSTEM_TENANT_ID
-from penstock.db import Database
+from penstock.db import DATABASE_AWAY, Database
 from penstock.ids import ascending_ids
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
@@ -44,7 +43,7 @@ class ReplayTender:
             try:
                 while self.work_once() and not stop.is_set():
                     pass
-            except (OperationalError, InterfaceError, OSError) as error:
+            except (*DATABASE_AWAY, OSError) as error:
                 log.warning("replay.tending_interrupted", error=type(error).__name__)
             stop.wait(self._pause)
 
@@ -64,7 +63,7 @@ class ReplayTender:
                 replay_id = replay.id
                 moved = _list(session, replay) if replay.state == ReplayState.GATHERING else _compare(session, replay)
                 _due(replay, session, seconds=0.0 if moved else _PAUSE_SECONDS)
-        except (OperationalError, InterfaceError, OSError):
+        except (*DATABASE_AWAY, OSError):
             raise
         except Exception as error:  # one replay that cannot be worked at does not hold up the others
             log.exception("replay.step_failed", replay=replay_id, error=type(error).__name__)

@@ -8,16 +8,18 @@ import pytest
 from penstock.auth.administration import Administration, UserChange
 from penstock.auth.audit import Action, Actor, ActorKind, AuditFilter, list_entries
 from penstock.auth.models import AuditEntry, Tenant
-from penstock.auth.services import Role, Scope, authenticate, create_tenant, list_api_keys, list_users, verify_password
+from penstock.auth.services import Role, Scope, authenticate, create_tenant, list_api_keys, list_users
 from penstock.clock import utc_now
 from penstock.db import Database
 from penstock.errors import AlreadyExists, Forbidden, LastAdministrator, NotFound, Unauthenticated, ValidationFailed
 from sqlalchemy import update
 from sqlalchemy.exc import DBAPIError
 
+from tests.platform.auth.signing_in import signs_in
+
 OPERATOR = Actor(ActorKind.COMMAND, "root", "root on the command line", "host", tuple(Scope))
 ADMIN = Actor(ActorKind.API_KEY, "key_1", "ci", "10.0.0.1", (Scope.ADMIN,))
-PASSWORD = "correct horse battery"
+ANN, PASSWORD = "ann@example.com", "correct horse battery"
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def record_of(database: Database, tenant: Tenant) -> list[tuple[str, str, dict[s
     return [(entry.action, entry.target, entry.details) for entry in reversed(entries)]
 
 
-def make_user(database: Database, tenant: Tenant, email: str = "ann@example.com", role: Role = Role.MEMBER) -> str:
+def make_user(database: Database, tenant: Tenant, email: str = ANN, role: Role = Role.MEMBER) -> str:
     with database.transaction() as session:
         user, _ = Administration(session, OPERATOR).create_user(tenant.id, email=email, role=role, password=PASSWORD)
         return user.id
@@ -42,11 +44,6 @@ def make_user(database: Database, tenant: Tenant, email: str = "ann@example.com"
 def change(database: Database, tenant: Tenant, user_id: str, *, actor: Actor = ADMIN, **changes: Any) -> None:
     with database.transaction() as session:
         Administration(session, actor).change_user(tenant.id, user_id, UserChange(**changes))
-
-
-def signs_in(database: Database, password: str = PASSWORD, email: str = "ann@example.com") -> bool:
-    with database.transaction() as session:
-        return verify_password(session, email, password) is not None
 
 
 def test_a_key_is_made_used_revoked_and_all_of_it_written_down(database: Database, tenant: Tenant) -> None:
@@ -119,8 +116,8 @@ def test_a_person_gets_a_password_of_their_own_or_one_that_is_made(database: Dat
         user, made = Administration(session, ADMIN).create_user(tenant.id, email="Bob@Example.com", role=Role.ADMIN)
 
     assert made is not None
-    assert signs_in(database)
-    assert signs_in(database, made, "bob@example.com")
+    assert signs_in(database, ANN, PASSWORD)
+    assert signs_in(database, "bob@example.com", made)
     assert record_of(database, tenant)[1:] == [
         (Action.USER_CREATED, user.id, {"email": "bob@example.com", "role": "admin"})
     ]
@@ -140,13 +137,13 @@ def test_changes_of_a_person_take_hold_and_are_written_down_as_differences(datab
     change(database, tenant, user_id, role=Role.ADMIN)
     make_user(database, tenant, "bob@example.com", Role.ADMIN)
     change(database, tenant, user_id, role=Role.MEMBER, password="another password")
-    assert not signs_in(database)
-    assert signs_in(database, "another password")
+    assert not signs_in(database, ANN, PASSWORD)
+    assert signs_in(database, ANN, "another password")
     change(database, tenant, user_id, disabled=True)
-    assert not signs_in(database, "another password")
+    assert not signs_in(database, ANN, "another password")
     change(database, tenant, user_id, disabled=True)
     change(database, tenant, user_id, disabled=False)
-    assert signs_in(database, "another password")
+    assert signs_in(database, ANN, "another password")
 
     changes = [details for action, target, details in record_of(database, tenant) if action == Action.USER_CHANGED]
     assert changes == [
@@ -213,7 +210,7 @@ def test_a_person_who_is_removed_is_gone_and_stays_in_the_record(database: Datab
     with database.transaction() as session:
         Administration(session, ADMIN).remove_user(tenant.id, user_id)
 
-    assert not signs_in(database)
+    assert not signs_in(database, ANN, PASSWORD)
     assert record_of(database, tenant)[-1] == (
         Action.USER_REMOVED,
         user_id,
@@ -235,7 +232,7 @@ def test_other_tenants_people_and_keys_are_not_there(database: Database, tenant:
     ):
         with pytest.raises(NotFound), database.transaction() as session:
             attempt(Administration(session, OPERATOR))
-    assert signs_in(database)
+    assert signs_in(database, ANN, PASSWORD)
     assert record_of(database, other) == []
 
 

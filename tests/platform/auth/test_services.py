@@ -4,25 +4,30 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 import pytest
+from argon2 import PasswordHasher
 from penstock.auth.models import ApiKey, Tenant, User
 from penstock.auth.services import (
     Bootstrap,
     Role,
     Scope,
+    admit,
     authenticate,
     bootstrap,
+    check_password,
     create_api_key,
     create_tenant,
     create_user,
+    kept_password,
     list_api_keys,
     revoke_api_key,
-    verify_password,
 )
 from penstock.clock import utc_now
 from penstock.db import Database
 from penstock.errors import NotFound, Unauthenticated
 from penstock.webhooks.signing import sign
 from sqlalchemy import func, select
+
+from tests.platform.auth.signing_in import signs_in
 
 
 @pytest.fixture
@@ -125,16 +130,30 @@ def test_a_request_does_not_wait_for_another_to_note_its_use(database: Database,
             assert authenticate(session, secret, environment="test").key_id == key.id
 
 
-def test_a_password_is_verified_and_the_sign_in_noted(database: Database, tenant: Tenant) -> None:
+def test_a_password_is_checked_and_the_sign_in_noted(database: Database, tenant: Tenant) -> None:
     with database.transaction() as session:
         user = create_user(session, tenant_id=tenant.id, email=" Ann@Example.org ", password="correct horse")
         assert (user.email, user.role, user.last_login_at) == ("ann@example.org", "member", None)
-        assert "correct horse" not in user.password_hash
-        assert verify_password(session, "ann@example.org", "wrong") is None
-        assert verify_password(session, "nobody@example.org", "correct horse") is None
-        assert user.last_login_at is None
-        assert verify_password(session, "ANN@example.org", "correct horse") is user
-        assert user.last_login_at is not None
+        kept = kept_password(session, "ANN@example.org")
+        assert kept is not None
+        assert "correct horse" not in kept
+        assert kept_password(session, "nobody@example.org") is None
+    assert check_password(kept, "wrong") is None
+    assert check_password(None, "correct horse") is None
+    assert check_password(kept, "correct horse") == kept
+    with database.transaction() as session:
+        assert admit(session, "ANN@example.org", checked="another hash", keep=kept) is None
+        person = admit(session, "ANN@example.org", checked=kept, keep=kept)
+        assert person is not None
+        assert (person.id, person.password_hash) == (user.id, kept)
+        assert person.last_login_at is not None
+
+
+def test_a_hash_of_older_parameters_is_made_anew(database: Database, tenant: Tenant) -> None:
+    old = PasswordHasher(time_cost=1, memory_cost=64).hash("correct horse")
+    keep = check_password(old, "correct horse")
+    assert keep not in (None, old)
+    assert check_password(keep, "correct horse") == keep
 
 
 def test_the_first_start_makes_an_operator_whose_secrets_work(database: Database) -> None:
@@ -142,9 +161,9 @@ def test_the_first_start_makes_an_operator_whose_secrets_work(database: Database
         made = bootstrap(session, environment="test")
     assert made is not None
 
+    assert signs_in(database, made.email, made.password)
     with database.transaction() as session:
-        user = verify_password(session, made.email, made.password)
-        assert user is not None
+        user = session.scalars(select(User)).one()
         assert (user.role, user.tenant_id) == (Role.OPERATOR, made.tenant_id)
         assert authenticate(session, made.api_key, environment="test").may(Scope.OPERATOR)
 

@@ -5,9 +5,10 @@ import json
 import socket
 
 import pytest
-from penstock.auth.services import authenticate, verify_password
+from penstock.auth.services import authenticate
 from penstock.db import Database
 
+from tests.platform.auth.signing_in import signs_in
 from tests.platform.cli.conftest import Call
 from tests.platform.cli.test_keys import server_call
 
@@ -18,14 +19,12 @@ def test_a_person_is_let_in_changed_and_removed(server_call: Call, database: Dat
     made = server_call("users", "create", "Ann@Example.com", "--role", "admin")
     assert made.exit_code == 0, made.output
     password = made.stdout.strip()
-    with database.transaction() as session:
-        assert verify_password(session, "ann@example.com", password) is not None
+    assert signs_in(database, "ann@example.com", password)
     given = server_call(
         "users", "create", "bob@example.com", "--role=admin", "--password-stdin", stdin="a long secret\n"
     )
     assert (given.exit_code, given.stdout) == (0, "")
-    with database.transaction() as session:
-        assert verify_password(session, "bob@example.com", "a long secret") is not None
+    assert signs_in(database, "bob@example.com", "a long secret")
     changed = server_call("users", "change", "ANN@example.com", "--role", "member", "--disable")
     assert changed.stdout.startswith("ann@example.com\tmember\tshut out ")
     listed = [line.split("\t")[1:3] for line in server_call("users", "list").stdout.splitlines()]

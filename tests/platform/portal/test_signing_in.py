@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 from flask import Flask
 from penstock.app import create_app
 from penstock.auth.models import AuditEntry, User
+from penstock.auth.services import check_password
 from penstock.db import Database
 from penstock.errors import QuotaExceeded, SettingsError
 from penstock.portal.sessions import safe_destination
@@ -15,6 +17,7 @@ from penstock.settings import Settings
 from pydantic import SecretStr
 from redis import Redis
 from sqlalchemy import func, select, update
+from sqlalchemy.pool import QueuePool
 
 from tests.platform.portal.conftest import PASSWORD, Person
 
@@ -29,6 +32,21 @@ def test_a_sign_in_is_written_down(make_person: MakePerson, database: Database) 
         (entry,) = session.scalars(select(AuditEntry))
     assert (entry.action, entry.actor_name, entry.address) == ("user.signed_in", person.email, "127.0.0.1")
     assert entry.tenant_id == person.tenant_id
+
+
+def test_a_password_is_checked_while_no_connection_is_held(
+    make_person: MakePerson, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    person = make_person(signed_in=False)
+    held = []
+
+    def watch(kept: str | None, password: str) -> str | None:
+        held.append(cast(QueuePool, database.engine.pool).checkedout())
+        return check_password(kept, password)
+
+    monkeypatch.setattr("penstock.portal.account_views.check_password", watch)
+    assert person.sign_in().status_code == 303
+    assert held == [0]
 
 
 def test_who_is_shut_out_is_signed_out_and_does_not_get_in(person: Person, database: Database) -> None:
