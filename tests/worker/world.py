@@ -84,7 +84,10 @@ class World:
 
 @contextmanager
 def open_world(settings: Settings, migrated: Database, model_folder: Path, folder: Path) -> Iterator[World]:
-    """Empty services, a tenant, and a worker with 320 slots whose log lies in `folder`."""
+    """Empty services, a tenant, and a worker with 320 slots whose log lies in `folder`.
+
+    Nobody ends that worker, so its leases are long: a slow machine loses none.
+    """
     redis = make_redis(settings)
     redis.flushall()
     empty(migrated)
@@ -92,5 +95,6 @@ def open_world(settings: Settings, migrated: Database, model_folder: Path, folde
         tenant = make_tenant(session)
     deployment = deploy(migrated, model_folder)
     with worker_starter(settings, migrated, folder) as start:
-        yield World(settings, migrated, redis, deployment, Jobs(migrated, tenant), start(worker_slots=320))
+        worker = start(worker_slots=320, lease_seconds=60)
+        yield World(settings, migrated, redis, deployment, Jobs(migrated, tenant), worker)
     redis.close()
