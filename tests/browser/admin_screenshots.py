@@ -1,11 +1,11 @@
 """Pictures of the operators' pages for the documentation, of an installation at work.
 
-python -m tests.browser.admin_screenshots [FOLDER]
+python -m tests.browser.admin_screenshots [FOLDER [PAGE...]]
 """
 
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
@@ -26,6 +26,7 @@ from playwright.sync_api import Browser, sync_playwright
 from pydantic import SecretStr
 from sqlalchemy import select
 
+from tests.browser.admin_rollouts import rollouts_of
 from tests.browser.conftest import EMAIL, FLAGS, ROOT, SCREENS, Tab, chromium_path, serving
 from tests.browser.screenshots import picture
 from tests.factories import WordCounter
@@ -37,13 +38,14 @@ EVERYWHERE: Final = ("overview", "workers", "rollout")
 """Pages of which there are pictures on a narrow screen as well, in the dark; of the others there is one."""
 
 
-def main(folder: Path) -> None:
-    """Write `admin-<page>-<scheme>-<screen>.png` for every page."""
+def main(folder: Path, names: Collection[str]) -> None:
+    """Write `admin-<page>-<scheme>-<screen>.png` for every page, or for those of these names."""
     folder.mkdir(parents=True, exist_ok=True)
-    with installation() as (base, pages), sync_playwright() as running:
+    with installation() as (base, every), sync_playwright() as running:
+        pages = {name: path for name, path in every.items() if not names or name in names}
         browser = running.chromium.launch(executable_path=chromium_path(), args=FLAGS)
         take(browser, base, pages, folder, "wide", "light")
-        take(browser, base, {name: pages[name] for name in EVERYWHERE}, folder, "narrow", "dark")
+        take(browser, base, {name: pages[name] for name in EVERYWHERE if name in pages}, folder, "narrow", "dark")
         browser.close()
 
 
@@ -90,7 +92,7 @@ def people_the(database: Database) -> dict[str, str]:
         )
         session.add(user)
         session.flush()
-        scene = set_scene(session, tenant, Actor(ActorKind.USER, user.id, user.email, None, scopes=()))
+        scene = set_scene(session, tenant, Actor(ActorKind.USER, user.id, user.email, None, scopes=()), rollouts_of)
         letter = session.scalars(select(DeadLetter.id).where(DeadLetter.job_id == scene.letter_job_id)).one()
         return pages_of(scene, tenant.id, letter)
 
@@ -135,4 +137,4 @@ def take(browser: Browser, base: str, pages: Mapping[str, str], folder: Path, sc
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs/screenshots"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs/screenshots"), sys.argv[2:])

@@ -8,6 +8,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from penstock.dashboard.beginning import FIELDS, asked_for, candidates, errors_at
 from penstock.dashboard.gate import back_to, live, operators_pages, part, told_of
+from penstock.dashboard.gate_page import find_gate, gate_page, unit_of
 from penstock.dashboard.gate_pictures import confidence_chart
 from penstock.errors import NotFound, PenstockError
 from penstock.portal.guard import actor, tenant_id
@@ -63,29 +64,30 @@ def start() -> tuple[str, int] | AnyResponse:
 
 
 @blueprint.get("/<rollout_id>")
-def show(rollout_id: str) -> str:
-    """One rollout."""
+@blueprint.get("/<rollout_id>/gates/<state>/<int:step>")
+def show(rollout_id: str, state: str | None = None, step: int = 0) -> str:
+    """One rollout, with the gate that is named, or the last that was judged."""
+    rollout = _detail(rollout_id)
     return render_template(
         "admin/rollout.html",
-        rollout=_detail(rollout_id),
-        parts=part(_parts(rollout_id), url_for("portal_rollouts.parts", rollout_id=rollout_id)),
+        rollout=rollout,
+        gate=gate_page(rollout, state, step),
+        parts=part(_parts(rollout_id, state, step), _parts_address(rollout_id, state, step)),
     )
 
 
 @blueprint.get("/<rollout_id>/parts")
-def parts(rollout_id: str) -> str | AnyResponse:
+@blueprint.get("/<rollout_id>/gates/<state>/<int:step>/parts")
+def parts(rollout_id: str, state: str | None = None, step: int = 0) -> str | AnyResponse:
     """What changes of the page, for one that is open; 204 while nothing has."""
-    return live(_parts(rollout_id), url_for("portal_rollouts.parts", rollout_id=rollout_id))
+    return live(_parts(rollout_id, state, step), _parts_address(rollout_id, state, step))
 
 
 @blueprint.get("/<rollout_id>/charts/<state>/<int:step>/<guard>")
 def chart(rollout_id: str, state: str, step: int, guard: str) -> Response:
-    """How one guardrail's interval went in one gate (`js/charts.js`)."""
-    gates = _detail(rollout_id)["gates"]
-    gate = next((each for each in gates if (each["status"], each["step"]) == (state, step)), None)
-    if gate is None:
-        raise NotFound(f"the rollout has judged no gate {state!r}, step {step}")
-    return jsonify(confidence_chart(gate, guard))
+    """How one guardrail's interval went in one gate (`js/bands.js`)."""
+    rollout = _detail(rollout_id)
+    return jsonify(confidence_chart(find_gate(rollout, state, step), guard, unit_of(rollout, state)))
 
 
 @blueprint.get("/<rollout_id>/flips")
@@ -130,7 +132,15 @@ def _detail(rollout_id: str) -> dict[str, Any]:
         return rollout_detail(reading.story(session, rollout_id))
 
 
-def _parts(rollout_id: str) -> str:
+def _parts(rollout_id: str, state: str | None, step: int) -> str:
     with current_services().database.transaction() as session:
         story = reading.story(session, rollout_id)
-        return render_template("admin/rollout-parts.html", rollout=rollout_detail(story), note=story.rollout.note)
+        rollout = rollout_detail(story)
+    gate = gate_page(rollout, state, step)
+    return render_template("admin/rollout-parts.html", rollout=rollout, gate=gate)
+
+
+def _parts_address(rollout_id: str, state: str | None, step: int) -> str:
+    if state is None:
+        return url_for("portal_rollouts.parts", rollout_id=rollout_id)
+    return url_for("portal_rollouts.parts", rollout_id=rollout_id, state=state, step=step)

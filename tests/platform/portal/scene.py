@@ -1,10 +1,12 @@
 """An installation at work, for the operators' pages: workers, versions, a rollout, dead letters, webhooks, metrics."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
+from penstock.auth.audit import Actor
 from penstock.auth.models import Tenant
 from penstock.clock import utc_now
 from penstock.compressions.models import Compression
@@ -43,6 +45,9 @@ STATS = {
 }
 
 
+Rollouts = Callable[[Session, Tenant, Actor], str]
+
+
 @dataclass(frozen=True)
 class Scene:
     """What there is to see, by id."""
@@ -53,8 +58,15 @@ class Scene:
     model: str = "invoice-extractor"
 
 
-def set_scene(session: Session, tenant: Tenant, actor: Any) -> Scene:
-    """Everything, in one transaction."""
+def a_rollout(session: Session, tenant: Tenant, actor: Actor) -> str:
+    """One in its canary, with an answer on which its versions differ."""
+    rollout_id = _rollout(session, actor)
+    _flip(session, tenant, rollout_id)
+    return rollout_id
+
+
+def set_scene(session: Session, tenant: Tenant, actor: Actor, rollouts: Rollouts = a_rollout) -> Scene:
+    """Everything, in one transaction; `rollouts` makes those, and says which of them is looked at."""
     champion = make_deployment(session, "invoice-extractor", "1")
     candidate = make_deployment(session, "invoice-extractor", "2", champion=False)
     candidate.recipe = {"scheme": "int4", "method": "gptq"}
@@ -67,9 +79,7 @@ def set_scene(session: Session, tenant: Tenant, actor: Any) -> Scene:
     letters = [_letter(session, tenant, code) for code in ("engine_crashed", "forward_failed", "forward_failed")]
     _endpoint(session, tenant)
     _metrics(session, utc_now())
-    rollout_id = _rollout(session, actor)
-    _flip(session, tenant, rollout_id)
-    return Scene(worker.id, rollout_id, letters[0].id)
+    return Scene(worker.id, rollouts(session, tenant, actor), letters[0].id)
 
 
 def finished(session: Session, job: Job, state: str, **values: Any) -> Job:

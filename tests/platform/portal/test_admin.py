@@ -190,15 +190,27 @@ def test_a_rollout_is_started_from_a_form_by_the_apis_own_checks(operator: Perso
     assert "is under way" in said(again.text)
 
 
-def test_a_guardrails_chart_has_its_interval_and_margin(operator: Person, scene: Scene) -> None:
-    told = operator.get(f"/admin/rollouts/{scene.rollout_id}/charts/canary/0/errors").get_json()
+def test_a_guardrails_chart_has_its_interval_and_margin_in_points_over_jobs(operator: Person, scene: Scene) -> None:
+    here = f"/admin/rollouts/{scene.rollout_id}"
+    told = operator.get(f"{here}/charts/canary/0/errors").get_json()
     lines = {line["label"]: line["values"] for line in told["lines"]}
-    assert set(lines) == {"Low", "High", "Margin"}
-    widths = [high - low for low, high in zip(lines["Low"], lines["High"], strict=True)]
-    assert len(widths) == 6
+    assert (told["form"], told["unit"], told["across"]) == ("band", "points", "pairs of jobs")
+    assert told["at"] == sorted(set(told["at"]))
+    assert set(lines["Margin"]) == {25.0}
+    widths = [high - low for low, high in zip(lines["At least"], lines["At most"], strict=True)]
+    assert len(widths) == len(told["at"]) == 6
     assert widths == sorted(widths, reverse=True)
-    assert operator.get(f"/admin/rollouts/{scene.rollout_id}/charts/canary/0/none").status_code == 404
-    assert operator.get(f"/admin/rollouts/{scene.rollout_id}/charts/ab/0/errors").status_code == 404
+    for absent in ("canary/0/none", "canary/0/minimum", "ab/0/errors"):
+        assert operator.get(f"{here}/charts/{absent}").status_code == 404, absent
+
+
+def test_each_gate_that_was_judged_has_its_page(operator: Person, scene: Scene) -> None:
+    here = f"/admin/rollouts/{scene.rollout_id}"
+    page = operator.get(f"{here}/gates/canary/0").text
+    assert f'href="{here}/gates/canary/0"' in page
+    assert "points more often than the champion" in said(page)
+    assert f'hx-get="{here}/gates/canary/0/parts?seen=' in page
+    assert operator.get(f"{here}/gates/canary/1").status_code == 404
 
 
 def test_reading_flips_is_written_down(operator: Person, scene: Scene) -> None:

@@ -1,8 +1,11 @@
 // Charts: <figure class="chart" data-chart="URL" data-refresh="10">. The URL answers
 // {"at": [seconds since 1970], "step": seconds, "unit": "s" | "%" | "jobs/min" | ..., "form": "line" | "area" | "bars",
-//  "lines": [{"label": "p50", "values": [number | null], "colour": 1..6}]}.
+//  "lines": [{"label": "p50", "values": [number | null], "colour": 1..6}]}. A "band" is drawn across something else than
+// time, which its "across" names: js/bands.js.
 // The plot is drawn by uPlot, which is loaded when a page has a chart. What it shows is there as a table too, and a chart
 // that has the keyboard's focus is read with the arrow keys.
+
+import { bandOptions, bandReach } from "./bands.js";
 
 const HEIGHT = 180;
 const FETCH_AGAIN_MILLISECONDS = 15000;
@@ -93,7 +96,7 @@ class Chart {
     const ink = colour(this.figure, "--ink-faint");
     const line = colour(this.figure, "--line");
     const axis = { stroke: ink, font: "11px Geist, sans-serif", grid: { stroke: line, width: 1 }, ticks: { show: false } };
-    return {
+    const drawn = {
       width: this.stage.clientWidth,
       height: HEIGHT,
       padding: [8, 8, 0, 0],
@@ -107,9 +110,14 @@ class Chart {
       series: [{}, ...this.drawn().map(([each, index]) => this.series(each, index))],
       hooks: { setCursor: [(plot) => this.tell(plot.cursor.idx)] },
     };
+    if (this.data.form !== "band") return drawn;
+    const [text, ground, margin] = ["--ink", "--surface", "--chart-4"].map((name) => colour(this.figure, name));
+    const paint = { ink, text, ground, margin, fill: faint(colour(this.figure, "--chart-1"), 0.2) };
+    return bandOptions(drawn, () => this.data, paint, (value) => told(value, this.data.unit));
   }
 
   reach(low, high) {
+    if (this.data.form === "band") return bandReach(this.data);
     if (!this.data.signed) return [0, high > 0 ? high * 1.12 : 1];
     const most = Math.max(Math.abs(low ?? 0), Math.abs(high ?? 0)) || 1;
     return [Math.min(0, (low ?? 0) - most * 0.1), Math.max(0, (high ?? 0) + most * 0.1)];
@@ -123,8 +131,14 @@ class Chart {
 
   // A moment on the axis: the day where a chart shows several, else the time.
   when(at) {
+    if (this.data.across) return compact.format(at);
     const shown = this.data.at[this.data.at.length - 1] - this.data.at[0];
     return (shown > 2 * DAY_SECONDS ? days : times).format(at * 1000);
+  }
+
+  // A place on the axis in full.
+  place(at) {
+    return this.data.across ? `${plain.format(at)} ${this.data.across}` : moments.format(at * 1000);
   }
 
   series(line, index) {
@@ -145,7 +159,7 @@ class Chart {
       entry.children[2].textContent = place === null ? "–" : told(line.values[place], unit);
     });
     const when = this.figure.querySelector(".when");
-    when.textContent = index === null || index === undefined || at[index] === undefined ? "" : moments.format(at[index] * 1000);
+    when.textContent = index === null || index === undefined || at[index] === undefined ? "" : this.place(at[index]);
   }
 
   entry(line, index) {
@@ -172,14 +186,14 @@ class Chart {
     const name = this.figure.dataset.name;
     if (index === null) return `${name}: nothing was measured`;
     const said = this.data.lines.map((line) => `${line.label} ${told(line.values[index], this.data.unit)}`).join(", ");
-    return `${name}, ${moments.format(this.data.at[index] * 1000)}: ${said}`;
+    return `${name}, ${this.place(this.data.at[index])}: ${said}`;
   }
 
   fillTable() {
     if (!this.table || !this.data || !this.figure.querySelector("details").open) return;
     const { at, lines, unit } = this.data;
-    const head = row("th", ["Time", ...lines.map((line) => line.label)]);
-    const body = at.map((moment, index) => row("td", [moments.format(moment * 1000), ...lines.map((line) => told(line.values[index], unit))]));
+    const head = row("th", [this.data.across ? "Seen" : "Time", ...lines.map((line) => line.label)]);
+    const body = at.map((moment, index) => row("td", [this.place(moment), ...lines.map((line) => told(line.values[index], unit))]));
     this.table.tHead.replaceChildren(head);
     this.table.tBodies[0].replaceChildren(...body.reverse());
   }
@@ -237,7 +251,7 @@ function colour(figure, name) {
   return getComputedStyle(probe).color;
 }
 
-function faint(stroke) {
+function faint(stroke, strength = 0.12) {
   const numbers = stroke.match(/[\d.]+/g).slice(0, 3).join(", ");
-  return `rgba(${numbers}, 0.12)`;
+  return `rgba(${numbers}, ${strength})`;
 }
