@@ -29,7 +29,9 @@ class BulkDocument(_Document):
     object: Literal["bulk_operation"]
     action: BulkAction
     status: BulkState
-    filter: dict[str, Any] = Field(description="What it is about, its states said outright")
+    filter: dict[str, Any] = Field(
+        description="What it is about, its states said outright; empty where ids named the jobs"
+    )
     total: int = Field(description="How many it is about; rises while it is gathering")
     truncated: bool = Field(description="Whether more matched than one operation takes")
     done: int

@@ -1,6 +1,6 @@
 """What the routes of bulk operations read. Unknown fields are refused."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -8,35 +8,56 @@ from penstock.jobs.params import Strict
 from penstock.jobs.queries import JobSelection
 from penstock.jobs.states import JobState
 
+MOST_NAMED: Final = 1000
+"""Jobs that one request may name by their ids; a filter names as many as there are."""
+JobId = Annotated[str, Field(pattern=r"^job_[0-9a-z]{26}$")]
+
 
 class BulkRequest(Strict):
-    """The body of `POST /v1/bulk`: what to do, and the jobs to do it to, as a list of jobs would be asked for."""
+    """The body of `POST /v1/bulk`: what to do, and to which jobs, by a filter or by their ids."""
 
     action: Literal["cancel", "replay"]
-    filter: JobSelection = Field(description="At least one of its members")
+    filter: JobSelection | None = Field(
+        default=None, description="As a list of jobs would be asked for, with at least one of its members"
+    )
+    ids: list[JobId] | None = Field(
+        default=None, min_length=1, max_length=MOST_NAMED, description="The jobs themselves, instead of a filter"
+    )
 
     @model_validator(mode="after")
     def _some_jobs(self) -> Self:
-        if not self.filter.model_fields_set:
-            raise ValueError("the filter must name something, such as a tag or a status")
-        if not self._states:
-            fitting = "queued and running" if self.action == "cancel" else "final"
-            raise ValueError(f"filter.status names no state of which jobs can be {_DONE[self.action]}: {fitting} ones")
+        if (self.filter is None) == (self.ids is None):
+            raise ValueError("name the jobs either by a filter or by their ids")
+        if self.filter is not None:
+            _refuse_empty(self.action, self.filter)
         return self
 
-    @property
-    def _states(self) -> list[JobState]:
-        """The states of jobs that the action is for: of a replay those that did not succeed, unless it names them."""
-        if self.filter.status is None:
-            return [*_UNFINISHED] if self.action == "cancel" else [*_UNSUCCESSFUL]
-        named = [JobState(name) for name in self.filter.status.split(",")]
-        return [state for state in named if state.final == (self.action == "replay")]
-
     def stored_filter(self) -> dict[str, Any]:
-        """The filter as the operation's row keeps it, its states said outright."""
-        return self.filter.model_dump(mode="json", by_alias=True, exclude_none=True) | {
-            "status": ",".join(self._states)
-        }
+        """The filter as the operation's row keeps it, its states said outright; empty where ids name the jobs."""
+        if self.filter is None:
+            return {}
+        states = {"status": ",".join(_states(self.action, self.filter))}
+        return self.filter.model_dump(mode="json", by_alias=True, exclude_none=True) | states
+
+    def targets(self) -> list[str]:
+        """The jobs that are named by their ids, each once."""
+        return list(dict.fromkeys(self.ids or ()))
+
+
+def _refuse_empty(action: str, asked: JobSelection) -> None:
+    if not asked.model_fields_set:
+        raise ValueError("the filter must name something, such as a tag or a status")
+    if not _states(action, asked):
+        fitting = "queued and running" if action == "cancel" else "final"
+        raise ValueError(f"filter.status names no state of which jobs can be {_DONE[action]}: {fitting} ones")
+
+
+def _states(action: str, asked: JobSelection) -> list[JobState]:
+    """The states of jobs that the action is for: of a replay those that did not succeed, unless it names them."""
+    if asked.status is None:
+        return [*_UNFINISHED] if action == "cancel" else [*_UNSUCCESSFUL]
+    named = [JobState(name) for name in asked.status.split(",")]
+    return [state for state in named if state.final == (action == "replay")]
 
 
 _DONE = {"cancel": "cancelled", "replay": "replayed"}

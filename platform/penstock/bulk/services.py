@@ -15,6 +15,8 @@ from penstock.bulk.telling import BulkEvent, tell
 from penstock.errors import BulkOperationFinished, IdempotencyKeyReused, NotFound, TooManyBulkOperations
 from penstock.idempotency.services import HEADER, KeyedRequest
 from penstock.ids import new_id
+from penstock.jobs.models import Job
+from penstock.problems import refuse_field
 
 MOST_UNFINISHED: Final = 10
 """Operations that one tenant may have going: each walks its jobs, however often they are asked for."""
@@ -23,13 +25,17 @@ _FAILURES_TOLD: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to be done to what, and for whom: `models` are those that the key may use, None is all."""
+    """What is to be done to what, and for whom: `models` are those that the key may use, None is all.
+
+    What it is about are the jobs `targets`, or where there are none, all that the filter names.
+    """
 
     action: BulkAction
     filter: dict[str, Any]
     actor: Actor
     api_key_id: str | None
     models: Collection[str] | None = field(default=None)
+    targets: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +47,26 @@ class Begun:
 
 
 def begin(session: Session, tenant_id: str, wish: Wish, keyed: KeyedRequest | None) -> Begun:
-    """An operation that control processes go about. Raises `TooManyBulkOperations` and `IdempotencyKeyReused`."""
+    """An operation that control processes go about.
+
+    Raises `TooManyBulkOperations` and `IdempotencyKeyReused`, and `ValidationFailed` for a target that there is not.
+    """
     # One at a time of each tenant, so that two together do not pass the limit.
     session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))
     if keyed is not None and (before := _begun_before(session, keyed)) is not None:
         return Begun(before, replayed=True)
     _refuse_too_many(session, tenant_id)
-    operation = session.scalars(
-        insert(BulkOperation)
-        .values(
-            id=new_id("bulk"),
-            tenant_id=tenant_id,
-            action=wish.action,
-            filter=wish.filter,
-            actor=actor_document(wish.actor),
-            api_key_id=wish.api_key_id,
-            allowed_models=sorted(wish.models) if wish.models is not None else None,
-            idempotency_key=keyed.key if keyed else None,
-            fingerprint=keyed.fingerprint if keyed else None,
-        )
-        .returning(BulkOperation)
-    ).one()
-    details = {"action": wish.action.value, "filter": wish.filter}
+    _refuse_unknown(session, tenant_id, wish.targets)
+    operation = _created(session, tenant_id, wish, keyed)
+    if wish.targets:
+        session.execute(insert(BulkItem), [{"operation_id": operation.id, "target_id": id_} for id_ in wish.targets])
+    about = {"jobs": len(wish.targets)} if wish.targets else {"filter": wish.filter}
+    details = {"action": wish.action.value} | about
     record(session, wish.actor, Action.BULK_CREATED, tenant_id=tenant_id, target=operation.id, details=details)
     tell(session, operation, BulkEvent.CREATED)
+    if wish.targets:  # nothing is to be gathered
+        operation.state = BulkState.RUNNING
+        tell(session, operation, BulkEvent.RUNNING)
     return Begun(operation, replayed=False)
 
 
@@ -110,6 +112,29 @@ def cancel(session: Session, tenant_id: str, operation_id: str, actor: Actor, *,
 def actor_document(actor: Actor) -> dict[str, Any]:
     """Who acts, as an operation keeps it."""
     return {"kind": actor.kind.value, "id": actor.id, "name": actor.name, "address": actor.address}
+
+
+def _created(session: Session, tenant_id: str, wish: Wish, keyed: KeyedRequest | None) -> BulkOperation:
+    row = insert(BulkOperation).values(
+        id=new_id("bulk"),
+        tenant_id=tenant_id,
+        action=wish.action,
+        filter=wish.filter,
+        actor=actor_document(wish.actor),
+        api_key_id=wish.api_key_id,
+        allowed_models=sorted(wish.models) if wish.models is not None else None,
+        total=len(wish.targets),
+        idempotency_key=keyed.key if keyed else None,
+        fingerprint=keyed.fingerprint if keyed else None,
+    )
+    return session.scalars(row.returning(BulkOperation)).one()
+
+
+def _refuse_unknown(session: Session, tenant_id: str, job_ids: Sequence[str]) -> None:
+    known = set(session.scalars(select(Job.id).where(Job.tenant_id == tenant_id, Job.id.in_(job_ids))))
+    unknown = next((job_id for job_id in job_ids if job_id not in known), None)
+    if unknown is not None:
+        raise refuse_field("ids", f"there is no job {unknown!r}", "name jobs that are there")
 
 
 def _seen_by(tenant_id: str, operator: bool) -> list[Any]:

@@ -44,10 +44,12 @@ class BulkAnswerHeaders(BaseModel):
     ),
 )
 def begin_bulk(principal: Principal, headers: BulkHeaders, body: BulkRequest) -> tuple[Response, int, dict[str, str]]:
-    """Cancel or replay all jobs that a filter names, in the background. A replay submits their requests as new jobs."""
-    wanted = body.stored_filter()
-    keyed = keyed_request(principal.tenant_id, headers.idempotency_key, lambda: ["bulk", body.action, wanted])
-    wish = Wish(BulkAction(body.action), wanted, actor_of(principal), principal.key_id, principal.models)
+    """Cancel or replay jobs, by a filter or by ids, in the background. A replay submits their requests as new jobs."""
+    wanted, targets = body.stored_filter(), body.targets()
+    keyed = keyed_request(
+        principal.tenant_id, headers.idempotency_key, lambda: ["bulk", body.action, wanted or targets]
+    )
+    wish = Wish(BulkAction(body.action), wanted, actor_of(principal), principal.key_id, principal.models, targets)
     with current_services().database.transaction() as session:
         begun = bulk.begin(session, principal.tenant_id, wish, keyed)
     return accepted(begun)

@@ -1,4 +1,4 @@
-"""`penstock jobs`: cancel or submit again all jobs that filters name, watched to the end."""
+"""`penstock jobs`: cancel or submit again all jobs that filters or ids name, watched to the end."""
 
 import functools
 import sys
@@ -49,25 +49,30 @@ def with_filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def jobs() -> None:
-    """Cancel or submit again all jobs that filters name."""
+    """Cancel or submit again many jobs, named by filters or by their ids."""
 
 
 @jobs.command()
+@click.argument("ids", nargs=-1, metavar="[JOB_ID]...")
 @with_filters
 @click.option("--detach", is_flag=True, help="Print the operation's id and do not wait for its end.")
 @with_client
-def cancel(client: Client, filters: dict[str, Any], detach: bool) -> None:
-    """Cancel all jobs that match and wait or run. What they wrote is kept."""
-    _begin(client, "cancel", filters, detach)
+def cancel(client: Client, ids: tuple[str, ...], filters: dict[str, Any], detach: bool) -> None:
+    """Cancel all jobs that match and wait or run, or those of these ids. What they wrote is kept."""
+    _begin(client, "cancel", ids, filters, detach)
 
 
 @jobs.command()
+@click.argument("ids", nargs=-1, metavar="[JOB_ID]...")
 @with_filters
 @click.option("--detach", is_flag=True, help="Print the operation's id and do not wait for its end.")
 @with_client
-def retry(client: Client, filters: dict[str, Any], detach: bool) -> None:
-    """Submit all jobs that match and did not succeed again, as new jobs; with --status succeeded those too."""
-    _begin(client, "replay", filters, detach)
+def retry(client: Client, ids: tuple[str, ...], filters: dict[str, Any], detach: bool) -> None:
+    """Submit jobs again, as new ones: those of these ids, or all that match and did not succeed.
+
+    With --status succeeded those too.
+    """
+    _begin(client, "replay", ids, filters, detach)
 
 
 def follow_to_its_end(client: Client, operation: BulkOperation) -> None:
@@ -86,10 +91,12 @@ def follow_to_its_end(client: Client, operation: BulkOperation) -> None:
         sys.exit(EXIT_FAILURE)
 
 
-def _begin(client: Client, action: Literal["cancel", "replay"], filters: dict[str, Any], detach: bool) -> None:
-    if not filters:
-        raise click.UsageError("name the jobs by at least one filter, such as --tag or --status")
-    operation = client.bulk.begin(action, filters)
+def _begin(
+    client: Client, action: Literal["cancel", "replay"], ids: tuple[str, ...], filters: dict[str, Any], detach: bool
+) -> None:
+    if bool(ids) == bool(filters):
+        raise click.UsageError("name the jobs by at least one filter, such as --tag or --status, or else by their ids")
+    operation = client.bulk.begin(action, ids=ids) if ids else client.bulk.begin(action, filters)
     click.echo(operation.id)
     if not detach:
         follow_to_its_end(client, operation)

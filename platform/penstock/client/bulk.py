@@ -1,4 +1,4 @@
-"""`client.bulk`: one act on all jobs that a filter names."""
+"""`client.bulk`: one act on many jobs, named by a filter or by their ids."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -70,17 +70,20 @@ class Bulk:
     def begin(
         self,
         action: Literal["cancel", "replay"],
-        filters: Mapping[str, Any],
+        filters: Mapping[str, Any] | None = None,
         *,
+        ids: Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> BulkOperation:
         """Begin to cancel, or to submit again, all jobs that match: those of `client.jobs.list` with these arguments.
 
         `cancel` is about those that wait or run, `replay` about those that did not succeed, or whose `status` is named.
+        Or, instead of filters, the jobs of these `ids`, at most 1,000, whatever became of them.
         Raises `ValidationFailed` and `TooManyBulkOperations`.
         """
         headers = {IDEMPOTENCY_HEADER: idempotency_key or str(uuid4())}
-        body = {"action": action, "filter": filter_document(filters)}
+        named: dict[str, Any] = {} if filters is None else {"filter": filter_document(filters)}
+        body = {"action": action} | named | ({} if ids is None else {"ids": list(ids)})
         return parse(BulkOperation, self._transport.request("POST", _PATH, body=body, headers=headers))
 
     def get(self, bulk_id: str) -> BulkOperation:

@@ -45,21 +45,26 @@ def index() -> str:
 def new() -> str:
     """What would be done to which jobs; `action` and the list's filters are in the address."""
     members = Listing.asked(request.args).fixed(utc_now())
-    wanted = _asked(request.args.get("action", ""), members)
-    with current_services().database.transaction() as session:
-        count = _count(session, wanted)
-    return render_template(
-        "portal/bulk/new.html", action=wanted.action, members=members, wanted=wanted.stored_filter(),
-        count=min(count, _COUNTED), more=count > _COUNTED,
-    )  # fmt: skip
+    return _offer(_asked(request.args.get("action", ""), {"filter": members}), members)
+
+
+@blueprint.post("/new")
+def chosen() -> str | AnyResponse:
+    """What would be done to the jobs that were ticked in the list: `id`, once for each."""
+    ids = request.form.getlist("id")
+    if not ids:
+        flash("Tick the jobs first.", "info")
+        return redirect(url_for("portal_jobs.index"), 303)
+    return _offer(_asked(request.form.get("action", ""), {"ids": ids}), {})
 
 
 @blueprint.post("")
 def begin() -> AnyResponse:
     """Begin what was shown, and go to where its progress is."""
-    members = Listing.asked(request.form).fixed(utc_now())
-    wanted = _asked(request.form.get("action", ""), members)
-    wish = Wish(BulkAction(wanted.action), wanted.stored_filter(), actor(), None)
+    ids = request.form.getlist("id")
+    named = {"ids": ids} if ids else {"filter": Listing.asked(request.form).fixed(utc_now())}
+    wanted = _asked(request.form.get("action", ""), named)
+    wish = Wish(BulkAction(wanted.action), wanted.stored_filter(), actor(), None, targets=wanted.targets())
     with current_services().database.transaction() as session:
         begun = bulk.begin(session, tenant_id(), wish, None)
     return redirect(url_for("portal_bulk.show", bulk_id=begun.operation.id), 303)
@@ -95,10 +100,21 @@ def _shown(bulk_id: str) -> dict[str, Any]:
     return {"operation": operation, "failures": failures, "final": BulkState(operation.state).final}
 
 
-def _asked(action: str, members: dict[str, str]) -> BulkRequest:
+def _offer(wanted: BulkRequest, members: dict[str, str]) -> str:
+    """The page that asks before anything is done."""
+    targets = wanted.targets()
+    with current_services().database.transaction() as session:
+        count = len(targets) or _count(session, wanted)
+    return render_template(
+        "portal/bulk/new.html", action=wanted.action, members=members, wanted=wanted.stored_filter(), ids=targets,
+        count=min(count, _COUNTED), more=count > _COUNTED,
+    )  # fmt: skip
+
+
+def _asked(action: str, named: dict[str, Any]) -> BulkRequest:
     """As the API takes it. Raises `ValidationFailed`."""
     try:
-        return BulkRequest.model_validate({"action": action, "filter": members}, strict=False)
+        return BulkRequest.model_validate({"action": action} | named, strict=False)
     except ValidationError as error:
         raise explain_validation(error) from None
 

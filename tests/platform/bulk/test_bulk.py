@@ -1,5 +1,6 @@
 """Bulk cancels and replays from their request to their end: what they are about, each thing once, at a bounded cost."""
 
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -22,6 +23,8 @@ from sqlalchemy import delete, func, select, update
 
 from tests.platform.api.conftest import Caller
 from tests.platform.bulk.conftest import Bench, statements
+
+A_JOB = f"job_{'0' * 26}"
 
 
 def test_a_bulk_cancel_ends_what_the_filter_names_and_nothing_else(bench: Bench) -> None:
@@ -60,6 +63,45 @@ def test_a_bulk_replay_makes_a_new_job_of_each_that_did_not_succeed(bench: Bench
     assert sorted(job["retry_of"] for job in made) == failed
     assert {(job["status"], job["params"]["seed"]) for job in made} == {("queued", 7)}
     assert [job["retry_of"] for job in made] == sorted(failed, reverse=True)  # their order is kept
+
+
+def test_jobs_that_are_named_by_their_ids_are_acted_on_each_once(bench: Bench) -> None:
+    ended = bench.finished(JobState.SUCCEEDED)
+    chosen = [bench.caller.submit(tags=["red"]) for _ in range(2)]
+    spared = bench.caller.submit(tags=["red"])
+
+    answer = bench.caller.post("/v1/bulk", {"action": "cancel", "ids": [*chosen, ended, chosen[0]]})
+    begun = BulkDocument.model_validate(answer.json)
+    assert (answer.status_code, begun.status, begun.total, begun.filter) == (202, "running", 3, {})
+    bench.work()
+
+    assert bench.counts(begun.id) == (3, 2, 1, 0)
+    assert bench.status(spared) == "queued"
+    assert [bench.status(job_id) for job_id in (*chosen, ended)] == ["cancelled", "cancelled", "succeeded"]
+    assert bench.events() == ["bulk.created", "bulk.running", "bulk.completed"]
+    (entry,) = bench.caller.get("/v1/audit?action=bulk.created").json["data"]
+    assert entry["details"] == {"action": "cancel", "jobs": 3}
+
+
+def test_a_job_that_is_named_is_replayed_even_if_it_succeeded(bench: Bench) -> None:
+    named = bench.finished(JobState.SUCCEEDED)
+    bench.finished(JobState.SUCCEEDED)
+    answer = bench.caller.post("/v1/bulk", {"action": "replay", "ids": [named]})
+    bench.work()
+    assert bench.counts(answer.json["id"]) == (1, 1, 0, 0)
+    assert [job["retry_of"] for job in bench.listed() if job["retry_of"]] == [named]
+
+
+def test_another_tenants_job_is_not_there_to_be_named_and_nothing_is_begun(
+    bench: Bench, make_caller: Callable[..., Caller]
+) -> None:
+    own, theirs = bench.caller.submit(), make_caller().submit()
+    refused = bench.caller.post("/v1/bulk", {"action": "cancel", "ids": [own, theirs]})
+    assert (refused.status_code, refused.json["code"], refused.json["field"]) == (422, "validation_failed", "ids")
+    assert f"there is no job '{theirs}'" in refused.json["detail"]
+    assert bench.caller.get("/v1/bulk").json["data"] == []
+    bench.work()
+    assert bench.status(own) == "queued"
 
 
 def test_succeeded_jobs_are_replayed_only_when_they_are_named(bench: Bench) -> None:
@@ -249,7 +291,12 @@ def test_a_tenant_has_so_many_operations_going_and_no_more(bench: Bench) -> None
         ({"action": "replay", "filter": {"status": "queued"}}, "final"),
         ({"action": "replay", "filter": {"colour": "red"}}, "filter.colour"),
         ({"action": "replay", "filter": {"version": "1"}}, "a version needs its model"),
-        ({"action": "replay"}, "filter"),
+        ({"action": "replay"}, "by a filter or by their ids"),
+        ({"action": "replay", "filter": {"tag": "a"}, "ids": [A_JOB]}, "by a filter or by their ids"),
+        ({"action": "cancel", "ids": []}, "at least 1"),
+        ({"action": "cancel", "ids": [A_JOB] * 1001}, "at most 1000"),
+        ({"action": "cancel", "ids": ["bulk_1"]}, "ids.0"),
+        ({"action": "cancel", "ids": [A_JOB]}, f"there is no job '{A_JOB}'"),
     ],
 )
 def test_a_wrong_request_is_refused(bench: Bench, body: Any, said: str) -> None:

@@ -161,6 +161,32 @@ def test_many_jobs_are_cancelled_by_what_the_list_shows(
     assert person.post(f"{path}/cancel").status_code == 303, "it is shown as it ended"
 
 
+def test_ticked_jobs_are_cancelled_by_a_plain_form(
+    person: Person, deployment: Deployment, make_person: Callable[..., Person]
+) -> None:
+    jobs = [person.submit() for _ in range(3)]
+    stranger = make_person("eve@example.com")
+    theirs = stranger.submit()
+    listed = person.get("/jobs").text
+    boxes = re.findall(r'<input type="checkbox" name="id" value="(job_\w+)" form="chosen"', listed)
+    assert set(boxes) == {job.id for job in jobs}
+    assert '<form class="chosen-bar" id="chosen" method="post" action="/jobs/bulk/new"' in listed
+
+    asked = person.post("/jobs/bulk/new", {"action": "cancel", "id": boxes[:2]}).text
+    assert "2 jobs were ticked" in text_of(asked)
+    assert re.findall(r'<input type="hidden" name="id" value="([^"]*)"', asked) == boxes[:2]
+    begun = person.post("/jobs/bulk", {"action": "cancel", "id": boxes[:2]})
+    progress = text_of(person.get(begun.headers["Location"]).text)
+    assert "2 jobs that were chosen one by one" in progress
+    assert "In all 2" in progress
+    assert "2 jobs that were chosen" in text_of(person.get("/jobs/bulk").text)
+
+    assert person.post("/jobs/bulk", {"action": "cancel", "id": [boxes[0], theirs.id]}).status_code == 422
+    assert person.post("/jobs/bulk/new", {"action": "sing", "id": boxes[:1]}).status_code == 422
+    assert person.post("/jobs/bulk/new", {"action": "cancel"}).headers["Location"] == "/jobs"
+    assert "Tick the jobs first" in person.get("/jobs").text
+
+
 def test_a_bulk_operation_needs_a_filter_that_says_something(person: Person) -> None:
     for query in ("action=cancel", "action=cancel&status=failed", "action=sing&tag=x", "action=cancel&within=99y"):
         assert person.get(f"/jobs/bulk/new?{query}").status_code == 422, query

@@ -2,6 +2,7 @@
 import { followLiveJob } from "./live-job.js";
 import { keepTime } from "./clock.js";
 import { serveCharts } from "./charts.js";
+import { serveChoosing } from "./choosing.js";
 import { serveCompose } from "./compose.js";
 import { serveCopyButtons, serveDialogs, serveHeldPolls, serveSubmittingSelects, serveTabs, serveThemeToggle } from "./controls.js";
 import { keepFoldsOpen } from "./folds.js";
@@ -18,6 +19,7 @@ serveToasts();
 keepFoldsOpen();
 keepTime();
 serveCharts();
+serveChoosing();
 document.querySelectorAll("form[data-compose]").forEach(serveCompose);
 document.querySelectorAll("[data-stream]").forEach(followLiveJob);
 document.querySelectorAll("[data-upload]").forEach(serveUpload);
