@@ -1,6 +1,6 @@
 """What the statistics of rollouts do where the truth is known, and what live rollouts do to jobs and to submits.
 
-python -m bench.gates [--json PATH] [--runs N] [--part simulation|switches|submits|shadow] [--quick]
+python -m bench.gates [--json PATH] [--runs N] [--part simulation|switches|submits|shadow|queue] [--quick]
 
 Simulated from fixed seeds: figures do not depend on the machine. The peer, on the same jobs, is what is done elsewhere:
 a z test that is looked at after every failure. Live: the platform's processes over real services, with engines that

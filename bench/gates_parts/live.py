@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from bench.gates_parts import shadows, submits, switches
+from bench.gates_parts import great_queue, shadows, submits, switches
 from bench.platform_parts.house import DEMO_MODEL, House, add_version, open_house, own_services
 
 MOST_ADDED_MS: Final = 1.0  # of a submit's p99
 MOST_ROLLBACK_MS: Final = 2000.0  # p99
+MOST_QUEUE_SECONDS: Final = 30.0
+MOST_WAIT_MS: Final = 1000.0
 MOST_SHADOW: Final = 1.01  # the champion's p50 over that without a shadow, at the default sampling
 
 
@@ -54,10 +56,27 @@ def shadowing(*, quick: bool) -> dict[str, Any]:
     )
 
 
+def queueing(*, quick: bool) -> dict[str, Any]:
+    """A rollback with a great queue."""
+    with _house() as (house, _):
+        told = great_queue.measured(house, 2_000 if quick else 50_000)
+    meanwhile = told["ms meanwhile"]
+    return told | _targets(
+        {
+            "seconds until none is left": (told["seconds until none is left"], MOST_QUEUE_SECONDS),
+            "longest claim or submit meanwhile, ms": (
+                max(each["longest"] for each in meanwhile.values()),
+                MOST_WAIT_MS,
+            ),
+        }
+    )
+
+
 LIVE: Final[Mapping[str, Callable[..., dict[str, Any]]]] = {
     "switches": switching,
     "submits": submitting,
     "shadow": shadowing,
+    "queue": queueing,
 }
 """Each measures something, says what it should be, and whether it is: `met`."""
 

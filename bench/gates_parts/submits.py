@@ -26,7 +26,7 @@ def measured(house: House, submits: int) -> dict[str, Any]:
     bodies = {"with": job_body(PROMPT, 8), "without": job_body(PROMPT, 8).replace(MODEL_NAME.encode(), PLAIN.encode())}
     seconds: dict[str, list[float]] = {name: [] for name in bodies}
     with house.database.transaction() as session:
-        _have_ready(session)
+        have_ready(session)
         rollout = services.start(session, MODEL_NAME, "2", POLICY, OPERATOR).id
     with Caller(house) as caller:
         for _ in range(WARM + submits):
@@ -43,8 +43,8 @@ def measured(house: House, submits: int) -> dict[str, Any]:
     }
 
 
-def _have_ready(session: Session) -> None:
-    """Both versions are ready on a worker, as far as anybody knows: an unready one would get no share."""
+def have_ready(session: Session) -> str:
+    """Both versions are ready on a worker, as far as anybody knows: an unready one would get no share. Its id."""
     worker = Worker(id=new_id("wrk"), hostname="bench", pid=1, device="cpu", slots=1)
     worker.heartbeat_at = utc_now() + timedelta(hours=1)
     session.add(worker)
@@ -52,3 +52,4 @@ def _have_ready(session: Session) -> None:
     for deployment in session.scalars(select(Deployment).where(Deployment.id != LANE_ID)):
         session.add(Hosting(worker_id=worker.id, deployment_id=deployment.id, state="ready"))
     session.flush()
+    return worker.id

@@ -10,6 +10,7 @@ from penstock.fairness.prefixes import RecentPrefixes
 from penstock.fairness.turns import next_jobs
 from penstock.jobs.events import EventType, Happening, record
 from penstock.jobs.holding import Claim, unpack_journal
+from penstock.jobs.leaving import MUST_LEAVE
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobClass
 
@@ -18,7 +19,7 @@ _CLAIM: Final = select(
     Job, column("weight", Float), column("seconds_left", Float), column("checkpoint", LargeBinary)
 ).from_statement(
     text(
-        """
+        f"""
         UPDATE job SET
             state = 'running', fence=(job.fence + 1), runs = job.runs + 1, last_event = job.last_event + 1,
             lease_holder = :worker_id,
@@ -26,11 +27,11 @@ _CLAIM: Final = select(
             started_at = coalesce(job.started_at, now())
         FROM tenant, unnest(CAST(:ids AS text[])) AS chosen (id)
         LEFT JOIN job_journal AS kept ON kept.job_id = chosen.id
-        WHERE job.id = chosen.id AND tenant.id = job.tenant_id
+        WHERE job.id = chosen.id AND tenant.id = job.tenant_id AND NOT {MUST_LEAVE}
         RETURNING job.*, tenant.weight,
             CAST(extract(epoch FROM job.deadline - clock_timestamp()) AS double precision) AS seconds_left,
             kept.entries AS checkpoint
-        """
+        """  # noqa: S608  # made of constants alone
     )
 )
 _BEGIN: Final = text(
@@ -91,6 +92,8 @@ def claim_all(
         if not ids:
             break
         taken = _take(session, ids, worker_id, lease_seconds)
+        if not taken:  # they are about to be moved, and whatever stands behind them waits until they are
+            break
         for each in taken:
             recent.note(each.job.prefix)
         claims += taken
@@ -98,14 +101,16 @@ def claim_all(
 
 
 def _take(session: Session, ids: Sequence[str], worker_id: str, lease_seconds: float) -> list[Claim]:
-    """Make these jobs, which this transaction has locked, the worker's."""
+    """Make these jobs, which this transaction has locked, the worker's; but those that must leave for the champion."""
     given: dict[str, Any] = {"ids": list(ids), "worker_id": worker_id, "lease_seconds": lease_seconds}
     rows = session.execute(_CLAIM, given, execution_options={"populate_existing": True}).all()
     claims = {
         job.id: Claim(job, job.fence, unpack_journal(kept), weight, seconds_left)
         for job, weight, seconds_left, kept in rows
     }
-    taken = [claims[job_id] for job_id in ids]
+    taken = [claims[job_id] for job_id in ids if job_id in claims]
+    if not taken:
+        return []
     session.execute(
         _BEGIN,
         {

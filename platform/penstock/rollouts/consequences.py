@@ -42,6 +42,8 @@ def follow_through(session: Session, rollout: Rollout, how: Move, before: Positi
         return Rerouted()
     if before.state is State.PROMOTED:
         _take_back(session, rollout, route)
+    rollout.clearing = True
+    session.flush()
     return send_back(session, rollout, route, policy)
 
 
@@ -57,16 +59,21 @@ def open_share(session: Session, rollout: Rollout, policy: Policy) -> Candidate:
 
 def send_back(session: Session, rollout: Rollout, route: RoutingPolicy, policy: Policy) -> Rerouted:
     """Move jobs that wait for the candidate of a rollout that has ended to its model's champion, if it is not that."""
+    way = way_back(session, rollout, route, policy)
+    return Rerouted() if way is None else reroute(session, way)
+
+
+def way_back(session: Session, rollout: Rollout, route: RoutingPolicy, policy: Policy) -> Way | None:
+    """From the candidate of a rollout that has ended to its model's champion; None where they are the same."""
     if route.champion_id == rollout.candidate_id:
-        return Rerouted()
-    way = Way(
+        return None
+    return Way(
         source=session.get_one(Deployment, rollout.candidate_id),
         target=session.get_one(Deployment, route.champion_id or rollout.champion_id),
         rollout_id=rollout.id,
         reason=f"the rollout of version {_version(session, rollout.candidate_id)} was {_ENDED[State(rollout.state)]}",
         anew=policy.started_jobs is StartedJobs.RESTART,
     )
-    return reroute(session, way)
 
 
 _ENDED: Final = {State.REJECTED: "rejected", State.ROLLED_BACK: "rolled back", State.ABORTED: "aborted"}

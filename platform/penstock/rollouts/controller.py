@@ -29,7 +29,7 @@ from penstock.rollouts.gates import GATES
 from penstock.rollouts.lead import ROLLOUTS, Lead, LeadLost, release, renew, take
 from penstock.rollouts.models import GateResult, Rollout
 from penstock.rollouts.states import State
-from penstock.rollouts.stragglers import Sweeper
+from penstock.rollouts.stragglers import Left, sweep
 from penstock.rollouts.verdicts import Judgement
 from penstock.routing.succession import Readiness
 
@@ -38,6 +38,7 @@ LEAD_SECONDS: Final = 10.0
 BUSY_SECONDS: Final = 0.5
 """Between turns while a rollout is under way."""
 IDLE_SECONDS: Final = 2.0
+_PAUSES: Final = {Left.NOTHING: IDLE_SECONDS, Left.PERHAPS: BUSY_SECONDS, Left.MORE: 0.0}
 log = get_logger(__name__)
 
 
@@ -46,7 +47,6 @@ class Controller:
 
     def __init__(self, database: Database, metrics: RolloutMetrics) -> None:
         self._database, self._metrics = database, metrics
-        self._sweeper = Sweeper(database)
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{new_id('ctl')}"
         self._lead: Lead | None = None
 
@@ -60,7 +60,7 @@ class Controller:
     def attempt(self) -> float:
         """One turn, come what may; answers with the seconds until the next."""
         try:
-            return BUSY_SECONDS if self.turn() else IDLE_SECONDS
+            return _PAUSES[self.turn()]
         except LeadLost as error:
             log.warning("rollouts.lead_lost", reason=str(error))
             self._lead = None
@@ -70,12 +70,12 @@ class Controller:
             log.exception("rollouts.turn_failed")
         return IDLE_SECONDS
 
-    def turn(self) -> bool:
-        """Work once at every rollout that is under way; whether there is any. Raises `LeadLost`."""
+    def turn(self) -> Left:
+        """Work once at every rollout that is under way, or has ended and left jobs. Raises `LeadLost`."""
         lead = self._led()
         if lead is None:
             self._metrics.show(())
-            return False
+            return Left.NOTHING
         began = time.perf_counter()
         with self._database.transaction() as session:
             under_way = [(rollout.id, rollout.model_name, rollout.state) for rollout in services.under_way(session)]
@@ -83,9 +83,9 @@ class Controller:
         for rollout_id, _, state in under_way:
             if State(state).gate:
                 self._advance(lead, rollout_id)
-        swept = self._sweeper.sweep(lead)
+        left = sweep(self._database, lead)
         self._metrics.turn_seconds.observe(time.perf_counter() - began)
-        return bool(under_way) or swept
+        return max(left, Left.PERHAPS) if under_way else left
 
     def _led(self) -> Lead | None:
         """The lead, for a while from now on. None while another process has it."""

@@ -32,6 +32,7 @@ class Rollout(Base):
         CheckConstraint("(state = 'paused') = (paused_in IS NOT NULL)", name="paused_in_with_paused"),
         CheckConstraint("candidate_id <> champion_id", name="two_versions"),
         UniqueConstraint("started_by", "idempotency_key"),
+        Index("ix_rollout_clearing", "candidate_id", postgresql_where=text("clearing")),
         Index(
             "uq_rollout_under_way",
             "model_name",
@@ -72,6 +73,10 @@ class Rollout(Base):
     """The operator's tenant, which the offline gate's evaluation belongs to."""
     idempotency_key: Mapped[str | None]
     fingerprint: Mapped[bytes | None]
+
+    # What becomes of jobs once it has ended
+    clearing: Mapped[bool] = mapped_column(server_default="false")
+    """Those that wait for its candidate are still to be sent to the champion, and may not be claimed before."""
 
     # What the controller says of it
     note: Mapped[str | None]

@@ -1,17 +1,15 @@
 """Jobs that wait for a version which has lost its rollout go to the champion, in the transaction that ended it.
 
-Moved is what was sent to the version by the rollout, or by the model's bare name while it was the champion; who named
-the version, or the alias `challenger`, gets what they named. A job that waits for the version because one of its runs
-ended has begun: it moves where nothing of what it generated is kept, or where the policy lets jobs begin anew; readers
-are then told by `output.rewound`. Price and terms stay those of the submit. A job that the champion's context does not
-hold stays where it is.
+`penstock.jobs.leaving` says which of them. Readers of one that begins anew are told by `output.rewound`. Price and
+terms stay those of the submit.
 
-A submit that chose the version before the move and commits after it is found by a later sweep: to lock the rollout in
-every submit would cost each of them more.
+What is beyond a batch, and submits that chose the version before the move and commit after it, are moved by sweeps
+(`penstock.rollouts.stragglers`): to lock the rollout in every submit would cost each of them more. Until then nobody
+can claim them.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final
@@ -23,30 +21,24 @@ from penstock.fairness.counters import wake
 from penstock.jobs.events import EventType, Happening, tell
 from penstock.jobs.holding import Held
 from penstock.jobs.lease import hand_back
+from penstock.jobs.leaving import leaves, sent_by
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState, RunOutcome
 from penstock.outbox.services import Topic, post
 from penstock.registry.models import Deployment
 from penstock.registry.tokenizer import TOKENIZER_FILES
 
-MOST_AT_ONCE: Final = 10_000
-"""So many jobs one transaction moves; what is beyond them follows with the next sweep."""
+MOST_AT_ONCE: Final = 2_000
+"""So many jobs one transaction moves, in a fifth of a second; what is beyond them follows at once, in others."""
 _NO_LIMIT: Final = 2**31
 _SHOWN: Final = 100
 
-_OURS: Final = """(
-    (job.routing ->> 'rule' = 'rollout' AND job.routing ->> 'rollout' = :rollout)
-    OR job.routing ->> 'rule' = 'rerouted'
-    OR (job.routing ->> 'rule' = 'alias' AND job.routing ->> 'alias' = 'champion')
-)"""
-
+_LEAVES: Final = leaves(":rollout", ":context_length", ":anew")
 # Two statements, as the waiting and the held lie in different indexes.
 _MOVE: Final = """
     WITH chosen AS MATERIALIZED (
         SELECT id, fence, model_version FROM job
-        WHERE deployment_id = :source AND state = 'queued' AND {held} AND {ours}
-          AND coalesce(prompt_tokens, 0) + coalesce(CAST(params ->> 'max_tokens' AS integer), 1) <= :context_length
-          AND (:anew OR NOT EXISTS (SELECT FROM job_journal WHERE job_id = job.id AND length > 0))
+        WHERE deployment_id = :source AND state = 'queued' AND {held} AND {leaves}
         ORDER BY id LIMIT :most FOR UPDATE SKIP LOCKED
     ), voided AS (
         DELETE FROM job_journal USING chosen WHERE job_journal.job_id = chosen.id
@@ -72,8 +64,9 @@ _MOVE: Final = """
            coalesce(webhook -> 'events' ? '{event}', false) AS called
     FROM moved LEFT JOIN listening USING (tenant_id) ORDER BY tenant_id, moved.id
     """
-_MOVE_WAITING: Final = text(_MOVE.format(held="NOT held", ours=_OURS, event=EventType.REROUTED))
-_MOVE_HELD: Final = text(_MOVE.format(held="held", ours=_OURS, event=EventType.REROUTED))
+_MOVE_WAITING: Final = text(_MOVE.format(held="NOT held", leaves=_LEAVES, event=EventType.REROUTED))
+_MOVE_HELD: Final = text(_MOVE.format(held="held", leaves=_LEAVES, event=EventType.REROUTED))
+_LEFT: Final = text(f"SELECT FROM job WHERE deployment_id = :source AND state = 'queued' AND {_LEAVES} LIMIT 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +126,11 @@ def reroute(session: Session, way: Way, *, most: int = MOST_AT_ONCE) -> Rerouted
     return Rerouted(len(ids), ids[:_SHOWN])
 
 
+def some_left(session: Session, way: Way) -> bool:
+    """Whether jobs wait that are yet to be moved, also such as somebody has locked."""
+    return session.execute(_LEFT, _given(way)).first() is not None
+
+
 def _take_back(session: Session, way: Way) -> None:
     """Running jobs of the version wait again; their holders find that out when they next renew."""
     running = (
@@ -141,7 +139,7 @@ def _take_back(session: Session, way: Way) -> None:
             Job.deployment_id == way.source.id,
             Job.state == JobState.RUNNING,
             Job.cancel_requested_at.is_(None),
-            text(_OURS).bindparams(rollout=way.rollout_id),
+            text(sent_by(":rollout")).bindparams(rollout=way.rollout_id),
         )
         .order_by(Job.id)
         .with_for_update(skip_locked=True)
@@ -152,19 +150,25 @@ def _take_back(session: Session, way: Way) -> None:
 
 
 def _move(session: Session, statement: Any, way: Way, most: int) -> Sequence[Row[Any]]:
-    given: Mapping[str, Any] = {
-        "rollout": way.rollout_id,
-        "source": way.source.id,
+    told = {
         "target": way.target.id,
         "version": way.target.model_version,
-        "context_length": way.target.context_length,
         "same_tokens": way.same_tokens,
-        "anew": way.anew,
         "routing": json.dumps(way.routing),
         "reason": way.reason,
         "most": most,
     }
-    return session.execute(statement, given).all()
+    return session.execute(statement, _given(way) | told).all()
+
+
+def _given(way: Way) -> dict[str, Any]:
+    """What says which jobs leave."""
+    return {
+        "rollout": way.rollout_id,
+        "source": way.source.id,
+        "context_length": way.target.context_length,
+        "anew": way.anew,
+    }
 
 
 def _tell(session: Session, rows: Sequence[Row[Any]]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,18 +18,21 @@ from penstock.jobs.journal import JournalEntry
 from penstock.jobs.lease import Finish, Held, Progress
 from penstock.jobs.models import Event, Job, JobJournal, JobRun
 from penstock.jobs.states import JobState, RunOutcome
+from penstock.metrics import RolloutMetrics
 from penstock.outbox.models import OutboxMessage
 from penstock.registry.models import Deployment, Hosting, RoutingPolicy
-from penstock.rollouts import services
+from penstock.rollouts import consequences, services, stragglers
 from penstock.rollouts.consequences import send_back
-from penstock.rollouts.lead import take
+from penstock.rollouts.controller import BUSY_SECONDS, Controller
+from penstock.rollouts.lead import Lead, take
 from penstock.rollouts.ledger import ledger
 from penstock.rollouts.models import Rollout
 from penstock.rollouts.policy import Policy, StartedJobs
 from penstock.rollouts.rerouting import Way, reroute
 from penstock.rollouts.states import State
-from penstock.rollouts.stragglers import Sweeper
+from penstock.rollouts.stragglers import Left, sweep
 from penstock.webhooks.models import WebhookDelivery
+from prometheus_client import CollectorRegistry
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
@@ -65,6 +69,14 @@ class Scene:
         claim = lease.claim(session, worker_id=self.workers[1], deployment_id=self.candidate.id, lease_seconds=30)
         assert claim is not None
         return Held(claim.job.id, claim.fence)
+
+    def claimed(self, database: Database, deployment: Deployment, most: int) -> set[str]:
+        """What a worker of the deployment takes that has room for `most`."""
+        with database.transaction() as session:
+            claims = lease.claim_all(
+                session, worker_id=self.workers[0], deployment_id=deployment.id, lease_seconds=30, most=most
+            )
+        return {claim.job.id for claim in claims}
 
 
 @pytest.fixture
@@ -233,20 +245,83 @@ def test_whoever_asked_for_it_is_told(database: Database, scene: Scene) -> None:
         assert document["data"]["model_version"] == "1"
 
 
-def test_a_submit_that_chose_before_and_commits_after_is_found(database: Database, scene: Scene) -> None:
+@pytest.fixture
+def lead(database: Database) -> Lead:
     with database.transaction() as session:
-        lead = take(session, "rollouts", "test", 600)
-    assert lead
+        taken = take(session, "rollouts", "test", 600)
+    assert taken
+    return taken
+
+
+def come_late(database: Database, scene: Scene) -> list[str]:
+    """Jobs that had chosen the candidate before it was rolled back, and were committed after that."""
     with database.transaction() as late:
         tried = scene.tried(scene.submit(late))
         assert tried
         roll_back(database, scene)  # waits for none of them
     assert where(database, tried) == {"2"}
-    assert Sweeper(database).sweep(lead)
-    assert where(database, tried) == {"1"}
+    return tried
+
+
+def grow_old(database: Database, scene: Scene) -> None:
+    """No submit can come any more that knew the rollout."""
     with database.transaction() as session:
         session.get_one(Rollout, scene.rollout_id).entered_at = utc_now() - timedelta(minutes=5)
-    assert not Sweeper(database).sweep(lead), "it does not look for ever"
+
+
+def test_a_submit_that_chose_before_and_commits_after_is_found(database: Database, scene: Scene, lead: Lead) -> None:
+    tried = come_late(database, scene)
+    grow_old(database, scene)
+    with database.transaction() as claiming:
+        claiming.execute(select(Job.id).where(Job.id == tried[0]).with_for_update()).one()
+        assert sweep(database, lead) is Left.MORE
+        assert sweep(database, lead) is Left.PERHAPS, "one is left, which somebody has locked"
+    assert where(database, tried[1:]) == {"1"}
+    assert [sweep(database, lead), sweep(database, lead)] == [Left.MORE, Left.NOTHING], "it does not look for ever"
+    assert where(database, tried) == {"1"}
+    with database.transaction() as session:
+        assert not session.get_one(Rollout, scene.rollout_id).clearing
+
+
+def test_until_then_nobody_begins_it_at_the_version_that_has_lost(database: Database, scene: Scene, lead: Lead) -> None:
+    with database.transaction() as session:
+        scene.submit(session)
+        begun = scene.claim(session)
+        lease.checkpoint(session, [Progress(begun, [TOKEN], None)])
+        lease.hand_back(session, begun, RunOutcome.CRASHED, "it fell over", max_own_crashes=3)
+        session.get_one(Deployment, scene.candidate.id).first_ready_at = utc_now()
+        named = submit_job(session, scene.tenant, model="tiny:2").id
+    tried = come_late(database, scene)
+    assert scene.claimed(database, scene.candidate, 50) == {begun.job_id, named}
+    assert scene.claimed(database, scene.candidate, 1) == set()
+    sweep(database, lead)
+    assert scene.claimed(database, scene.candidate, 50) == set()
+    assert set(tried) <= scene.claimed(database, scene.champion, 50)
+
+
+def test_a_champion_again_begins_its_jobs(database: Database, scene: Scene) -> None:
+    roll_back(database, scene)
+    with database.transaction() as session:
+        session.get_one(RoutingPolicy, "tiny").champion_id = scene.candidate.id  # by hand, a moment later
+        session.flush()
+        waiting = {job.id for job in scene.submit(session, 2)}
+    assert scene.claimed(database, scene.candidate, 50) == waiting
+
+
+def test_a_great_queue_is_moved_batch_by_batch_without_a_pause(
+    database: Database, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (consequences, stragglers):
+        monkeypatch.setattr(module, "reroute", partial(reroute, most=3))
+    with database.transaction() as session:
+        tried = scene.tried(scene.submit(session, 20))
+    roll_back(database, scene)
+    controller = Controller(database, RolloutMetrics(CollectorRegistry()))
+    batches = -(-(len(tried) - 3) // 3)
+    pauses = [controller.attempt() for _ in range(batches + 1)]
+    assert batches >= 1
+    assert pauses == [*[0.0] * batches, BUSY_SECONDS]
+    assert where(database, tried) == {"1"}
 
 
 def test_a_claim_and_a_rollback_at_once_share_no_job(database: Database, scene: Scene) -> None:
