@@ -1,11 +1,11 @@
 """What operators want of deployments, and what each worker should have by that. Takes a session, never commits."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select, union
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -31,8 +31,9 @@ from penstock.rollouts.models import UNDER_WAY, Rollout
 class Wanted:
     """A deployment that a worker should have.
 
-    `needed` says that it is to be loaded now: it is warm, jobs wait for it, it is to take over or in a rollout, or it
-    has yet to show that it loads. `traffic` is its share of its model's jobs, 0 to 1.
+    `desired` is what operators want, but warm while it is to take over, in a rollout, or a promotion's way back.
+    `needed` says that it is to be loaded now: it is warm, jobs wait for it, or it has yet to show that it loads.
+    `traffic` is its share of its model's jobs, 0 to 1.
     """
 
     deployment: Deployment
@@ -83,10 +84,9 @@ def wanted_on(session: Session, worker_id: str, names: Collection[str] | None) -
     deployments = wanted_deployments(session, names)
     desired = desired_of(session, [each.id for each in deployments])
     here = [each for each in deployments if _is_place(own, each, desired.get(each.id, EVERYWHERE), workers)]
-    needed, traffic = _needed(session, here, desired), traffic_shares(session, {each.model_name for each in here})
-    return [
-        Wanted(each, desired.get(each.id, EVERYWHERE), each.id in needed, traffic.get(each.id, 1.0)) for each in here
-    ]
+    wishes = _kept_warm(session, {each.id: desired.get(each.id, EVERYWHERE) for each in here})
+    needed, traffic = _needed(session, here, wishes), traffic_shares(session, {each.model_name for each in here})
+    return [Wanted(each, wishes[each.id], each.id in needed, traffic.get(each.id, 1.0)) for each in here]
 
 
 def nowhere(session: Session, deployment: Deployment) -> str | None:
@@ -119,21 +119,31 @@ def _is_place(own: WorkerPlace, deployment: Deployment, desired: Desired, worker
     return own in places_for(deployment.id, deployment.model_name, desired, workers)
 
 
+def _kept_warm(session: Session, desired: Mapping[str, Desired]) -> dict[str, Desired]:
+    """What is wanted of each, where no cold one is that is to take over, in a rollout, or a promotion's way back."""
+    cold = _cold(desired)
+    held: tuple[Select[Any], ...] = (
+        select(RoutingPolicy.incoming_id).where(RoutingPolicy.incoming_id.in_(cold)),
+        select(Rollout.candidate_id).where(Rollout.candidate_id.in_(cold), Rollout.state.in_(UNDER_WAY)),
+        select(Rollout.champion_id).where(Rollout.champion_id.in_(cold), Rollout.state.in_(UNDER_WAY)),
+        select(Deployment.id).where(Deployment.id.in_(cold), Deployment.keep_warm_until > func.clock_timestamp()),
+    )
+    warm: set[str] = set(session.scalars(union(*held))) if cold else set()
+    return {name: replace(each, mode=HostingMode.WARM) if name in warm else each for name, each in desired.items()}
+
+
 def _needed(session: Session, deployments: Sequence[Deployment], desired: Mapping[str, Desired]) -> set[str]:
     """Which of them are to be loaded now."""
-    cold = {each.id for each in deployments if desired.get(each.id, EVERYWHERE).mode is HostingMode.COLD}
+    cold = _cold(desired)
     waited_for = select(Deployment.id).where(
         Deployment.id.in_(cold), select(Job.id).where(Job.deployment_id == Deployment.id, claimable()).exists()
     )
-    incoming = select(RoutingPolicy.incoming_id).where(RoutingPolicy.incoming_id.in_(cold))
-    rivals = (
-        select(side).where(side.in_(cold), Rollout.state.in_(UNDER_WAY))
-        for side in (Rollout.candidate_id, Rollout.champion_id)
-    )
-    woken: set[str | None] = set()
-    for query in (waited_for, incoming, *rivals) if cold else ():
-        woken |= set(session.scalars(query))
+    woken = set(session.scalars(waited_for)) if cold else set()
     return {each.id for each in deployments if each.id not in cold or each.id in woken or each.first_ready_at is None}
+
+
+def _cold(desired: Mapping[str, Desired]) -> set[str]:
+    return {name for name, each in desired.items() if each.mode is HostingMode.COLD}
 
 
 def _desired(row: Placement) -> Desired:

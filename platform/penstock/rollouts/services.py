@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from penstock.auth.audit import Actor, ActorKind
+from penstock.deployments.services import desired_of, nowhere
 from penstock.errors import AlreadyExists, IllegalTransition, ModelNotFound, NotFound, RolloutMoveRefused
 from penstock.ids import new_id
 from penstock.registry.models import Deployment, RoutingPolicy
@@ -37,8 +38,9 @@ def start(
 ) -> Rollout:
     """A rollout of that version against the model's champion, in its first gate.
 
-    Raises `ModelNotFound` for a model or version that there is not, or that no champion serves, and `AlreadyExists`
-    while another rollout of the model is under way.
+    Raises `ModelNotFound` for a model or version that there is not, or that no champion serves, or that is placed where
+    no live worker is, and `AlreadyExists` while another rollout of the model is under way. One that is placed cold is
+    kept loaded while it goes on.
     """
     champion, candidate = _versions(session, model_name, version)
     document = policy.model_dump(mode="json")
@@ -176,7 +178,16 @@ def _versions(session: Session, model_name: str, version: str) -> tuple[str, Dep
     if candidate is None or candidate.id == champion:
         told = "serves already" if candidate else "is hosted nowhere; give it the alias challenger"
         raise ModelNotFound(f"version {version} of {model_name!r} {told}", field="version")
+    _refuse_nowhere(session, candidate)
     return champion, candidate
+
+
+def _refuse_nowhere(session: Session, candidate: Deployment) -> None:
+    """Raise `ModelNotFound` where operators want it where no live worker is: it would never be tried."""
+    placed = bool(desired_of(session, [candidate.id]))
+    if placed and (why := nowhere(session, candidate)):
+        told = f"version {candidate.model_version} of {candidate.model_name!r} cannot be tried: {why}"
+        raise ModelNotFound(f"{told}; place it on a live worker, or withdraw the wish", field="version")
 
 
 def _operate(session: Session, rollout_id: str, how: Move, actor: Actor, reason: str | None) -> Rollout:

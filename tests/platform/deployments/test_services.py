@@ -1,10 +1,12 @@
 """What each worker should have, by the rows of deployments, placements, jobs and rollouts."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from penstock.auth.audit import Actor, ActorKind
 from penstock.auth.models import AuditEntry
+from penstock.clock import utc_now
 from penstock.db import Database
 from penstock.deployments.placement import Desired, HostingMode
 from penstock.deployments.services import Wanted, nowhere, place, traffic_shares, wanted_on
@@ -142,13 +144,17 @@ def test_both_sides_of_a_rollout_are_loaded_and_share_by_traffic(database: Datab
         session.add(rollout)
         session.flush()
         here = found(session, worker_id)
-        assert {name: (each.needed, each.traffic) for name, each in here.items()} == {
-            old.id: (True, 0.95),
-            new.id: (True, 0.05),
+        assert {name: (each.needed, each.desired.mode, each.traffic) for name, each in here.items()} == {
+            old.id: (True, "warm", 0.95),
+            new.id: (True, "warm", 0.05),
         }
         rollout.state = "rolled_back"
         session.flush()
-        assert not any(each.needed for each in found(session, worker_id).values())
+        assert {(each.needed, each.desired.mode) for each in found(session, worker_id).values()} == {(False, "cold")}
+        old.keep_warm_until = utc_now() + timedelta(hours=1)
+        session.flush()
+        here = found(session, worker_id)
+        assert {name: each.desired.mode for name, each in here.items()} == {old.id: "warm", new.id: "cold"}
         assert traffic_shares(session, {"tiny"}) == {}
 
 

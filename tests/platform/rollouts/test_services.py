@@ -7,7 +7,10 @@ from threading import Barrier
 import pytest
 from penstock.auth.audit import Actor, ActorKind
 from penstock.db import Database
+from penstock.deployments.placement import Desired, HostingMode
+from penstock.deployments.services import place
 from penstock.errors import AlreadyExists, ModelNotFound, NotFound, RolloutMoveRefused
+from penstock.registry.models import Deployment
 from penstock.rollouts.evidence import EVIDENCE, Comparison, Evidence, OfflineFigures
 from penstock.rollouts.lead import Lead, LeadLost, release, take
 from penstock.rollouts.ledger import JUDGEMENT, ledger
@@ -28,7 +31,7 @@ from penstock.rollouts.verdicts import Verdict, judge
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
 
-from tests.factories import make_deployment
+from tests.factories import make_deployment, make_tenant, make_worker
 
 ANN = Actor(ActorKind.USER, "usr_1", "Ann", "127.0.0.1", ())
 POLICY = Policy(shadow=None)
@@ -222,3 +225,17 @@ def test_the_database_keeps_states_to_the_table(database: Database, lead: Lead) 
     for nonsense in ("state = 'winning'", "state = 'paused'", "paused_in = 'canary'", "candidate_id = champion_id"):
         with pytest.raises(IntegrityError), database.transaction() as session:
             session.execute(text(f"UPDATE rollout SET {nonsense}"))
+
+
+def test_a_version_that_is_placed_where_no_worker_is_cannot_be_tried(database: Database, lead: Lead) -> None:
+    with database.transaction() as session:
+        candidate = session.scalars(select(Deployment).where(Deployment.model_version == "2")).one()
+        worker = make_worker(session, candidate)
+        for wish, told in ((Desired(replicas=0), "replicas is 0"), (Desired(workers=("h200",)), "label h200")):
+            place(session, candidate.id, wish, ANN, tenant_id=make_tenant(session).id)
+            with pytest.raises(ModelNotFound, match=told) as refused:
+                start(session, "tiny", "2", POLICY, ANN)
+            assert refused.value.field == "version"
+        elsewhere = Desired(workers=(worker.hostname,), mode=HostingMode.COLD)
+        place(session, candidate.id, elsewhere, ANN, tenant_id=make_tenant(session).id)
+        assert start(session, "tiny", "2", POLICY, ANN).state == State.OFFLINE
