@@ -8,9 +8,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from penstock.compressions.models import Compression
-from penstock.registry.hosting_services import live_hostings
-from penstock.registry.models import LANE_ID, Deployment, RoutingPolicy
+from penstock.registry.models import LANE_ID, Deployment
 from penstock.rollouts.models import Rollout
+from penstock.workers.services import DeploymentStanding, standings_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,20 @@ class Quality:
 class VersionLine:
     """One version. `parent` is the version it was made of, `rollouts` its rollouts, newest first."""
 
-    deployment: Deployment
-    roles: Sequence[str]
-    ready_workers: int
+    standing: DeploymentStanding
     parent: str | None
     made_by: str | None
     quality: Quality | None
     rollouts: Sequence[Rollout]
+
+    @property
+    def deployment(self) -> Deployment:
+        return self.standing.deployment
+
+    @property
+    def roles(self) -> Sequence[str]:
+        """What it is to its model now, such as champion."""
+        return self.standing.routes
 
 
 def model_names(session: Session) -> list[str]:
@@ -49,28 +56,18 @@ def versions_of(session: Session, name: str) -> list[VersionLine]:
     """The model's versions, newest first; empty for a model that there is not."""
     found = select(Deployment).where(Deployment.model_name == name, Deployment.id != LANE_ID)
     deployments = session.scalars(found.order_by(Deployment.created_at.desc(), Deployment.id.desc())).all()
-    policy = session.get(RoutingPolicy, name)
-    ready: dict[str, int] = {}
-    for hosting in live_hostings(session, {each.id for each in deployments}):
-        ready[hosting.deployment_id] = ready.get(hosting.deployment_id, 0) + (hosting.state == "ready")
     made, judged = _makings(session, name), _judgements(session, name)
     rollouts = session.scalars(select(Rollout).where(Rollout.model_name == name).order_by(Rollout.id.desc())).all()
     return [
         VersionLine(
-            each,
-            _roles(policy, each.id),
-            ready.get(each.id, 0),
-            *_origin(made.get(each.model_version)),
-            judged.get(each.model_version) or _quality(made.get(each.model_version)),
-            [rollout for rollout in rollouts if rollout.candidate_id == each.id],
+            standing,
+            *_origin(made.get(version)),
+            judged.get(version) or _quality(made.get(version)),
+            [rollout for rollout in rollouts if rollout.candidate_id == standing.deployment.id],
         )
-        for each in deployments
+        for standing in standings_of(session, deployments)
+        for version in (standing.deployment.model_version,)
     ]
-
-
-def _roles(policy: RoutingPolicy | None, deployment_id: str) -> list[str]:
-    names = ("champion", "challenger", "incoming")
-    return [name for name in names if policy is not None and getattr(policy, f"{name}_id") == deployment_id]
 
 
 def _makings(session: Session, name: str) -> Mapping[str, Compression]:

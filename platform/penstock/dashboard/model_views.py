@@ -7,6 +7,7 @@ from flask import render_template
 from penstock.dashboard.beginning import candidates
 from penstock.dashboard.frontier import HEIGHT, WIDTH, frontier
 from penstock.dashboard.gate import operators_pages
+from penstock.dashboard.hosting import wanted_in_words
 from penstock.dashboard.lineage import model_names, versions_of
 from penstock.errors import NotFound
 from penstock.registry.catalogue import list_models
@@ -34,5 +35,6 @@ def show(name: str) -> str:
         startable = {each.version for each in candidates(session) if each.model == name}
         return render_template(
             "admin/model.html",
-            name=name, lines=lines, standing=standing, startable=startable, picture=picture, width=WIDTH, height=HEIGHT,
+            name=name, lines=lines, wanted=wanted_in_words, standing=standing, startable=startable,
+            picture=picture, width=WIDTH, height=HEIGHT,
         )  # fmt: skip

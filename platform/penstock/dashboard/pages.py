@@ -10,6 +10,7 @@ from penstock.dashboard import (
     overview_views,
     rollout_views,
     tenant_views,
+    version_views,
     worker_views,
 )
 
@@ -17,6 +18,7 @@ OPERATORS_PAGES: Final = (
     overview_views.blueprint,
     worker_views.blueprint,
     model_views.blueprint,
+    version_views.blueprint,
     rollout_views.blueprint,
     letter_views.blueprint,
     tenant_views.blueprint,

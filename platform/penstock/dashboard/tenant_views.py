@@ -1,6 +1,6 @@
 """Tenants: their limits, what they have waiting, and shutting one out for a time."""
 
-from typing import Any, Final
+from typing import Final
 
 from flask import render_template, request, url_for
 from pydantic import ValidationError
@@ -12,6 +12,7 @@ from penstock.auth.services import get_tenant, list_api_keys, list_users
 from penstock.dashboard.gate import back_to, operators_pages, told_of
 from penstock.dashboard.tenancy import tenant_rows
 from penstock.errors import NotFound, PenstockError
+from penstock.portal.fields import number_or_text
 from penstock.portal.guard import actor
 from penstock.problems import explain_validation
 from penstock.services import current_services
@@ -43,7 +44,9 @@ def change(tenant_id: str) -> tuple[str, int] | Response:
     """Give it another weight or limits; the API's own checks, their errors at the fields."""
     given = {name: request.form.get(name, "").strip() for name in ("weight", *LIMITS)}
     try:
-        asked = TenantChangeRequest.model_validate({name: _number(text) for name, text in given.items()}, strict=False)
+        # A field that is left empty has the installation's own limit.
+        limits = {name: number_or_text(text) if text else None for name, text in given.items()}
+        asked = TenantChangeRequest.model_validate(limits, strict=False)
         with current_services().database.transaction() as session:
             Administration(session, actor()).change_tenant(tenant_id, **asked.changes())
     except ValidationError as error:
@@ -80,13 +83,3 @@ def _page(tenant_id: str, given: dict[str, str], errors: dict[str, str]) -> str:
         "admin/tenant.html",
         tenant=tenant, row=row, people=people, keys=keys, limits=LIMITS, values=values, errors=errors,
     )  # fmt: skip
-
-
-def _number(text: str) -> Any:
-    """What the field holds; empty is the installation's own limit, and what is no number is told by the API's check."""
-    if not text:
-        return None
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError:
-        return text

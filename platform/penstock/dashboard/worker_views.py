@@ -6,6 +6,7 @@ from flask import render_template, url_for
 from werkzeug.wrappers import Response
 
 from penstock.dashboard.gate import back_to, live, operators_pages, part, told_of
+from penstock.dashboard.hosting import wanted_in_words
 from penstock.errors import NotFound
 from penstock.portal.guard import actor, tenant_id
 from penstock.services import current_services
@@ -40,4 +41,6 @@ def drain(worker_id: str) -> Response:
 def _parts() -> str:
     with current_services().database.transaction() as session:
         workers, deployments = list_workers(session), list_deployments(session)
-        return render_template("admin/workers-parts.html", workers=workers, deployments=deployments)
+        return render_template(
+            "admin/workers-parts.html", workers=workers, deployments=deployments, wanted=wanted_in_words
+        )

@@ -33,3 +33,11 @@ def moment_or_text(text: str) -> datetime | str:
     except ValueError:
         return text
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def number_or_text(text: str) -> int | float | str:
+    """The number that a field holds; where it is none, the text, to be refused."""
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        return text

@@ -12,6 +12,7 @@ from penstock.auth.services import Role
 from penstock.bulk.models import BulkOperation
 from penstock.dashboard.charts import CHARTS, RANGES
 from penstock.dead_letters.models import DeadLetter
+from penstock.deployments.models import Placement
 from penstock.jobs.models import Job
 from penstock.registry.models import Worker
 from penstock.rollouts.models import Rollout
@@ -285,3 +286,42 @@ def test_a_models_page_shows_lineage_quality_and_gates(operator: Person, scene: 
     assert "int4 by gptq" in said(page)
     assert f'href="/admin/rollouts/{scene.rollout_id}"' in page
     assert operator.get("/admin/models/none").status_code == 404
+
+
+def test_a_version_is_placed_from_a_form_by_the_apis_own_checks(operator: Person, scene: Scene) -> None:
+    here = f"/admin/models/{scene.model}/versions/2"
+    for page in ("/admin/workers", f"/admin/models/{scene.model}"):
+        assert f'href="{here}"' in operator.get(page).text
+    shown = said(operator.get(here).text)
+    assert "Wanted on all workers, warm" in shown
+    assert "gpu-7 cuda:0 H200 Ready 50 %" in shown
+    assert "51.0 GiB" in shown
+
+    wrong = {
+        "workers": "no such name!,x" * 200,
+        "replicas": "few",
+        "kv_share": "1.5",
+        "mode": "hot",
+        "idle_seconds": "0",
+    }
+    refused = operator.post(here, wrong)
+    assert refused.status_code == 422
+    assert set(re.findall(r'class="error" id="(\w+)-error"', refused.text)) == set(wrong)
+    assert 'value="few"' in refused.text
+
+    asked = {"workers": "gpu-9, east", "replicas": "2", "kv_share": "0.25", "mode": "cold", "idle_seconds": "60"}
+    assert operator.post(here, asked).status_code == 303
+    placed = operator.get(here).text
+    assert "Wanted on 2 of gpu-9 or east, cold, 25% of K and V" in said(placed)
+    assert "No live worker has the name or label gpu-9 or east" in said(placed)
+    assert all(f'value="{asked[name]}"' in placed for name in ("workers", "replicas", "kv_share", "idle_seconds"))
+    with operator.database.transaction() as session:
+        entry = session.scalars(select(AuditEntry).where(AuditEntry.action == "deployment.placed")).one()
+        wish = session.get_one(Placement, entry.target)
+    assert (entry.actor_name, entry.details["version"], entry.details["replicas"]) == (operator.email, "2", 2)
+    assert (wish.workers, wish.kv_share, wish.mode, wish.idle_seconds) == (["gpu-9", "east"], 0.25, "cold", 60.0)
+
+    operator.post(here, {"workers": "", "replicas": "", "kv_share": "", "mode": "warm", "idle_seconds": ""})
+    assert "Wanted on all workers, warm" in said(operator.get(here).text)
+    assert operator.get(f"/admin/models/{scene.model}/versions/7").status_code == 404
+    assert operator.post(f"/admin/models/{scene.model}/versions/7", {"mode": "warm"}).status_code == 404
