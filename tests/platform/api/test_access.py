@@ -1,6 +1,7 @@
 """Keys, people, tenants and the record, over HTTP."""
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -207,67 +208,97 @@ def roll_out(caller: Caller, database: Database, number: int, *, paused: bool) -
     return rollout_id
 
 
+CHANGES: dict[tuple[str, str], Any] = {
+    ("POST", "/v1/keys"): {"name": "x"},
+    ("DELETE", "/v1/keys/<key_id>"): None,
+    ("POST", "/v1/users"): {"email": "new@example.com"},
+    ("PATCH", "/v1/users/<user_id>"): {"role": "admin"},
+    ("DELETE", "/v1/users/<user_id>"): None,
+    ("POST", "/v1/admin/tenants"): {"name": "new"},
+    ("PATCH", "/v1/admin/tenants/<tenant_id>"): {"weight": 3.0},
+    ("POST", "/v1/admin/tenants/<tenant_id>/keys"): {"name": "x"},
+    ("POST", "/v1/admin/tenants/<tenant_id>/suspend"): None,
+    ("POST", "/v1/admin/tenants/<tenant_id>/resume"): None,
+    ("DELETE", "/v1/admin/tenants/<tenant_id>"): None,
+    ("POST", "/v1/admin/prices"): {"model": "tiny", "currency": "EUR", "input": "1", "cached": "0", "output": "2"},
+    ("PUT", "/v1/admin/tenants/<tenant_id>/budgets"): {"currency": "EUR", "amount": "5"},
+    ("POST", "/v1/admin/dead-letters/<letter_id>/replay"): None,
+    ("POST", "/v1/admin/dead-letters/<letter_id>/discard"): None,
+    ("POST", "/v1/admin/dead-letters/bulk"): {"action": "discard", "filter": {}},
+    ("POST", "/v1/admin/workers/<worker_id>/drain"): None,
+    ("POST", "/v1/admin/replays"): {"model": "tiny"},
+    ("POST", "/v1/admin/replays/<replay_id>/cancel"): None,
+    ("PUT", "/v1/admin/deployments/<deployment_id>"): {"mode": "warm"},
+    ("POST", "/v1/admin/rollouts"): {"model": "tiny", "version": "2"},
+    ("PUT", "/v1/admin/models/<name>/policy"): {"policy": {"keep_warm": "1d"}},
+    **{("POST", f"/v1/admin/rollouts/<rollout_id>/{move}"): {"reason": "x"} for move in MOVES},
+}
+"""Every call that changes something, with a body that does."""
+REHEARSALS = {("POST", "/v1/admin/rollouts/simulate")}
+OF_SUSPENDED = {("POST", "/v1/admin/tenants/<tenant_id>/resume"), ("DELETE", "/v1/admin/tenants/<tenant_id>")}
+
+
+class Subjects:
+    """What the calls change: for each argument of a path, something that is there and, where need be, nobody else's."""
+
+    def __init__(self, caller: Caller, worker: Worker) -> None:
+        self._caller = caller
+        self._worker = worker
+        self._letters = iter([bury(caller, worker) for _ in range(2)])
+        with worker.database.transaction() as session:
+            make_deployment(session, version="2", champion=False)
+        self._replay_id = self._made("/v1/admin/replays", {"model": "tiny"})
+        self._numbers = count()
+
+    def path_of(self, method: str, rule: Rule) -> str:
+        built = rule.build({name: self._subject(name, (method, rule.rule)) for name in rule.arguments})
+        assert built is not None
+        return built[1]
+
+    def _subject(self, argument: str, route: tuple[str, str]) -> str:
+        number = next(self._numbers)
+        match argument:
+            case "key_id":
+                return self._made("/v1/keys", {"name": "subject"})
+            case "user_id":
+                return self._made("/v1/users", {"email": f"{number}@example.com"})
+            case "tenant_id":
+                return self._tenant(number, suspended=route in OF_SUSPENDED)
+            case "rollout_id":
+                return roll_out(self._caller, self._worker.database, number, paused=route[1].endswith("/resume"))
+            case "letter_id":
+                return next(self._letters)
+        there = {"worker_id": self._worker.id, "deployment_id": self._worker.deployment_id, "name": "tiny"}
+        return (there | {"replay_id": self._replay_id})[argument]
+
+    def _made(self, path: str, body: dict[str, Any]) -> str:
+        return str(self._caller.post(path, body).json["id"])
+
+    def _tenant(self, number: int, *, suspended: bool) -> str:
+        tenant_id = self._made("/v1/admin/tenants", {"name": f"tenant {number}"})
+        if suspended:
+            self._caller.post(f"/v1/admin/tenants/{tenant_id}/suspend")
+        return tenant_id
+
+
 def test_every_change_is_written_down(app: Flask, caller: Caller, worker: Worker) -> None:
-    bodies: dict[tuple[str, str], Any] = {
-        ("POST", "/v1/keys"): {"name": "x"},
-        ("DELETE", "/v1/keys/<key_id>"): None,
-        ("POST", "/v1/users"): {"email": "new@example.com"},
-        ("PATCH", "/v1/users/<user_id>"): {"role": "admin"},
-        ("DELETE", "/v1/users/<user_id>"): None,
-        ("POST", "/v1/admin/tenants"): {"name": "new"},
-        ("PATCH", "/v1/admin/tenants/<tenant_id>"): {"weight": 3.0},
-        ("POST", "/v1/admin/tenants/<tenant_id>/keys"): {"name": "x"},
-        ("POST", "/v1/admin/tenants/<tenant_id>/suspend"): None,
-        ("POST", "/v1/admin/tenants/<tenant_id>/resume"): None,
-        ("DELETE", "/v1/admin/tenants/<tenant_id>"): None,
-        ("POST", "/v1/admin/prices"): {"model": "tiny", "currency": "EUR", "input": "1", "cached": "0", "output": "2"},
-        ("PUT", "/v1/admin/tenants/<tenant_id>/budgets"): {"currency": "EUR", "amount": "5"},
-        ("POST", "/v1/admin/dead-letters/<letter_id>/replay"): None,
-        ("POST", "/v1/admin/dead-letters/<letter_id>/discard"): None,
-        ("POST", "/v1/admin/dead-letters/bulk"): {"action": "discard", "filter": {}},
-        ("POST", "/v1/admin/workers/<worker_id>/drain"): None,
-        ("POST", "/v1/admin/replays"): {"model": "tiny"},
-        ("POST", "/v1/admin/replays/<replay_id>/cancel"): None,
-        ("PUT", "/v1/admin/deployments/<deployment_id>"): {"mode": "warm"},
-        ("POST", "/v1/admin/rollouts"): {"model": "tiny", "version": "2"},
-        ("PUT", "/v1/admin/models/<name>/policy"): {"policy": {"keep_warm": "1d"}},
-        **{("POST", f"/v1/admin/rollouts/<rollout_id>/{move}"): {"reason": "x"} for move in MOVES},
-    }
-    keep = {"email": "keep@example.com", "role": "admin"}
-    caller.post("/v1/users", keep)
-    rehearsal = "/v1/admin/rollouts/simulate"  # which changes nothing
-    changing = [(method, rule) for method, rule in admin_routes(app) if method != "GET" and rule.rule != rehearsal]
-    assert {(method, rule.rule) for method, rule in changing} == set(bodies), "tell this test of the new route"
-    letter_ids = [bury(caller, worker) for _ in range(2)]
-    with worker.database.transaction() as session:
-        make_deployment(session, version="2", champion=False)
-    replay_id = caller.post("/v1/admin/replays", {"model": "tiny"}).json["id"]
-    for number, (method, rule) in enumerate(changing):
-        ids = {
-            "worker_id": worker.id,
-            "replay_id": replay_id,
-            "deployment_id": worker.deployment_id,
-            "name": "tiny",
-            "letter_id": letter_ids[rule.rule.endswith("/discard")],
-            "key_id": caller.post("/v1/keys", {"name": "subject"}).json["id"],
-            "user_id": caller.post("/v1/users", {"email": f"{number}@example.com"}).json["id"],
-            "tenant_id": caller.post("/v1/admin/tenants", {"name": f"tenant {number}"}).json["id"],
-        }
-        if rule.rule.endswith("/resume") or (method, rule.rule) == ("DELETE", "/v1/admin/tenants/<tenant_id>"):
-            caller.post(f"/v1/admin/tenants/{ids['tenant_id']}/suspend")
-        if "rollout_id" in rule.arguments:
-            paused = rule.rule.endswith("/resume")
-            ids["rollout_id"] = roll_out(caller, worker.database, number, paused=paused)
+    caller.post("/v1/users", {"email": "keep@example.com", "role": "admin"})  # so that no other is the last of them
+    changing = [(method, rule) for method, rule in admin_routes(app) if method != "GET"]
+    assert {(method, rule.rule) for method, rule in changing} == {*CHANGES, *REHEARSALS}, "tell this test of the route"
+    subjects = Subjects(caller, worker)
+    for method, rule in changing:
+        route = (method, rule.rule)
+        if route in REHEARSALS:
+            continue
+        path = subjects.path_of(method, rule)
         newest = caller.get("/v1/admin/audit?limit=1").json["data"][0]["id"]
-        path = rule.build({name: ids[name] for name in rule.arguments})
-        assert path is not None
-        answer = caller.call(method, path[1], bodies[method, rule.rule])
+        answer = caller.call(method, path, CHANGES[route])
         assert answer.status_code in (200, 201, 202, 204), answer.text
         if rule.rule == "/v1/admin/prices":  # never changed: a price is its own record, and names who set it
             assert answer.json["created_by"].startswith("test (key_")
         else:
             _, before = caller.get("/v1/admin/audit?limit=2").json["data"]
-            assert before["id"] == newest, (method, rule.rule)
+            assert before["id"] == newest, route
 
 
 def test_a_key_for_some_models_sees_and_uses_these_alone(

@@ -19,7 +19,7 @@ from penstock.jobs.states import JobState
 from penstock.registry.models import Deployment
 from penstock.settings import Settings
 from redis import Redis
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 
 from tests.factories import make_worker
 from tests.platform.api.conftest import Caller
@@ -103,6 +103,18 @@ class Bench:
 
     def get(self, batch_id: str) -> dict[str, Any]:
         document: dict[str, Any] = self.caller.get(f"/v1/batches/{batch_id}").json
+        return document
+
+    def jobs(self, batch_id: str) -> list[Job]:
+        """Those that serve its lines, in their order."""
+        with self.workshop.database.transaction() as session:
+            return list(session.scalars(select(Job).where(Job.batch_id == batch_id).order_by(Job.batch_line)))
+
+    def ask(self, batch_id: str, action: str, body: Any = None) -> dict[str, Any]:
+        """Cancel, pause, resume or retry it; what the answer says of it."""
+        answer = self.caller.post(f"/v1/batches/{batch_id}/{action}", body)
+        assert answer.status_code == 200, answer.text
+        document: dict[str, Any] = answer.json
         return document
 
     def claim(self) -> Held | None:

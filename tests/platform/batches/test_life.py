@@ -2,32 +2,16 @@
 
 import json
 from datetime import timedelta
-from decimal import Decimal
-from typing import Any
 
 import pytest
 from penstock.batches.models import Batch, BatchLine
-from penstock.batches.turns import TurnLost
-from penstock.db import Database
+from penstock.jobs import lease
 from penstock.jobs.models import Job
-from penstock.jobs.states import JobState
-from penstock.usage.budgets import set_budget
-from penstock.usage.prices import NewPrice, set_price
+from penstock.jobs.states import JobState, RunOutcome
+from penstock.webhooks.models import WebhookDelivery
 from sqlalchemy import func, select, update
 
 from tests.platform.batches.conftest import WAITING, Bench, lines, native
-
-
-def jobs_of(database: Database, batch_id: str) -> list[Job]:
-    with database.transaction() as session:
-        return list(session.scalars(select(Job).where(Job.batch_id == batch_id).order_by(Job.batch_line)))
-
-
-def post(bench: Bench, batch_id: str, action: str, body: Any = None) -> dict[str, Any]:
-    answer = bench.caller.post(f"/v1/batches/{batch_id}/{action}", body)
-    assert answer.status_code == 200, answer.text
-    document: dict[str, Any] = answer.json
-    return document
 
 
 def test_a_batch_runs_to_its_end(bench: Bench) -> None:
@@ -46,7 +30,7 @@ def test_a_batch_runs_to_its_end(bench: Bench) -> None:
     assert (failed["custom_id"], failed["response"]["status_code"]) == ("id-7", 500)
     assert failed["response"]["body"]["error"]["code"] == "broken"
     assert bench.events() == ["batch.created", "batch.in_progress", "batch.finalizing", "batch.completed"]
-    jobs = jobs_of(bench.workshop.database, batch_id)
+    jobs = bench.jobs(batch_id)
     assert [job.batch_line for job in jobs] == list(range(1, 10))
     assert {(job.job_class, job.priority, job.deadline is not None) for job in jobs} == {(1, 7, True)}
 
@@ -114,7 +98,7 @@ def test_a_paused_batch_begins_nothing(bench: Bench) -> None:
     bench.tend()
     running = bench.claim()
     assert running is not None
-    assert post(bench, batch_id, "pause")["status"] == "paused"
+    assert bench.ask(batch_id, "pause")["status"] == "paused"
     bench.tend()
 
     assert bench.claim() is None
@@ -122,22 +106,19 @@ def test_a_paused_batch_begins_nothing(bench: Bench) -> None:
     bench.tend()
     counts = bench.get(batch_id)["lines"]
     assert (counts["succeeded"], counts["waiting"], counts["unsubmitted"]) == (1, WAITING - 1, 10 - WAITING)
-    assert post(bench, batch_id, "pause")["status"] == "paused"
+    assert bench.ask(batch_id, "pause")["status"] == "paused"
 
-    assert post(bench, batch_id, "resume")["status"] == "in_progress"
+    assert bench.ask(batch_id, "resume")["status"] == "in_progress"
     assert bench.run_to_end(batch_id)["lines"]["succeeded"] == 10
     assert bench.events().count("batch.paused") == bench.events().count("batch.resumed") == 1
 
 
 def test_a_job_that_comes_back_during_a_pause_is_held_too(bench: Bench) -> None:
-    from penstock.jobs import lease
-    from penstock.jobs.states import RunOutcome
-
     batch_id = bench.make(lines(2))
     bench.tend()
     running = bench.claim()
     assert running is not None
-    post(bench, batch_id, "pause")
+    bench.ask(batch_id, "pause")
     with bench.workshop.database.transaction() as session:
         lease.hand_back(session, running, RunOutcome.LEASE_LOST, "fell silent", max_own_crashes=3)
     bench.tend()
@@ -146,10 +127,10 @@ def test_a_job_that_comes_back_during_a_pause_is_held_too(bench: Bench) -> None:
 
 def test_a_batch_may_be_paused_while_it_is_validated(bench: Bench) -> None:
     batch_id = bench.make(lines(2))
-    assert post(bench, batch_id, "pause")["status"] == "validating"
+    assert bench.ask(batch_id, "pause")["status"] == "validating"
     bench.tend()
     assert bench.get(batch_id)["status"] == "paused"
-    assert jobs_of(bench.workshop.database, batch_id) == []
+    assert bench.jobs(batch_id) == []
 
 
 def test_another_priority_reaches_waiting_and_coming_jobs(bench: Bench) -> None:
@@ -159,7 +140,7 @@ def test_another_priority_reaches_waiting_and_coming_jobs(bench: Bench) -> None:
     assert answer.json["priority"] == 50
     bench.serve(most=3)
     bench.tend()
-    assert {job.priority for job in jobs_of(bench.workshop.database, batch_id)} == {50}
+    assert {job.priority for job in bench.jobs(batch_id)} == {50}
 
 
 def test_cancelling_keeps_what_has_finished(bench: Bench) -> None:
@@ -168,7 +149,7 @@ def test_cancelling_keeps_what_has_finished(bench: Bench) -> None:
     bench.serve(most=2)
     running = bench.claim()
     assert running is not None
-    assert post(bench, batch_id, "cancel")["status"] == "cancelling"
+    assert bench.ask(batch_id, "cancel")["status"] == "cancelling"
     bench.tend()
 
     assert bench.get(batch_id)["status"] == "cancelling"
@@ -189,12 +170,12 @@ def test_cancelling_waits_for_no_job_that_is_being_ended(bench: Bench) -> None:
     """Who ends a job holds its row and then wants the tenant's budget, which a job cancelled before has locked here."""
     batch_id = bench.make(lines(3))
     bench.tend()
-    (*_, last) = jobs_of(bench.workshop.database, batch_id)
-    post(bench, batch_id, "cancel")
+    (*_, last) = bench.jobs(batch_id)
+    bench.ask(batch_id, "cancel")
     with bench.workshop.database.transaction() as ending:
         ending.execute(select(Job.id).where(Job.id == last.id).with_for_update())
         bench.tend()
-        assert [job.state for job in jobs_of(bench.workshop.database, batch_id)] == ["cancelled"] * 2 + ["queued"]
+        assert [job.state for job in bench.jobs(batch_id)] == ["cancelled"] * 2 + ["queued"]
     bench.tend()
     bench.tend()
     assert bench.get(batch_id)["status"] == "cancelled"
@@ -225,7 +206,7 @@ def test_jobs_end_with_the_batch_at_the_latest(bench: Bench) -> None:
     batch_id = bench.make([native(1, body=soon), native(2)], completion_window="2h")
     done = bench.run_to_end(batch_id)
 
-    (job,) = jobs_of(bench.workshop.database, batch_id)
+    (job,) = bench.jobs(batch_id)
     assert job.deadline is not None
     assert int(job.deadline.timestamp()) == done["expires_at"]
     assert job.deadline - job.created_at < timedelta(hours=2)
@@ -237,30 +218,17 @@ def test_failed_lines_alone_are_tried_again(bench: Bench) -> None:
     batch_id = bench.make(lines(9), metadata={"a": "b"})
     bench.run_to_end(batch_id, ends={3: JobState.FAILED, 8: JobState.EXPIRED})
 
-    again = post(bench, batch_id, "retry", {})
+    again = bench.ask(batch_id, "retry", {})
     assert (again["status"], again["retry_of"], again["metadata"]) == ("in_progress", batch_id, {"a": "b"})
     done = bench.run_to_end(again["id"])
     assert [result["custom_id"] for result in bench.content(done["output_file_id"])] == ["id-3", "id-8"]
     assert done["error_file_id"] is None
 
-    one = post(bench, batch_id, "retry", {"custom_ids": ["id-8"]})
+    one = bench.ask(batch_id, "retry", {"custom_ids": ["id-8"]})
     assert one["lines"]["total"] == 1
     for body in ({"custom_ids": ["id-1"]}, {"custom_ids": ["id-3", "none"]}):
         refused = bench.caller.post(f"/v1/batches/{batch_id}/retry", body)
         assert (refused.status_code, refused.json["error"]["code"]) == (409, "nothing_to_retry")
-
-
-def test_a_key_for_other_models_tries_no_lines_again(bench: Bench) -> None:
-    batch_id = bench.make(lines(1))
-    bench.run_to_end(batch_id, ends={1: JobState.FAILED})
-    again = post(bench, batch_id, "retry", {})["id"]
-    with bench.workshop.database.transaction() as session:
-        session.execute(update(Batch).where(Batch.id == again).values(allowed_models=["large"]))
-
-    done = bench.run_to_end(again)
-    (error,) = bench.content(done["error_file_id"])
-    assert error["error"]["code"] == "model_not_allowed"
-    assert len(jobs_of(bench.workshop.database, done["id"])) == 0
 
 
 def test_a_key_makes_one_batch(bench: Bench) -> None:
@@ -271,148 +239,6 @@ def test_a_key_makes_one_batch(bench: Bench) -> None:
     assert (again.json["id"], again.headers["Idempotent-Replayed"]) == (first.json["id"], "true")
     other = bench.caller.post("/v1/batches", body | {"priority": 1}, Idempotency_Key="night")
     assert (other.status_code, other.json["error"]["code"]) == (400, "idempotency_key_reused")
-
-
-def test_a_line_that_no_job_can_be_made_of_fails_alone(bench: Bench) -> None:
-    long = "word " * 400
-    batch_id = bench.make([native(1), native(2, long), native(3)])
-    done = bench.run_to_end(batch_id)
-
-    assert done["lines"] | {"succeeded": 2, "failed": 1} == done["lines"]
-    (error,) = bench.content(done["error_file_id"])
-    assert (error["line"], error["error"]["code"]) == (2, "context_length_exceeded")
-
-
-def test_a_full_queue_holds_the_batch_up_and_fails_nothing(bench: Bench) -> None:
-    from penstock.auth.models import Tenant
-
-    with bench.workshop.database.transaction() as session:
-        session.execute(update(Tenant).values(max_queued_jobs=3))
-    batch_id = bench.make(lines(5))
-    bench.tend()
-    assert bench.get(batch_id)["blocker"]["code"] == "quota_exceeded"
-    done = bench.run_to_end(batch_id)
-    assert (done["lines"]["succeeded"], done["blocker"]) == (5, None)
-
-
-def budgeted(bench: Bench, amount: str) -> None:
-    """A line may cost 17 thousandths, and costs 7 when it is through; the tenant may spend so much."""
-    price = NewPrice("tiny", "EUR", Decimal(1000), Decimal(1000), Decimal(5000))
-    with bench.workshop.database.transaction() as session:
-        set_price(session, price, created_by="a test")
-        set_budget(session, bench.caller.tenant_id, "EUR", Decimal(amount))
-
-
-def test_what_open_lines_have_reserved_is_waited_for(bench: Bench) -> None:
-    budgeted(bench, "0.06")
-    body = {"model": "tiny", "input": {"prompt": "hello there"}, "params": {"max_tokens": 3}}
-    batch_id = bench.make([native(number, body=body) for number in range(1, 6)])
-    bench.tend()
-    document = bench.get(batch_id)
-    assert (document["blocker"]["code"], document["lines"]["waiting"], document["lines"]["failed"]) == (
-        "budget_exceeded",
-        3,
-        0,
-    )
-    assert bench.run_to_end(batch_id)["lines"]["succeeded"] == 5
-
-
-def test_lines_that_no_budget_holds_fail(bench: Bench) -> None:
-    budgeted(bench, "0.01")
-    body = {"model": "tiny", "input": {"prompt": "hello there"}, "params": {"max_tokens": 3}}
-    batch_id = bench.make([native(number, body=body) for number in range(1, 4)])
-    done = bench.run_to_end(batch_id)
-    assert (done["status"], done["lines"]["failed"]) == ("completed", 3)
-    assert {error["error"]["code"] for error in bench.content(done["error_file_id"])} == {"budget_exceeded"}
-
-
-def test_who_slept_through_its_turn_writes_nothing(bench: Bench) -> None:
-    batch_id = bench.make(lines(5))
-    late = bench.take()
-    assert late is not None
-    with bench.workshop.database.transaction() as session:
-        session.execute(update(Batch).values(taken_until=func.now() - timedelta(seconds=1)))
-    bench.tend()
-
-    with pytest.raises(TurnLost):
-        bench.tender.step(late)
-    assert [job.batch_line for job in jobs_of(bench.workshop.database, batch_id)] == [1, 2, 3, 4, 5]
-
-
-def test_two_tenders_make_each_line_one_job(bench: Bench) -> None:
-    """The turn of one is taken over in the middle of its step: its transaction is refused as a whole."""
-    batch_id = bench.make(lines(5))
-    turn = bench.take()
-    assert turn is not None
-    while bench.get(batch_id)["status"] == "validating":
-        bench.tender.step(turn)
-    read = bench.workshop.storage.read
-
-    def taken_over(key: str, start: int, length: int) -> bytes:
-        with bench.workshop.database.transaction() as session:
-            session.execute(update(Batch).values(fence=Batch.fence + 1))
-        return read(key, start, length)
-
-    bench.workshop.storage.__dict__["read"] = taken_over
-    with pytest.raises(TurnLost):
-        bench.tender.step(turn)
-    del bench.workshop.storage.__dict__["read"]
-    assert jobs_of(bench.workshop.database, batch_id) == []
-    with bench.workshop.database.transaction() as session:
-        session.execute(update(Batch).values(taken_until=None))
-    assert bench.run_to_end(batch_id)["lines"]["succeeded"] == 5
-    assert len(jobs_of(bench.workshop.database, batch_id)) == 5
-
-
-def test_a_crash_between_the_files_and_the_end_leaves_neither(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    from penstock.batches import finishing
-
-    batch_id = bench.make(lines(3))
-    bench.tend()
-    bench.serve()
-
-    def crash(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(finishing, "tell", crash)
-        with pytest.raises(KeyboardInterrupt):
-            bench.tend()
-    assert bench.get(batch_id)["status"] == "finalizing"
-    assert [file["purpose"] for file in bench.caller.get("/v1/files").json["data"]] == ["batch"]
-    with bench.workshop.database.transaction() as session:
-        session.execute(update(Batch).values(taken_until=None, due_at=func.now()))
-
-    done = bench.run_to_end(batch_id)
-    assert (done["status"], len(bench.content(done["output_file_id"]))) == ("completed", 3)
-
-
-def test_one_batch_that_cannot_be_worked_at_does_not_hold_up_others(bench: Bench) -> None:
-    broken, well = bench.make([native(1, url="/v1/nothing")]), bench.make(lines(1))
-    with bench.workshop.database.transaction() as session:
-        session.execute(update(Batch).where(Batch.id == broken).values(endpoint="/v1/nothing"))
-    while bench.tender.work_once():
-        pass
-    assert [bench.get(batch_id)["status"] for batch_id in (broken, well)] == ["validating", "in_progress"]
-
-
-def test_a_batch_whose_input_is_lost_says_so(bench: Bench) -> None:
-    batch_id = bench.make(lines(2 * WAITING))
-    unread = bench.make(lines(1))
-    while bench.get(batch_id)["lines"]["waiting"] < WAITING:
-        turn = bench.take()
-        assert turn is not None
-        bench.tender.step(turn)
-        with bench.workshop.database.transaction() as session:
-            session.execute(update(Batch).where(Batch.id == batch_id).values(taken_until=None))
-    for lost in (batch_id, unread):
-        bench.workshop.storage.delete(f"{bench.caller.tenant_id}/{bench.get(lost)['input_file_id']}")
-
-    done = bench.run_to_end(batch_id)
-    assert done["lines"] | {"succeeded": WAITING, "failed": WAITING} == done["lines"]
-    assert {error["error"]["code"] for error in bench.content(done["error_file_id"])} == {"input_file_gone"}
-    (error,) = bench.get(unread)["errors"]["data"]
-    assert (bench.get(unread)["status"], error["code"]) == ("failed", "input_file_gone")
 
 
 def test_the_rate_and_the_end_are_told_once_there_is_evidence(bench: Bench) -> None:
@@ -433,8 +259,6 @@ def test_the_rate_and_the_end_are_told_once_there_is_evidence(bench: Bench) -> N
 
 
 def test_endpoints_that_name_a_batchs_events_get_them(bench: Bench) -> None:
-    from penstock.webhooks.models import WebhookDelivery
-
     asked = {"url": "http://127.0.0.1:9/hook", "events": ["batch.completed", "batch.paused"]}
     assert bench.caller.post("/v1/webhook-endpoints", asked).status_code == 201
     batch_id = bench.make(lines(1))
