@@ -138,10 +138,6 @@ class Emitter(Vectors):
     def load_integers(self, address: Value, *, align: int = 4) -> Value:
         return self.load(address, I32, align=align)
 
-    def load_bf16(self, address: Value) -> Value:
-        """Sixteen bfloat16 as floats: the upper halves of their bits."""
-        return self.widen(self.load(address, HALVES, align=2))
-
     def load_f16(self, address: Value) -> Value:
         return self._b.fpext(self.load(address, F16, align=2), F32)
 

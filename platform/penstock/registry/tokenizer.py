@@ -55,11 +55,6 @@ class ModelTokenizer:
         template = ChatTemplate(source, special_tokens) if source is not None else None
         return cls(tokenizer, template, steps_of(tokenizer))
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether chats can be encoded."""
-        return self._chat_template is not None
-
     def encode_input(self, job_input: Mapping[str, Any], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The token ids of `{"prompt": ...}`, `{"messages": [...]}` or `{"token_ids": [...]}`, which stay as they are.
 

@@ -99,7 +99,6 @@ def test_truncation_that_a_tokenizer_was_saved_with_is_off(tmp_path: Path) -> No
 
 def test_messages_without_a_template_are_refused_by_field(tmp_path: Path) -> None:
     tokenizer = ModelTokenizer.from_folder(make_folder(tmp_path / "model", chat_template=None))
-    assert not tokenizer.has_chat_template
     with pytest.raises(ValidationFailed, match=r"give input\.prompt instead") as caught:
         tokenizer.encode_input({"messages": CHATS[0]})
     assert caught.value.field == "input.messages"
