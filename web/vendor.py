@@ -32,12 +32,16 @@ which resumes.
 
 @dataclass(frozen=True)
 class Vendored:
-    """One file of one package; `member` is its path there, `target` its path in this repository."""
+    """One file of one package; `member` is its path there, `target` its path in this repository.
+
+    `ending` is put behind what the package has, such as the export that makes a module of a script.
+    """
 
     package: str
     licence: str
     member: str
     target: str
+    ending: bytes = b""
 
 
 FILES = [
@@ -54,7 +58,13 @@ FILES = [
         "files/geist-mono-latin-wght-normal.woff2",
         "web/static/vendor/geist-mono.woff2",
     ),
-    Vendored("uplot@1.6.32", "MIT", "dist/uPlot.esm.js", "web/static/vendor/uplot.js"),
+    Vendored(
+        "uplot@1.6.32",
+        "MIT",
+        "dist/uPlot.iife.min.js",
+        "web/static/vendor/uplot.min.js",
+        ending=b"\nexport default uPlot;\n",  # it has no minified module of its own
+    ),
     Vendored("uplot@1.6.32", "MIT", "LICENSE", "web/static/vendor/LICENSE.uplot.txt"),
     Vendored("htmx.org@2.0.11", "0BSD", "LICENSE", "web/static/vendor/LICENSE.htmx.txt"),
     Vendored("@fontsource-variable/geist@5.3.0", "OFL-1.1", "LICENSE", "web/static/vendor/LICENSE.geist.txt"),
@@ -91,7 +101,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tarballs = {package: fetch(package, Path(folder)) for package in sorted({file.package for file in FILES})}
         for file in FILES:
-            data = member_of(tarballs[file.package], file.member)
+            data = member_of(tarballs[file.package], file.member) + file.ending
             target = ROOT / file.target
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)

@@ -23,7 +23,7 @@ let uPlot;
 export async function serveCharts() {
   const figures = document.querySelectorAll("figure[data-chart]");
   if (figures.length === 0) return;
-  uPlot = (await import("../vendor/uplot.js")).default;
+  uPlot = (await import("../vendor/uplot.min.js")).default;
   figures.forEach((figure) => charts.add(new Chart(figure)));
   new MutationObserver(redraw).observe(document.documentElement, { attributeFilter: ["data-theme"] });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
