@@ -17,7 +17,7 @@ from penstock.registry.models import Deployment, Hosting, Worker
 from penstock.registry.tokenizer import ModelTokenizer
 from penstock.replay.models import Comparison as Scored
 from penstock.replay.models import ComparisonState
-from penstock.rollouts import lead, services
+from penstock.rollouts import lead, operating, services
 from penstock.rollouts.assignment import Arm
 from penstock.rollouts.evidence import Comparison, Evidence, ModelEvidence, OfflineFigures, paired
 from penstock.rollouts.free_running import Ended
@@ -35,6 +35,12 @@ SAMPLES: Final = DEMO_MODEL.parent / "samples"
 LOOKS_PER_GATE: Final = 40
 EARLIER: Final = "UPDATE gate_point SET at = at - interval '1 hour' WHERE rollout_id = :id"
 CHAMPION_FAILS, CHAMPION_SLOW = 0.012, 0.05
+
+
+POLICIES: Final = (
+    (Policy(ab=AB()), "users judge, too"),
+    (Policy(ab=AB(feedback_margin=0.03), keep_warm=3 * 86400), "three days to take it back"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,12 @@ def rollouts_of(session: Session, tenant: Tenant, actor: Actor) -> str:
     harmed = Truth(fails=CHAMPION_FAILS * 9, slow=0.06)
     other = hosted(session, "support-replies", "7", "8", harmed)
     begin_and_judge(session, other, Policy(ab=AB()), actor, harmed, "tuned on the answers of May", days=6)
-    truth = Truth(stops_at=("canary", 2))
+    truth = Truth(fails=0.008, stops_at=("canary", 2))
     named = select(Deployment).where(Deployment.model_name == "invoice-extractor").order_by(Deployment.model_version)
     candidate = list(session.scalars(named))[-1]
     rollout = begin_and_judge(session, candidate, Policy(ab=AB()), actor, truth, "int4, a third of the size", days=2)
+    for wished, why in POLICIES:
+        operating.set_policy(session, "invoice-extractor", wished, actor, why, tenant_id=tenant.id)
     for number in range(3):
         flip(session, tenant, rollout.id, number)
     return rollout.id
@@ -118,7 +126,7 @@ def evidences(rollout: Rollout, policy: Policy, truth: Truth, rng: np.random.Gen
         canary = replace(canary, step_units=0)
         for _ in range(LOOKS_PER_GATE):
             share = policy.canary.steps[step].share
-            canary = served(canary, share, round(26 / share), truth, rng)
+            canary = served(canary, share, round(11 / share), truth, rng)
             yield canary
             if (rollout.state, rollout.step) != (State.CANARY, step):
                 break

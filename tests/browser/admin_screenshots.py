@@ -109,6 +109,8 @@ def pages_of(scene: Scene, tenant_id: str, letter_id: str) -> dict[str, str]:
         "new-rollout": f"/admin/rollouts/new?candidate={scene.model}:2",
         "rollout": rollout,
         "flips": f"{rollout}/flips",
+        "policies": "/admin/policies",
+        "policy": f"/admin/policies/{scene.model}",
         "dead-letters": "/admin/dead-letters",
         "dead-letter": f"/admin/dead-letters/{letter_id}",
         "tenants": "/admin/tenants",
@@ -131,6 +133,8 @@ def take(browser: Browser, base: str, pages: Mapping[str, str], folder: Path, sc
         tab.open(path)
         for chart in tab.page.locator("figure.chart").all():
             chart.locator("canvas").wait_for()
+        if tab.page.locator("#policy-told, .cost").count():  # it is rehearsed while one looks
+            tab.page.locator(".cost:not([hx-trigger])").wait_for(timeout=120_000)
         picture(tab.page, folder / f"admin-{name}-{scheme}-{screen}.png", whole=True)
         tab.check()
     context.close()

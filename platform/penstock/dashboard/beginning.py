@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from pydantic import ValidationError
@@ -16,8 +17,16 @@ from penstock.rollouts.models import UNDER_WAY, Rollout
 from penstock.rollouts.policy import Policy, read_policy
 from penstock.rollouts.schemas import RolloutRequest
 
-FIELDS: Final = ("candidate", "policy", "reason")
+FIELDS: Final = ("candidate", "which", "policy", "reason")
 _SHOWN_AT: Final = {"model": "candidate", "version": "candidate"}
+
+
+class Which(StrEnum):
+    """By which policy a rollout begins."""
+
+    OWN = "own"
+    DEFAULT = "default"
+    WRITTEN = "written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +66,9 @@ def asked_for(values: Mapping[str, str]) -> RolloutRequest:
     if not values["reason"]:
         raise refuse_field("reason", "is empty", "say why, for the record")
     model, _, version = values["candidate"].rpartition(":")
+    policy = _asked_policy(which_of(values), values["policy"])
     try:
-        return RolloutRequest(model=model, version=version, policy=_policy(values["policy"]), reason=values["reason"])
+        return RolloutRequest(model=model, version=version, policy=policy, reason=values["reason"])
     except ValidationError as error:
         raise explain_validation(error) from None
 
@@ -68,11 +78,27 @@ def errors_at(error: PenstockError) -> dict[str, str]:
     return {_SHOWN_AT.get(name, name): told for name, told in errors_of(error).items()}
 
 
-def _policy(text: str) -> Policy | None:
+def which_of(values: Mapping[str, str]) -> Which:
+    """What was chosen; a text without a choice is meant."""
+    named = values.get("which", "")
+    if named in set(Which):
+        return Which(named)
+    return Which.WRITTEN if values.get("policy") else Which.OWN
+
+
+def policy_in(text: str) -> Policy:
+    """The policy that a form's field holds. Raises `ValidationFailed` at the field `policy`."""
     if not text:
-        return None
+        raise refuse_field("policy", "is empty", "write one; `{}` is the default policy")
     try:
         return read_policy(text)
     except (InvalidJson, ValidationFailed) as error:
         told = f"at {error.message}" if error.field else error.message  # a path begins it, which keeps its case
         raise ValidationFailed(told, field="policy") from None
+
+
+def _asked_policy(which: Which, text: str) -> Policy | None:
+    """None is the model's own."""
+    if which is Which.OWN:
+        return None
+    return Policy() if which is Which.DEFAULT else policy_in(text)

@@ -1,15 +1,16 @@
 """Rollouts: where each stands and why, the answers on which its versions differ, and an operator's word."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 from flask import Response, jsonify, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from penstock.dashboard.beginning import FIELDS, asked_for, candidates, errors_at
+from penstock.dashboard.beginning import FIELDS, Which, asked_for, candidates, errors_at, which_of
 from penstock.dashboard.gate import back_to, live, operators_pages, part, told_of
 from penstock.dashboard.gate_page import find_gate, gate_page, unit_of
 from penstock.dashboard.gate_pictures import confidence_chart
+from penstock.dashboard.policy_views import cost_of
 from penstock.errors import NotFound, PenstockError
 from penstock.portal.guard import actor, tenant_id
 from penstock.registry.models import Deployment
@@ -17,7 +18,10 @@ from penstock.registry.tokenizer import ModelTokenizer
 from penstock.rollouts import operating, reading
 from penstock.rollouts.flips import Order, flip_document
 from penstock.rollouts.operating import Wish
+from penstock.rollouts.policy import Policy
+from penstock.rollouts.policy_text import written
 from penstock.rollouts.presentation import rollout_detail, rollout_document
+from penstock.rollouts.services import policy_of
 from penstock.services import current_services
 
 blueprint: Final = operators_pages("portal_rollouts", __name__, "/rollouts")
@@ -49,6 +53,12 @@ def new() -> str:
     return _form({"candidate": request.args.get("candidate", "")}, {})
 
 
+@blueprint.get("/new/policy")
+def new_policy() -> str:
+    """Of the form, what depends on the version and on which policy is chosen."""
+    return render_template("admin/new-rollout-policy.html", **_policy_part(request.args, {}))
+
+
 @blueprint.post("/new")
 def start() -> tuple[str, int] | AnyResponse:
     """Start it; the API's own checks, their errors at the fields."""
@@ -72,6 +82,7 @@ def show(rollout_id: str, state: str | None = None, step: int = 0) -> str:
         "admin/rollout.html",
         rollout=rollout,
         gate=gate_page(rollout, state, step),
+        policy_text=written(Policy.model_validate(rollout["policy"], strict=False)),
         parts=part(_parts(rollout_id, state, step), _parts_address(rollout_id, state, step)),
     )
 
@@ -81,6 +92,15 @@ def show(rollout_id: str, state: str | None = None, step: int = 0) -> str:
 def parts(rollout_id: str, state: str | None = None, step: int = 0) -> str | AnyResponse:
     """What changes of the page, for one that is open; 204 while nothing has."""
     return live(_parts(rollout_id, state, step), _parts_address(rollout_id, state, step))
+
+
+@blueprint.get("/<rollout_id>/cost")
+def cost(rollout_id: str) -> str:
+    """What the rollout's policy costs, as far as it was rehearsed; each look makes more of it."""
+    with current_services().database.transaction() as session:
+        policy = policy_of(reading.get(session, rollout_id))
+    again = {"hx-get": url_for("portal_rollouts.cost", rollout_id=rollout_id), "hx-swap": "outerHTML"}
+    return render_template("admin/cost.html", cost=cost_of(policy), again=again)
 
 
 @blueprint.get("/<rollout_id>/charts/<state>/<int:step>/<guard>")
@@ -121,10 +141,25 @@ def move(rollout_id: str, move: str) -> AnyResponse:
     return back_to(here, _DONE[move])
 
 
-def _form(values: dict[str, str], errors: dict[str, str]) -> str:
+def _form(values: Mapping[str, str], errors: dict[str, str]) -> str:
     with current_services().database.transaction() as session:
         found = candidates(session)
-    return render_template("admin/new-rollout.html", candidates=found, values=values, errors=errors)
+    chosen = next((each.name for each in found if each.name == values.get("candidate")), found[0].name if found else "")
+    part = _policy_part({**values, "candidate": chosen}, errors)
+    return render_template("admin/new-rollout.html", candidates=found, **part)
+
+
+def _policy_part(values: Mapping[str, str], errors: dict[str, str]) -> dict[str, Any]:
+    """Which policy it would be, and its text: to write one, that of the model is what one begins with."""
+    which, model = which_of(values), values.get("candidate", "").rpartition(":")[0]
+    with current_services().database.transaction() as session:
+        own = operating.stored_policy(session, model)
+    policy = reading.as_policy(own) if own is not None and which is not Which.DEFAULT else Policy()
+    text = values.get("policy") if which is Which.WRITTEN else None
+    return {
+        "values": dict(values) | {"which": which, "policy": text or written(policy)},
+        "errors": errors, "own": own, "model": model, "ways": list(Which),
+    }  # fmt: skip
 
 
 def _detail(rollout_id: str) -> dict[str, Any]:

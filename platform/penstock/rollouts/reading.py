@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from penstock.errors import NotFound
 from penstock.registry.models import Deployment
 from penstock.rollouts.history import points
-from penstock.rollouts.models import Decision, GatePoint, GateResult, Rollout
+from penstock.rollouts.models import Decision, GatePoint, GateResult, Rollout, StoredPolicy
+from penstock.rollouts.policy import Policy
 
 Entry = TypeVar("Entry", Rollout, Decision)
 
@@ -55,6 +57,24 @@ def list_decisions(
 ) -> tuple[list[Decision], str | None]:
     """A page of the ledger over all models, newest first, and the cursor of the next page (an id) if there is one."""
     return _page(session, Decision, ((Decision.model_name, model), (Decision.rollout_id, rollout_id)), limit, before)
+
+
+def policies(session: Session, model_name: str) -> list[StoredPolicy]:
+    """A model's own policies, newest first."""
+    own = select(StoredPolicy).where(StoredPolicy.model_name == model_name)
+    return list(session.scalars(own.order_by(StoredPolicy.number.desc())))
+
+
+def newest_policies(session: Session) -> dict[str, StoredPolicy]:
+    """The policy of each model that has its own, by model."""
+    newest = select(StoredPolicy).ext(distinct_on(StoredPolicy.model_name))
+    found = session.scalars(newest.order_by(StoredPolicy.model_name, StoredPolicy.number.desc()))
+    return {stored.model_name: stored for stored in found}
+
+
+def as_policy(stored: StoredPolicy) -> Policy:
+    """What it says."""
+    return Policy.model_validate(stored.policy, strict=False)
 
 
 def _page(

@@ -170,7 +170,8 @@ def test_a_rollout_is_started_from_a_form_by_the_apis_own_checks(operator: Perso
 
     asked = {"candidate": f"{scene.model}:2", "policy": "offline: null", "reason": "it is smaller"}
     wrong = {
-        "policy": {"policy": "canary: {steps: []}"}, "reason": {"reason": " "}, "candidate": {"candidate": "none:7"},
+        "policy": {"policy": "canary: {steps: []}", "which": "written"}, "reason": {"reason": " "},
+        "candidate": {"candidate": "none:7"},
     }  # fmt: skip
     for field, changed in wrong.items():
         refused = operator.post("/admin/rollouts/new", asked | changed)
@@ -189,6 +190,76 @@ def test_a_rollout_is_started_from_a_form_by_the_apis_own_checks(operator: Perso
     again = operator.post("/admin/rollouts/new", asked)
     assert again.status_code == 422
     assert "is under way" in said(again.text)
+
+
+def test_a_rollout_begins_by_the_policy_that_was_chosen(operator: Person, scene: Scene) -> None:
+    operator.post(f"/admin/rollouts/{scene.rollout_id}/abort", {"reason": "to begin anew"})
+    candidate = f"{scene.model}:2"
+    part = f"/admin/rollouts/new/policy?candidate={candidate}"
+    assert "no policy of its own" in said(operator.get(f"{part}&which=own").text)
+    operator.post(f"/admin/policies/{scene.model}", {"policy": "offline: null\nkeep_warm: 3d", "reason": "no data"})
+    assert "number 1" in said(operator.get(f"{part}&which=own").text)
+    text = operator.get(f"{part}&which=written").text
+    assert "<textarea" in text
+    assert "keep_warm: 3d" in text  # one begins with the model's own
+    for which, offline, warm in (("default", True, 86400), ("own", False, 3 * 86400)):
+        asked = {"candidate": candidate, "which": which, "policy": "not: [read", "reason": "it is smaller"}
+        begun = operator.post("/admin/rollouts/new", asked)
+        assert begun.status_code == 303, which
+        rollout_id = begun.headers["Location"].rpartition("/")[2]
+        with operator.database.transaction() as session:
+            policy = session.get_one(Rollout, rollout_id).policy
+            assert (policy["offline"] is not None, policy["keep_warm"]) == (offline, warm)
+        operator.post(f"/admin/rollouts/{rollout_id}/abort", {"reason": "enough"})
+
+
+def test_a_models_policies_are_kept_by_number_with_what_they_changed(operator: Person, scene: Scene) -> None:
+    here = f"/admin/policies/{scene.model}"
+    page = operator.get(here)
+    assert "the default policy" in said(page.text)
+    assert "alphas: {rollback: 0.05" in page.text
+    refused = operator.post(here, {"policy": "shadow: {sampling: 3}", "reason": "more"})
+    assert refused.status_code == 422
+    assert "shadow.sampling: is too large" in said(refused.text)
+    assert "shadow: {sampling: 3}" in refused.text  # nothing written is lost
+    assert operator.post(here, {"policy": "", "reason": "more"}).status_code == 422
+    for text, reason in (("shadow: {sampling: 0.2}", "more of it"), ("shadow: {sampling: 0.3}", "still more")):
+        assert operator.post(here, {"policy": text, "reason": reason}).status_code == 303
+    page = said(operator.get(here).text)
+    assert "policy number 2" in page
+    assert "shadow.sampling 0.2 → 0.3" in page
+    assert "still more" in page
+    older = operator.get(f"{here}?number=1").text
+    assert "Number 1 is an older one" in said(older)
+    assert "sampling: 0.2" in older
+    assert operator.get(f"{here}?number=9").status_code == 404
+    assert operator.get("/admin/policies/none").status_code == 404
+    assert "number 2" in said(operator.get("/admin/policies").text)
+    with operator.database.transaction() as session:
+        entries = session.scalars(select(AuditEntry).where(AuditEntry.target == scene.model)).all()
+    assert [entry.details["number"] for entry in entries] == [1, 2]
+
+
+def test_a_policys_text_is_checked_while_it_is_written(operator: Person, scene: Scene) -> None:
+    here = "/admin/policies/check"
+    told = operator.post(here, {"policy": "errors: {}\nshadow:\n  sampling: 3\n  colour: red\n"}).text
+    assert "2 mistakes" in said(told)
+    assert 'data-goes-to-line="3"' in told
+    assert 'data-goes-to-line="4"' in told
+    assert "1 mistake" in said(operator.post(here, {"policy": "a: ["}).text)
+    told = operator.post(here, {"policy": "offline: null\nkeep_warm: 3d"}).text
+    assert "keep_warm 24h → 3d" in said(told)
+    assert "1 % of its jobs" in said(told)
+    assert 'hx-trigger="load delay' in told  # there is more of it to come
+
+
+def test_a_rollouts_page_has_its_policy_and_what_that_costs(operator: Person, scene: Scene) -> None:
+    here = f"/admin/rollouts/{scene.rollout_id}"
+    page = operator.get(here).text
+    assert f'hx-get="{here}/cost"' in page
+    assert "offline: null" in page
+    assert "A version that is as good passes after some" in said(operator.get(f"{here}/cost").text)
+    assert operator.get("/admin/rollouts/rol_none/cost").status_code == 404
 
 
 def test_a_guardrails_chart_has_its_interval_and_margin_in_points_over_jobs(operator: Person, scene: Scene) -> None:

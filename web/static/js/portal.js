@@ -6,6 +6,7 @@ import { serveChoosing } from "./choosing.js";
 import { serveCompose } from "./compose.js";
 import { serveCopyButtons, serveDialogs, serveHeldPolls, serveSubmittingSelects, serveTabs, serveThemeToggle } from "./controls.js";
 import { keepFoldsOpen } from "./folds.js";
+import { serveLines } from "./policies.js";
 import { serveToasts } from "./toasts.js";
 import { serveUpload } from "./upload.js";
 
@@ -19,6 +20,7 @@ serveToasts();
 keepFoldsOpen();
 keepTime();
 serveCharts();
+serveLines();
 serveChoosing();
 document.querySelectorAll("form[data-compose]").forEach(serveCompose);
 document.querySelectorAll("[data-stream]").forEach(followLiveJob);
