@@ -138,6 +138,36 @@ def decisions(client: Client, limit: int, as_json: bool, **filters: Any) -> None
 
 @click.command()
 @click.argument("rollout_id")
+@click.option("--arm", type=click.Choice(["champion", "candidate"]), help="Of this version.")
+@click.option("--status", help="In this state, such as failed.")
+@click.option("--rerouted", is_flag=True, default=None, help="Those alone that its end sent to the champion.")
+@_LIMIT
+@_JSON
+@with_client
+def jobs(client: Client, rollout_id: str, limit: int, as_json: bool, **filters: Any) -> None:
+    """Show the jobs that its decisions rest on, newest first: each one's arm, and what came of it."""
+    found = list(islice(client.rollouts.jobs(rollout_id, page_size=min(limit, 100), **filters), limit))
+    if as_json:
+        for each in found:
+            click.echo(each.model_dump_json())
+        return
+    rows = [
+        (
+            each.job_id,
+            each.arm or "",
+            f"{each.stage} step {(each.step or 0) + 1}" if each.stage == "canary" else each.stage or "",
+            each.version,
+            f"{each.status}: {each.error}" if each.error else each.status,
+            "rerouted" if each.rerouted else "",
+            str(iso(each.counted_at) or ""),
+        )
+        for each in found
+    ]
+    print_rows(("job", "arm", "gate", "version", "status", "rerouted", "counted"), rows)
+
+
+@click.command()
+@click.argument("rollout_id")
 @click.option("--order", type=click.Choice(["divergence", "disagreement", "newest"]), default="divergence")
 @click.option("--limit", default=5, show_default=True, type=click.IntRange(1, 100), help="At most so many.")
 @_JSON

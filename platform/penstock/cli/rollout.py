@@ -19,6 +19,7 @@ COMMANDS: Final = {
         "rollback": Lazy(f"{_MOVES}:rollback", "Reject a version, or take it back."),
         "promote": Lazy(f"{_MOVES}:promote", "Let one pass its gate, whatever was proven."),
         "decisions": Lazy(f"{_MOVES}:decisions", "Show the ledger of moves."),
+        "jobs": Lazy(f"{_MOVES}:jobs", "Show the jobs that decisions rest on."),
         "flips": Lazy(f"{_MOVES}:flips", "Show answers on which the versions differ most."),
     },
     "Policies": {

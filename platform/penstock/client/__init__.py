@@ -37,7 +37,7 @@ from penstock.client.job_documents import (
 from penstock.client.keys import ApiKey
 from penstock.client.operation import DeadLetter, DeadLetterGroup, Deployment, Placement, Worker
 from penstock.client.replays import Replay
-from penstock.client.rollouts import Decision, Flip, Judgement, Rollout, RolloutGate, RolloutPolicy
+from penstock.client.rollouts import Decision, Flip, Judgement, Rollout, RolloutGate, RolloutJob, RolloutPolicy
 from penstock.client.usage import Quotas, TenantBudget, UsageRow
 from penstock.client.webhooks import WebhookEvent, verify_webhook
 from penstock.errors import PenstockError
@@ -82,6 +82,7 @@ __all__ = [
     "ResponseFormat",
     "Rollout",
     "RolloutGate",
+    "RolloutJob",
     "RolloutPolicy",
     "Run",
     "Score",

@@ -245,6 +245,7 @@ class AsyncRollouts(_Awaited[Rollouts]):
     roll_back = _awaited(Rollouts.roll_back)
     promote = _awaited(Rollouts.promote)
     decisions = _iterated(Rollouts.decisions)
+    jobs = _iterated(Rollouts.jobs)
     flips = _awaited(Rollouts.flips)
     policy = _awaited(Rollouts.policy)
     set_policy = _awaited(Rollouts.set_policy)

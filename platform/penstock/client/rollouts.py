@@ -154,6 +154,31 @@ class RolloutPage(Document):
     next: str | None
 
 
+class RolloutJob(Document):
+    """One of the jobs that a rollout's decisions rest on: its arm, and what came of it."""
+
+    job_id: str
+    tenant_id: str
+    arm: str | None
+    stage: str | None
+    step: int | None
+    version: str
+    status: str
+    error: str | None
+    rerouted: bool
+    assigned_at: datetime | None
+    counted_at: datetime | None
+    finished_at: datetime | None
+
+
+class RolloutJobPage(Document):
+    """One page of a rollout's jobs."""
+
+    data: list[RolloutJob]
+    has_more: bool
+    next: str | None
+
+
 class DecisionPage(Document):
     """One page of the ledger."""
 
@@ -242,6 +267,19 @@ class Rollouts:
         """The answers on which the versions differ most. They hold customers' text; reading them is recorded."""
         query = given(order=order, limit=limit)
         return parse(_Flips, self._transport.request("GET", f"{_path(rollout_id)}/flips", query=query)).data
+
+    def jobs(
+        self,
+        rollout_id: str,
+        *,
+        arm: Literal["champion", "candidate"] | None = None,
+        status: str | None = None,
+        rerouted: bool | None = None,
+        page_size: int | None = None,
+    ) -> Iterator[RolloutJob]:
+        """The jobs that its decisions rest on, newest first. Raises `NotFound`."""
+        query = {"arm": arm, "status": status, "rerouted": rerouted, "limit": page_size}
+        return self._transport.pages(Pages(RolloutJobPage, f"{_path(rollout_id)}/jobs", query))
 
     def policy(self, model: str) -> RolloutPolicy:
         """The policy of the model's rollouts. Raises `ModelNotFound`."""

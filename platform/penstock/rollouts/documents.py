@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from penstock.jobs.states import JobState
+from penstock.rollouts.assignment import Arm
 from penstock.rollouts.flips import FlipDocument
 from penstock.rollouts.policy import Policy
 from penstock.rollouts.states import Move, State
@@ -204,8 +206,37 @@ class DecisionDocument(_Document):
     artifacts: dict[str, Any] = Field(
         description="Version and digest of `champion` and `candidate`; of a move by hand, `from` and `to`"
     )
-    jobs: dict[str, Any] = Field(description="Those that `failed`, or were `rerouted`: how many, and ids")
+    jobs: dict[str, Any] = Field(description="Those that `failed`, or were `rerouted` by it: how many, and 100 ids")
     decided_at: datetime
+
+
+class CountedJobDocument(_Document):
+    """One job of a rollout, without its text."""
+
+    object: Literal["rollout_job"]
+    job_id: str
+    tenant_id: str
+    arm: Arm | None = Field(
+        description="Null for one that waited for the candidate after its promotion, taken back since"
+    )
+    stage: str | None = Field(description="`shadow`, `canary` or `ab`")
+    step: int | None
+    version: str = Field(description="Which served it, or is to")
+    status: JobState
+    error: str | None = Field(description="The code of a failed job's error")
+    rerouted: bool = Field(description="Whether the rollout's end sent it to the champion")
+    assigned_at: datetime | None
+    counted_at: datetime | None = Field(description="When what came of it became evidence; null while it has not")
+    finished_at: datetime | None
+
+
+class CountedJobPage(_Document):
+    """A page of a rollout's jobs, newest first."""
+
+    object: Literal["list"]
+    data: list[CountedJobDocument]
+    has_more: bool
+    next: str | None
 
 
 class DecisionDetail(DecisionDocument):

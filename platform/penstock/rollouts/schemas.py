@@ -4,6 +4,9 @@ from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from penstock.jobs.states import JobState
+from penstock.rollouts.assignment import Arm
+from penstock.rollouts.counted import Sought
 from penstock.rollouts.flips import Order
 from penstock.rollouts.policy import Policy
 from penstock.rollouts.rehearsal import Effect
@@ -89,6 +92,19 @@ class DecisionQuery(_Query):
     model: str | None = Field(default=None, max_length=200)
     rollout: str | None = Field(default=None, max_length=100)
     after: str | None = Field(default=None, pattern=r"^dcs_[0-9a-z]{26}$", description="`next` of the page before")
+
+
+class CountedJobQuery(_Query):
+    """Which jobs of a rollout, and which page of them."""
+
+    arm: Arm | None = None
+    status: JobState | None = None
+    rerouted: bool = Field(default=False, description="Those alone that the rollout's end sent to the champion")
+    after: str | None = Field(default=None, pattern=r"^job_[0-9a-z]{26}$", description="`next` of the page before")
+
+    @property
+    def sought(self) -> Sought:
+        return Sought(self.arm, self.status, self.rerouted)
 
 
 class FlipQuery(_Query):

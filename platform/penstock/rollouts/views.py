@@ -15,7 +15,9 @@ from penstock.idempotency.services import keyed_request
 from penstock.registry.models import Deployment
 from penstock.registry.tokenizer import ModelTokenizer
 from penstock.rollouts import operating, reading
+from penstock.rollouts.counted import counted_document, jobs_of
 from penstock.rollouts.documents import (
+    CountedJobPage,
     DecisionPage,
     FlipList,
     PolicyDocument,
@@ -30,6 +32,7 @@ from penstock.rollouts.operating import Wish
 from penstock.rollouts.presentation import decision_document, policy_document, rollout_detail, rollout_document
 from penstock.rollouts.rehearsed import rehearsed
 from penstock.rollouts.schemas import (
+    CountedJobQuery,
     DecisionQuery,
     FlipQuery,
     MoveRequest,
@@ -157,6 +160,20 @@ def list_rollout_decisions(principal: Principal, query: DecisionQuery, rollout_i
     with current_services().database.transaction() as session:
         reading.get(session, rollout_id)
         return _decisions(session, query, rollout_id)
+
+
+@endpoint(
+    routes,
+    "GET",
+    "/rollouts/<rollout_id>/jobs",
+    Contract(scope=Scope.OPERATOR, query=CountedJobQuery, answer=CountedJobPage, problems=(404,)),
+)
+def list_rollout_jobs(principal: Principal, query: CountedJobQuery, rollout_id: str) -> Response:  # noqa: ARG001 - every operator sees all
+    """List the jobs that a rollout's decisions rest on, newest first: each one's arm, and what came of it."""
+    with current_services().database.transaction() as session:
+        found, after = jobs_of(session, rollout_id, query.sought, limit=query.limit, before=query.after)
+    data = [counted_document(each, rollout_id) for each in found]
+    return jsonify({"object": "list", "data": data, "has_more": after is not None, "next": after})
 
 
 @endpoint(

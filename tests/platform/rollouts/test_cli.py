@@ -1,5 +1,6 @@
 """`penstock rollout` as it is called, alone and against the real application, and the picture that it draws."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from penstock.rollouts.states import Position, State
 from penstock.rollouts.statistics import Sample, Tally
 from penstock.rollouts.verdicts import Verdict
 
-from tests.factories import make_deployment, make_tenant, make_worker
+from tests.factories import make_deployment, make_tenant, make_worker, submit_job
 from tests.platform.cli.conftest import quiet_server
 from tests.platform.client.real import app, url
 
@@ -170,6 +171,13 @@ def test_an_operator_starts_looks_at_and_moves_a_rollout(
     rollout_id = asking("start", "tiny", "2", "--reason", "int4 at last").stdout.strip()
     assert call("start", "tiny", "2").stderr.startswith("Error: model: a rollout of tiny is under way")
     judge(database, rollout_id, SEEN)
+    with database.transaction() as session:
+        job = submit_job(session, make_tenant(session))
+    (row,) = asking("jobs", rollout_id).stdout.splitlines()
+    arm = "candidate" if job.model_version == "2" else "champion"
+    assert row.split("\t")[:5] == [job.id, arm, "canary step 1", job.model_version, "queued"]
+    assert asking("jobs", rollout_id, "--arm", arm, "--status", "failed").stdout == ""
+    assert json.loads(asking("jobs", rollout_id, "--json").stdout)["rerouted"] is False
 
     shown = asking("show", rollout_id).stdout
     head, course, *_ = shown.splitlines()

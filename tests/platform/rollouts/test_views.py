@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 from penstock.auth.services import Scope
 from penstock.db import Database
+from penstock.jobs.models import Job
 from penstock.registry.models import Hosting
 from penstock.rollouts.documents import (
+    CountedJobDocument,
+    CountedJobPage,
     DecisionPage,
     PolicyDocument,
     RolloutDetail,
@@ -308,3 +311,43 @@ def test_operators_are_told_of_every_move_and_nobody_else_is(
             (endpoint_id, "rollout.rolled_back"),
         ]
         assert deliveries[0].payload["data"] == verdict
+
+
+def test_every_job_that_a_decision_rests_on_is_listed(
+    caller: Caller, make_caller: Callable[..., Caller], database: Database, lead: Lead
+) -> None:
+    rollout_id = started(caller, policy=CANARY_ONLY | ONE_STEP)
+    path = f"/v1/admin/rollouts/{rollout_id}/jobs"
+    jobs = [caller.submit() for _ in range(12)]
+    tried = [row["job_id"] for row in caller.get(f"{path}?arm=candidate").json["data"]]
+    assert 0 < len(tried) < 12
+    with database.transaction() as session:
+        failed = session.get_one(Job, tried[0])
+        failed.state, failed.finished_at, failed.error = "failed", failed.created_at, {"code": "x", "message": "y"}
+    judged(database, lead, rollout_id, HARMED)
+
+    every = [CountedJobDocument.model_validate(row) for row in caller.get(f"{path}?limit=100").json["data"]]
+    assert [each.job_id for each in every] == sorted(jobs, reverse=True)
+    assert {each.job_id for each in every if each.arm == "candidate"} == set(tried)
+    (row,) = caller.get(f"{path}?status=failed&arm=candidate").json["data"]
+    assert (row["job_id"], row["error"], row["version"], row["rerouted"]) == (tried[0], "x", "2", False)
+    assert (row["tenant_id"], row["stage"], row["step"]) == (caller.tenant_id, "canary", 0)
+    pages, after = [], [""]
+    while after:
+        page = CountedJobPage.model_validate(caller.get(f"{path}?rerouted=true&limit=1{after.pop()}").json)
+        pages += [(each.job_id, each.version, each.status) for each in page.data]
+        after += [f"&after={page.next}"] if page.next else []
+    assert pages == [(job_id, "1", "queued") for job_id in sorted(tried[1:], reverse=True)]
+    refused(caller.get("/v1/admin/rollouts/rol_none/jobs"), 404, "not_found", "id")
+    refused(make_caller((Scope.ADMIN,)).get(path), 403, "forbidden", None)
+
+
+def test_one_that_waited_for_a_promotion_which_was_taken_back_is_listed_too(caller: Caller) -> None:
+    rollout_id = started(caller, policy=CANARY_ONLY | ONE_STEP)
+    reason = {"reason": "it is good"}
+    assert caller.post(f"/v1/admin/rollouts/{rollout_id}/promote", reason).json["status"] == "promoted"
+    job_id = caller.submit()
+    caller.post(f"/v1/admin/rollouts/{rollout_id}/rollback", {"reason": "it is not"})
+    (row,) = caller.get(f"/v1/admin/rollouts/{rollout_id}/jobs?rerouted=true").json["data"]
+    assert (row["job_id"], row["arm"], row["version"], row["rerouted"]) == (job_id, None, "1", True)
+    assert caller.get(f"/v1/admin/rollouts/{rollout_id}/jobs").json["data"] == []
