@@ -2,11 +2,14 @@
 without a rollout in the shadow in turns.
 
 Every internal job is seen before the gate deletes it, for its seconds of the device; beside them stand those of the
-jobs that were scored, and of jobs that generate one token after as long a prompt as is scored, which is a prefill.
+jobs that were scored. What a score costs more than its prefill is seen where nothing runs beside it, as both versions'
+engines do in a shadow: answers are scored by jobs of the API, in turns with jobs that generate one token after a prompt
+as long, which is a prefill. None of these begins as anything that was cached.
 """
 
 import itertools
 import json
+import operator
 import statistics
 import time
 from collections.abc import Iterator
@@ -57,8 +60,14 @@ def measured(house: House, jobs: int, blocks: int) -> dict[str, Any]:
         _run(house, prompts, jobs)  # warm
         rare = _paired(house, prompts, jobs, blocks, 0.05)
         every = _paired(house, prompts, jobs, max(blocks // 4, 1), 1.0)
-        prefill = _prefilled(house, prompts, jobs)
-    return {"sampling 0.05": rare, "sampling 1": every, "device ms of a prefill as long": _mean_ms(prefill)}
+        prefilled, scored = _alone(house, prompts, max(jobs * blocks // 2, jobs))
+    return {
+        "sampling 0.05": rare,
+        "sampling 1": every,
+        "device ms of a prefill as long": _mean_ms(prefilled),
+        "device ms of a score alone": _mean_ms(scored),
+        "median score over its prefill": round(statistics.median(map(operator.truediv, scored, prefilled)), 3),
+    }
 
 
 @dataclass
@@ -105,17 +114,19 @@ def _shadow(house: House, rate: float, seen: Seen) -> Iterator[None]:
     time.sleep(1.0)
 
 
-def _prefilled(house: House, prompts: Iterator[str], jobs: int) -> list[float]:
-    """Device seconds of prompts that hold an invoice and its answer, none of which begins as one that was cached."""
-    spent = []
+def _alone(house: House, prompts: Iterator[str], jobs: int) -> tuple[list[float], list[float]]:
+    """Device seconds of prompts that hold an invoice and its answer, and of scores of that answer; a pair for each."""
+    prefilled, scored = [], []
     with Caller(house) as caller:
         for at in range(jobs):
             invoice = next(prompts)
             done = caller.submit(_body(invoice, ANSWER_TOKENS), wait=60)
-            both = f"{at} {invoice}{done['output']['choices'][0]['text']}"
-            prefill = caller.submit(_body(both, 1), wait=60)
-            spent.append(float(prefill["usage"]["device_seconds"]))
-    return spent
+            answer = done["output"]["choices"][0]["text"]
+            prefill = caller.submit(_body(f"P{at} {invoice}{answer}", 1), wait=60)
+            score = caller.submit(_to_score(f"S{at} {invoice}", answer), wait=60)
+            prefilled.append(float(prefill["usage"]["device_seconds"]))
+            scored.append(float(score["usage"]["device_seconds"]))
+    return prefilled, scored
 
 
 def _run(
@@ -137,6 +148,13 @@ def _run(
 def _body(invoice: str, tokens: int) -> bytes:
     asked = json.loads(job_body("", tokens))
     return json.dumps(asked | {"input": {"messages": [{"role": "user", "content": invoice}]}}).encode()
+
+
+def _to_score(invoice: str, answer: str) -> bytes:
+    """As a shadow asks: the likeliest twenty in the place of each of the answer's tokens."""
+    given = {"messages": [{"role": "user", "content": invoice}], "continuation": answer}
+    asked = {"kind": "score", "model": MODEL_NAME, "input": given, "params": {"prompt_logprobs": 20}}
+    return json.dumps(asked).encode()
 
 
 def _ms(block: Block) -> dict[str, float]:

@@ -8,13 +8,14 @@ from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 from penstock_engine.admission import Limits, admitted
-from penstock_engine.batch import RunScores, ScheduleBatch, StepSamples
+from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.bisection import isolate
 from penstock_engine.config import Policy
 from penstock_engine.page_allocator import PageAllocator
 from penstock_engine.radix_cache import NoCache, PrefixCache, RadixCache
-from penstock_engine.request import Generation, Request, TokenDelta
+from penstock_engine.request import Generation, Request, RunScores, TokenDelta
 from penstock_engine.scheduler import Scheduler
 from penstock_engine.tables import RowTables
 
@@ -238,9 +239,15 @@ class House:
     ) -> StepSamples:
         sampled, ends = batch.sampled, batch.ends
         of_whom = [finite(ends[row]) for row in batch.logit_rows]
-        scores = [RunScores([0.0] * len(each.targets), [()] * len(each.targets)) for each in batch.scored]
+        scores = [_unknown(len(each.targets)) for each in batch.scored]
         return StepSamples([token(each) for each in sampled], of_whom, [0.0] * len(sampled), {}, scores=scores)
 
     @property
     def busy(self) -> bool:
         return bool(self.scheduler.waiting or self.scheduler.running)
+
+
+def _unknown(targets: int) -> RunScores:
+    return RunScores(
+        np.zeros(targets, np.float32), np.zeros((targets, 0), np.int32), np.zeros((targets, 0), np.float32)
+    )

@@ -84,6 +84,7 @@ class TestWhereTheyDoNot:
         assert engine.kernels == {
             "layers": "torch (this processor has no avx512_bf16)",
             "prepacked": str(prepacked),
+            "scores": "torch",
         }
         packed = [each for each in engine._runner._model.modules() if isinstance(each, PrepackedLinear)]
         assert len(packed) == prepacked
@@ -120,8 +121,10 @@ def test_a_warm_engine_keeps_to_one_thread_and_compiles_no_more(llama: TinyModel
         "from penstock_engine import Engine, EngineConfig\n"
         f"engine = Engine.from_folder({str(llama.folder)!r}, EngineConfig(threads=1))\n"
         "engine.warm_up()\n"
+        "from penstock_kernels.cpu.likeliest import find_likeliest\n"
         "from penstock_kernels.cpu.workspace import run_program\n"
-        "print(torch.get_num_threads(), len(run_program.signatures))\n"
+        "engine.score([1, 2, 3])\n"
+        "print(torch.get_num_threads(), len(run_program.signatures), len(find_likeliest.signatures))\n"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told == "1 1\n"  # and warming up compiled what runs programs
+    assert told == "1 1 1\n"  # and warming up compiled what runs programs, and what scores

@@ -17,6 +17,7 @@ from penstock_engine import (
     ScoringFailed,
 )
 from penstock_engine.scoring import ROWS_AT_ONCE
+from penstock_kernels.cpu import support
 
 from tests.engine.driving import Run, check_pages, greedy, parity, run_all, step_once
 from tests.engine.tiny import VOCABULARY, TinyModel, random_prompt
@@ -121,6 +122,38 @@ def test_a_request_that_only_scores_has_something_to_score_and_no_more(
         engine_of(llama).submit(Request("s", [5, 6, 7, 8], scored_from=start, **others))
 
 
+def test_who_only_scores_is_sampled_no_token(llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody hears of it; beside others, whose tokens are awaited, it is."""
+    engine, tokens = engine_of(llama), random_prompt(40, seed=3)
+    sampled: list[list[str]] = []
+    choose = engine._runner._sampler.choose
+
+    def watched(logits: torch.Tensor, generations: list[Any], masks: Any) -> Any:
+        sampled.append(sorted(each.request.id for each in generations))
+        return choose(logits, generations, masks)
+
+    monkeypatch.setattr(engine._runner._sampler, "choose", watched)
+    requests = [Request(name, tokens, greedy(1, prompt_logprobs=20), scored_from=20) for name in ("s", "t")]
+    assert outputs(engine, requests)[0]["s"].logprobs == close(reference(llama, tokens, 20))
+    assert sampled == []
+    outputs(engine, [Request("g", [1, 2, 3], greedy(1)), requests[0]])
+    assert sampled == [["g", "s"]]
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_the_likeliest_are_the_references_by_either_kernel(llama: TinyModel, kernels: Any) -> None:
+    """Twenty in the place of each token, as a shadow asks for."""
+    engine, tokens = engine_of(llama, kernels=kernels), random_prompt(90, seed=4)
+    compiled = kernels == "auto" and not support.lacking()
+    assert engine.kernels["scores"] == ("compiled for AVX-512" if compiled else "torch")
+    scored, _ = outputs(engine, [Request("s", tokens, greedy(1, prompt_logprobs=20), scored_from=30)])
+    assert scored["s"].logprobs == close(reference(llama, tokens, 30))
+    for told, row in zip(scored["s"].top_logprobs, llama.logprobs(tokens)[29:-1], strict=True):
+        values, ids = row.topk(20)
+        assert [token for token, _ in told] == ids.tolist()
+        assert [value for _, value in told] == close(values.tolist())
+
+
 def test_prompts_are_scored_beside_generation(llama: TinyModel) -> None:
     """In chunks, preempted, some prompts cached: each prompt scored once, each output as it would have been."""
     engine = engine_of(llama, token_budget=16, max_running=5, kv_pages=9)
@@ -223,3 +256,18 @@ class TestRefusals:
             engine.score([1, 2, 3])
         engine._runner._model = forward
         assert engine.score([1, 2, 3]) == close(reference(llama, [1, 2, 3], 1))
+
+    def test_a_model_without_an_answer_at_one_place(self, llama: TinyModel) -> None:
+        """Whichever it is, what the others say is told to nobody."""
+        engine = engine_of(llama)
+        forward = engine._runner._model
+
+        def spoiled(batch: Any) -> torch.Tensor:
+            logits: torch.Tensor = forward(batch).clone()
+            logits[-2] = torch.nan
+            return logits
+
+        engine._runner._model = spoiled  # type: ignore[assignment]
+        engine.submit(Request("s", [1, 2, 3, 4], scored_from=1))
+        output = engine.step()
+        assert [failure.code for failure in output.failed] == ["logits_not_finite"]

@@ -1,6 +1,8 @@
 """A job on its holder: how runs end, and what a successor reads from the journal."""
 
+import math
 import time
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +201,14 @@ class TestCandidates:
         assert [(entry.token_id, entry.finish_reason) for entry in job.entries] == [(41, None), (None, "cancelled")]
 
 
+def floats(*numbers: float) -> bytes:
+    return array("f", numbers).tobytes()
+
+
+def whole(*numbers: int) -> bytes:
+    return array("i", numbers).tobytes()
+
+
 class TestPromptScores:
     """Log probabilities of the prompt's tokens."""
 
@@ -206,7 +216,7 @@ class TestPromptScores:
         job = several(n=1, prompt_logprobs=1)
         job.restore([], tokenizer, [5, 6, 7])
         assert request_of(job).sampling.prompt_logprobs == 1
-        job.take_prompt(PromptScores("job_a.1", 1, [-1.0, float("-inf")], [((6, -1.0),), ((9, -0.5),)]))
+        job.take_prompt(PromptScores("job_a.1", 1, floats(-1.0, -math.inf), whole(6, 9), floats(-1.0, -0.5)))
         assert job.entries[0].prompt == (
             PromptToken(5, None), PromptToken(6, -1.0, ((6, -1.0),)), PromptToken(7, -9999.0, ((9, -0.5),)),
         )  # fmt: skip
@@ -223,7 +233,7 @@ class TestPromptScores:
         assert (request.scored_from, request.sampling.prompt_logprobs) == (2, 0)
         assert job.take([said(0, 40, -3.0)]) == []
         assert (job.entries, job.ending) == ([], None)
-        job.take_prompt(PromptScores("job_a.1", 2, [-1.5], [()]))
+        job.take_prompt(PromptScores("job_a.1", 2, floats(-1.5), b"", b""))
         assert job.ending == Finished(JobState.SUCCEEDED)
         assert [token.logprob for token in job.entries[0].prompt or ()] == [None, None, -1.5]
         assert [(entry.token_id, entry.finish_reason) for entry in job.entries[1:]] == [(None, "length")]

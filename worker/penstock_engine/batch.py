@@ -3,12 +3,15 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from penstock_engine.request import (
     FinishReason,
     Generation,
     PromptLogprobs,
     Reader,
     RequestFailure,
+    RunScores,
     Scoring,
     TokenDelta,
 )
@@ -23,13 +26,6 @@ class ScoredRun(NamedTuple):
     tops: int
     position: int = 0  # of the first target, in its sequence
     reader: Reader | None = None
-
-
-class RunScores(NamedTuple):
-    """Log probabilities of a ScoredRun's targets, and beside each the likeliest."""
-
-    logprobs: list[float]
-    top_logprobs: list[tuple[tuple[int, float], ...]]
 
 
 @dataclass(slots=True)
@@ -119,10 +115,24 @@ class ScheduleBatch:
         return self.ends + [twin for twin, leader in self.twins if leader in self.ends] if self.twins else self.ends
 
     @property
+    def draws(self) -> bool:
+        """Whether anybody is to be told what comes next: who only scores is not."""
+        return any(each.request.scored_from is None for each in self.sampled)
+
+    @property
     def logit_rows(self) -> list[int]:
         """For each of `sampled`, which of the `ends` has its logits."""
         at = {generation: row for row, generation in enumerate(self.ends)}
         return [*at.values(), *(at[leader] for _, leader in self.twins if leader in at)]
+
+    def undrawn(self, scores: list[RunScores]) -> "StepSamples":
+        """What is told of a step that `draws` nothing: tokens that mean nothing, and whether its scores do."""
+        sound = {
+            self.generations[run.at]: not np.isnan(found.own).any()
+            for run, found in zip(self.scored, scores, strict=True)
+        }
+        count = len(self.sampled)
+        return StepSamples([0] * count, [sound[each] for each in self.sampled], [0.0] * count, {}, scores=scores)
 
     def take_scores(self, samples: "StepSamples") -> None:
         """Add what this step scored to what is gathered; what is complete is told."""
@@ -132,11 +142,10 @@ class ScheduleBatch:
             if generation.ended:
                 continue
             assert scoring is not None  # it was when this step was chosen
-            scoring.logprobs += scores.logprobs
-            scoring.top_logprobs += scores.top_logprobs
+            scoring.take(scores)
             if scoring.is_complete:
-                found = PromptLogprobs(generation.request.id, scoring.start, scoring.logprobs, scoring.top_logprobs)
-                self.prompt_logprobs.append(found)
+                found = (np.concatenate(parts) for parts in zip(*scoring.found, strict=True))
+                self.prompt_logprobs.append(PromptLogprobs(generation.request.id, scoring.start, *found))
                 generation.scoring = None
 
 

@@ -32,7 +32,7 @@ from penstock_engine.models import CausalLM
 from penstock_engine.page_allocator import PageAllocator
 from penstock_engine.profiling import kv_memory
 from penstock_engine.radix_cache import NoCache, PrefixCache, RadixCache
-from penstock_engine.request import FinishReason, Generation, Grammar, Request, SamplingParams, Scoring
+from penstock_engine.request import FinishReason, Generation, Grammar, Request, SamplingParams
 from penstock_engine.runner import ModelRunner
 from penstock_engine.scheduler import Scheduler
 from penstock_engine.sizing import KVShape, context_length, device_of, make_pool, pool_pages, resized, thread_count
@@ -82,9 +82,16 @@ class Engine:
         )
         pool = make_pool(shape, pages, device)
         self._runner = ModelRunner(
-            model, pool, tables, device, dtype, deterministic=config.deterministic, graphs=graphs
+            model,
+            pool,
+            tables,
+            device,
+            dtype,
+            deterministic=config.deterministic,
+            graphs=graphs,
+            kernels=config.kernels,
         )
-        self.kernels = {**model.kernels, **self._runner.graphs.told}
+        self.kernels = {**model.kernels, **self._runner.told}
         self.weight_bytes, self.kv_token_bytes = weight_bytes(model), shape.page_bytes // shape.page_size
         if config.deterministic:
             vocabulary, size = model.config.vocab_size, config.page_size
@@ -134,10 +141,9 @@ class Engine:
         if self._live:
             raise EngineBusy(len(self._live))
         self._runner.graphs.capture()
-        self.kernels |= self._runner.graphs.told
-        self.submit(
-            Request(WARM_UP_ID, [0, 0], SamplingParams(temperature=0, max_tokens=WARM_UP_TOKENS, ignore_eos=True))
-        )
+        self.kernels |= self._runner.told
+        sampling = SamplingParams(temperature=0, max_tokens=WARM_UP_TOKENS, ignore_eos=True, prompt_logprobs=1)
+        self.submit(Request(WARM_UP_ID, [0, 0], sampling))
         while self.has_work:
             self.step()
         self.trace.clear()
@@ -153,16 +159,15 @@ class Engine:
             raise QueueFull(self.config.max_waiting)
         return self._admit(request)
 
-    def _admit(self, request: Request, scoring: Scoring | None = None) -> dict[int, FinishReason]:
+    def _admit(self, request: Request, *, measured: bool = True) -> dict[int, FinishReason]:
         seed = self._seeds.getrandbits(64)
         choices = admitted(request, self._limits, arrival=self._arrivals, drawn_seed=seed)
         generations = choices.waiting
         if request.sampling.grammar is not None:
             self._constrain(generations, request.sampling.grammar)
         self._arrivals += 1
-        generations[0].scoring = scoring or generations[0].scoring
         self._live.add(request, len(generations))
-        if scoring is None:
+        if measured:
             self._meter.queue(generations, self._steady())
         for generation in generations:
             self._scheduler.submit(generation)
@@ -252,8 +257,7 @@ class Engine:
         if not 1 <= start < len(tokens):
             raise InvalidRequest("start", f"must be from 1 to {len(tokens) - 1}, the last of the {len(tokens)} tokens")
         check_tokens("tokens", tokens, self._limits)
-        request = Request(SCORED_ID, list(tokens[:-1]), SamplingParams(temperature=0, max_tokens=1, logprobs=None))
-        self._admit(request, scoring=Scoring(start, list(tokens), tops=0))
+        self._admit(Request(SCORED_ID, list(tokens), scored_from=start), measured=False)
         try:
             return self._scored()
         finally:

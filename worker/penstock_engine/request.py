@@ -17,6 +17,9 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from penstock_engine.grammar import Matcher
     from penstock_engine.radix_cache import TreeNode
 
@@ -149,13 +152,37 @@ class TokenDelta(NamedTuple):
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
-class PromptLogprobs(NamedTuple):
-    """Log probabilities of the prompt's tokens from `start` on, each given those before it; once per request."""
+class RunScores(NamedTuple):
+    """Log probabilities of some given tokens, and in the place of each the likeliest, as many as were asked for."""
+
+    own: "NDArray[np.float32]"  # [tokens]; NaN where the model's output is not finite
+    ids: "NDArray[np.int32]"  # [tokens, tops], the likeliest first
+    tops: "NDArray[np.float32]"  # [tokens, tops], theirs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptLogprobs:
+    """Log probabilities of the prompt's tokens from `start` on, each given those before it; once per request.
+
+    The arrays are those of `RunScores`; the lists are made of them when they are asked for, outside of the step.
+    """
 
     request_id: str
     start: int
-    logprobs: list[float]
-    top_logprobs: list[tuple[tuple[int, float], ...]]  # for each the likeliest, as many as were asked for
+    own: "NDArray[np.float32]"
+    ids: "NDArray[np.int32]"
+    tops: "NDArray[np.float32]"
+
+    @property
+    def logprobs(self) -> list[float]:
+        found: list[float] = self.own.tolist()
+        return found
+
+    @property
+    def top_logprobs(self) -> list[tuple[tuple[int, float], ...]]:
+        """For each the likeliest: ids and log probabilities."""
+        places = zip(self.ids.tolist(), self.tops.tolist(), strict=True)
+        return [tuple(zip(ids, values, strict=True)) for ids, values in places]
 
 
 class RequestFailure(NamedTuple):
@@ -181,14 +208,19 @@ class Scoring:
     targets: list[int]
     tops: int  # how many of the likeliest are told beside each
     reader: Reader | None = None
-    logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    found: list[RunScores] = field(default_factory=list)
+    found_len: int = 0  # targets in them
     asked: int = 0  # beyond those found, of steps in flight
+
+    def take(self, scores: RunScores) -> None:
+        """The next of them."""
+        self.found.append(scores)
+        self.found_len += len(scores.own)
 
     @property
     def next(self) -> int:
         """The first that no step has asked for."""
-        return self.start + len(self.logprobs) + self.asked
+        return self.start + self.found_len + self.asked
 
     @property
     def lacking(self) -> int:

@@ -3,6 +3,7 @@
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,11 +19,9 @@ from penstock_engine.page_allocator import NULL_PAGE
 from penstock_engine.pending import Answer, Delivery, Pending
 from penstock_engine.request import Generation, Request
 from penstock_engine.sampler import Chosen, Sampler
-from penstock_engine.scoring import read_scores, score
+from penstock_engine.scoring import Scorer, read_scores
 from penstock_engine.staging import send
 from penstock_engine.tables import RowTables
-
-NOTHING_SAMPLED = StepSamples([], [], [], {})
 
 
 class ModelRunner:
@@ -38,6 +37,7 @@ class ModelRunner:
         *,
         deterministic: bool = False,
         graphs: GraphPlan = NO_GRAPHS,
+        kernels: Literal["auto", "torch", "compiled"] = "auto",
     ) -> None:
         self._model = model
         self._pads = model.pads
@@ -47,10 +47,16 @@ class ModelRunner:
         self._dtype = dtype
         self._deterministic = deterministic
         self._sampler = Sampler(tables, device)
+        self._scorer = Scorer(device, kernels)
         self.graphs = DecodeGraphs(model, pool, graphs, self._sampler.latest)
         self._masks = MaskBuilder(model.config.vocab_size)
         self._stream = _stream_on(device)  # what goes to the host
         self.forwards = 0  # that came to their end
+
+    @property
+    def told(self) -> dict[str, str]:
+        """Which kernels run beside the model's own, and which graphs there are."""
+        return {**self.graphs.told, "scores": self._scorer.kernel}
 
     def run(self, batch: ScheduleBatch) -> StepSamples:
         """Launch `batch`, and wait for what comes of it."""
@@ -71,14 +77,16 @@ class ModelRunner:
     @torch.inference_mode()
     def _choose(self, batch: ScheduleBatch, logits: Tensor, masks: Future[Masks] | None) -> Answer:
         """Choose the next token where a run reaches its end, and score what is to be scored."""
-        sampled, ends, chosen = batch.sampled, len(batch.ends), None
-        if sampled:
-            masks = masks or self._masks.begin(sampled)
-            own = self._with_twins(logits, batch) if batch.twins else logits[:ends]
-            chosen = self._sampler.choose(own, sampled, masks.result() if masks else None)
-        scores = score(logits[ends:], batch.scored)
+        chosen = self._draw(batch, logits, masks) if batch.draws else None
+        scores = self._scorer.score(logits[len(batch.ends) :], batch.scored)
         tensors = [*scores, chosen.packed] if chosen else scores
-        return Answer(Delivery(tensors, self._stream), partial(_read, chosen))
+        return Answer(Delivery(tensors, self._stream), partial(_read, batch, chosen))
+
+    def _draw(self, batch: ScheduleBatch, logits: Tensor, masks: Future[Masks] | None) -> Chosen:
+        sampled = batch.sampled
+        masks = masks or self._masks.begin(sampled)
+        own = self._with_twins(logits, batch) if batch.twins else logits[: len(batch.ends)]
+        return self._sampler.choose(own, sampled, masks.result() if masks else None)
 
     def _with_twins(self, logits: Tensor, batch: ScheduleBatch) -> Tensor:
         (rows,) = send([np.array(batch.logit_rows)], self._device)
@@ -131,9 +139,11 @@ class ModelRunner:
         self._pool.zero(pages)
 
 
-def _read(chosen: Chosen | None, tensors: list[Tensor]) -> StepSamples:
+def _read(batch: ScheduleBatch, chosen: Chosen | None, tensors: list[Tensor]) -> StepSamples:
     """What `_choose` sent, once it is on the host: scores, then what was chosen."""
-    samples = NOTHING_SAMPLED if chosen is None else chosen.told(tensors.pop())
+    if chosen is None:
+        return batch.undrawn(read_scores(tensors))
+    samples = chosen.told(tensors.pop())
     return replace(samples, scores=read_scores(tensors)) if tensors else samples
 
 

@@ -34,4 +34,5 @@ def delta_of(delta: TokenDelta) -> Delta:
 
 def scores_of(scores: PromptLogprobs) -> PromptScores:
     """A prompt's log probabilities, for the worker."""
-    return PromptScores(scores.request_id, scores.start, scores.logprobs, scores.top_logprobs)
+    own, ids, tops = scores.own.tobytes(), scores.ids.tobytes(), scores.tops.tobytes()
+    return PromptScores(scores.request_id, scores.start, own, ids, tops)

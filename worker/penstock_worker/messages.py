@@ -128,12 +128,30 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PromptScores(msgspec.Struct, frozen=True, array_like=True):
-    """Log probabilities of a prompt's tokens from `start` on, and the likeliest in the place of each."""
+    """Log probabilities of a prompt's tokens from `start` on, and the likeliest in the place of each.
+
+    As they lie in the engine's memory, of this very machine: the engine's process is not kept from its next step by
+    thousands of numbers that another can read out.
+    """
 
     request_id: str
     start: int
-    logprobs: list[float]
-    top_logprobs: list[tuple[tuple[int, float], ...]]
+    own: bytes  # float32 [tokens]
+    ids: bytes  # int32 [tokens, tops], the likeliest first
+    tops: bytes  # float32 [tokens, tops], theirs
+
+    @property
+    def logprobs(self) -> list[float]:
+        return memoryview(self.own).cast("f").tolist()
+
+    @property
+    def top_logprobs(self) -> list[tuple[tuple[int, float], ...]]:
+        """For each token the likeliest: ids and log probabilities."""
+        ids, values = memoryview(self.ids).cast("i").tolist(), memoryview(self.tops).cast("f").tolist()
+        likeliest: list[tuple[int, float]] = list(zip(ids, values, strict=True))
+        tokens = len(self.own) // 4
+        each = len(likeliest) // tokens if tokens else 0
+        return [tuple(likeliest[at * each : (at + 1) * each]) for at in range(tokens)]
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True):

@@ -130,7 +130,8 @@ class RunningJob:
             self.prompt_ids, self.entries, self.choices = prompt_ids, list(entries), streams
             self._candidates, self.structure, self.scored_from = candidates, structure, scored_from
             if self.job.params.get("prompt_logprobs") is not None and len(prompt_ids) == 1:
-                self._note_prompt(PromptScores(self.request_id, 1, [], []))  # the engine has nothing to say of it
+                unscored = PromptScores(self.request_id, 1, own=b"", ids=b"", tops=b"")
+                self._note_prompt(unscored)  # the engine has nothing to say of it
             self._end_if_scored()
             self._end_if_complete()
 

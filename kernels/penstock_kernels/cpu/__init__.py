@@ -9,6 +9,7 @@
     attention_tiles, _widening    sixteen slots of the pool against a group of query heads; slots of 8 bits
     attention                     loops over tokens and heads
     numbers, rows, rounding       norms, rotation into the pool, rounding to 8 bits
+    likeliest                     how likely given tokens are, and the likeliest in their places
     memory                        weights on huge pages
     workspace                     what layers share: memory used again at every step, and programs run in one call
     support                       whether this machine runs them

@@ -114,14 +114,15 @@ class Emitter(Vectors):
         value.align = align
         return value
 
-    def load_first(self, address: Value, lanes: Value, kind: ir.Type = F32) -> Value:
-        """The first `lanes` elements of a vector of `kind`, zeros after them; nothing beyond them is touched."""
+    def load_first(self, address: Value, lanes: Value, kind: ir.Type = F32, *, rest: Value | None = None) -> Value:
+        """The first `lanes` elements of a vector of `kind`, after them those of `rest` (None: zeros); nothing beyond
+        them is touched."""
         suffix, bits = FIRST[kind]
         pointer = self._b.inttoptr(address, kind.as_pointer())
         mask = self.below(lanes, kind.count)
         load = self._declare(f"llvm.masked.load.{suffix}.p0", kind, [pointer.type, INT32, mask.type, kind])
-        zeros = ir.Constant(kind, None)
-        return self._b.call(load, [pointer, ir.Constant(INT32, bits // 8), mask, zeros])
+        filler = ir.Constant(kind, None) if rest is None else rest
+        return self._b.call(load, [pointer, ir.Constant(INT32, bits // 8), mask, filler])
 
     def load_halves(self, address: Value, lanes: Value) -> Value:
         """As `load_first`, of sixteen 16-bit numbers, as bfloat16."""
@@ -137,6 +138,10 @@ class Emitter(Vectors):
 
     def load_integers(self, address: Value, *, align: int = 4) -> Value:
         return self.load(address, I32, align=align)
+
+    def load_bf16(self, address: Value) -> Value:
+        """Sixteen bfloat16 as floats: the upper halves of their bits."""
+        return self.widen(self.load(address, HALVES, align=2))
 
     def load_f16(self, address: Value) -> Value:
         return self._b.fpext(self.load(address, F16, align=2), F32)

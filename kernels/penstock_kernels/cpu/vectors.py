@@ -10,6 +10,7 @@ from penstock_kernels.cpu.kinds import (
     F16,
     F32,
     FLOAT,
+    I16,
     I32,
     I64,
     INT32,
@@ -131,6 +132,30 @@ class Vectors:
     def is_below(self, a: Value, b: Value) -> Value:
         """The mask of the lanes in which a < b: floats, or whole numbers without a sign."""
         return self._b.icmp_unsigned("<", a, b) if _whole(a) else self._b.fcmp_ordered("<", a, b)
+
+    def at_least(self, a: Value, b: Value) -> Value:
+        """The mask of the lanes in which a >= b; of floats, so none where either is NaN."""
+        return self._b.fcmp_ordered(">=", a, b)
+
+    def both(self, a: Value, b: Value) -> Value:
+        """The mask of the lanes that both have."""
+        return self._b.and_(a, b)
+
+    def count(self, mask: Value) -> Value:
+        """How many lanes a mask has."""
+        bits = self._b.bitcast(mask, I16)
+        return self._b.zext(self._b.call(self._declare("llvm.ctpop.i16", I16, [I16]), [bits]), I64)
+
+    def gathered(self, vector: Value, mask: Value) -> Value:
+        """The lanes of `mask`, side by side from lane 0 on; zeros after them."""
+        name = "v16i32" if _whole(vector) else "v16f32"
+        kind = vector.type
+        gather = self._declare(f"llvm.x86.avx512.mask.compress.{name}", kind, [kind, kind, mask.type])
+        return self._b.call(gather, [vector, ir.Constant(kind, None), mask])
+
+    def numbered(self, first: Value) -> Value:
+        """Whole numbers of 32 bits from `first` on, one in each lane."""
+        return self._b.add(self._spread(self._b.trunc(first, INT32), I32), ir.Constant(I32, list(range(LANES))))
 
     def looked_up(self, first: Value, second: Value, places: Value) -> Value:
         """In each of 64 bytes, the entry of a table of 128, `first` and `second`, that its lowest seven bits name."""
