@@ -142,7 +142,7 @@ class PromptScores(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def logprobs(self) -> list[float]:
-        return memoryview(self.own).cast("f").tolist()
+        return list[float](memoryview(self.own).cast("f"))
 
     @property
     def top_logprobs(self) -> list[tuple[tuple[int, float], ...]]:
