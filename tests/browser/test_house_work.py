@@ -134,7 +134,7 @@ def test_a_running_job_is_cancelled_edited_run_again_and_judged(
     page.get_by_role("radio", name="Prompt").check()
     page.get_by_role("textbox", name="Prompt", exact=True).fill("Invoice")
     page.get_by_label("Most tokens").fill("900")
-    page.get_by_label("Answers", exact=True).fill("64")
+    page.get_by_label("Answers", exact=True).fill("16")
     page.get_by_label("Further parameters").fill('{"ignore_eos": true}')
     page.get_by_role("button", name="Submit").click()
     status = page.locator("#job-head [role=status]")
@@ -407,6 +407,10 @@ def test_usage_tells_what_ran_until_the_customer_signs_out(
     expect(row.locator("td[data-label=Output]")).to_have_text("8")
     with page.expect_download() as download:
         page.get_by_role("link", name="CSV").click()
+    picture = page.get_by_role("img", name="Tokens by day")
+    picture.focus()
+    picture.press("End")
+    expect(page.locator("figure.days output")).to_contain_text("output tokens")
     (counted,) = [each for each in Path(download.value.path()).read_text().splitlines() if "counted" in each]
     assert counted.split(",")[1] == "counted"
     page.get_by_role("link", name="Key", exact=True).click()

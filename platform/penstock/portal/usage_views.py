@@ -1,10 +1,10 @@
 """The page of usage: what finished jobs used and cost by day, model, key and tag, and what may still be spent."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from flask import Blueprint, Response, render_template, request
 from sqlalchemy.orm import Session
@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from penstock.auth import services as auth
 from penstock.clock import utc_now
 from penstock.portal.guard import check_form, guard, tenant_id
+from penstock.portal.usage_picture import axis, every_day, groups, short
 from penstock.problems import refuse_field
 from penstock.services import current_services
 from penstock.usage.budgets import list_budgets
@@ -25,25 +26,6 @@ blueprint.before_request(guard)
 SPANS: Final = {"7": "7 days", "30": "30 days", "90": "90 days"}
 GROUPS: Final = {"model": "Model", "version": "Version", "key": "Key", "tag": "Tag"}
 _MOST_ROWS: Final = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Day:
-    """What one day's jobs used, over all of their models."""
-
-    day: date
-    jobs: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-
-    def with_more(self, row: UsageRow) -> Self:
-        """The day with that row's usage added."""
-        return replace(
-            self,
-            jobs=self.jobs + row.jobs,
-            prompt_tokens=self.prompt_tokens + row.prompt_tokens,
-            output_tokens=self.output_tokens + row.output_tokens,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +56,12 @@ def index() -> str:
         by_day, _ = report(session, asked.wanted(Grouping.DAY), limit=_MOST_ROWS)
         budgets = list_budgets(session, tenant_id())
         names = _key_names(session) if asked.by == Grouping.KEY else {}
-    days = every_day(asked, by_day)
+    days = every_day(asked.first, asked.days, by_day)
+    most = max(day.tokens for day in days)
     return render_template(
-        "portal/usage/index.html", asked=asked, rows=_ranked(rows), more=more, days=days, spans=SPANS, groups=GROUPS,
-        totals=_totals(by_day), budgets=[_budget(each) for each in budgets], names=names,
-        most=max(day.prompt_tokens + day.output_tokens for day in days),
+        "portal/usage/index.html", asked=asked, rows=groups(rows, asked.by), more=more, days=days, spans=SPANS,
+        groups=GROUPS, totals=_totals(by_day), budgets=[_budget(each) for each in budgets], names=names,
+        most=most, axis=axis(most) if most else None, short=short,
     )  # fmt: skip
 
 
@@ -93,17 +76,6 @@ def as_table() -> Response:
     return Response(as_csv(groups, rows), content_type="text/csv; charset=utf-8", headers=headers)
 
 
-def every_day(asked: Asked, rows: Sequence[UsageRow]) -> list[Day]:
-    """A day for each of the span, also where nothing was used."""
-    days = [asked.first + timedelta(days=number) for number in range(asked.days)]
-    found = {day: Day(day) for day in days}
-    for row in rows:  # one for each day and currency
-        known = found.get(date.fromisoformat(row.group["day"]))
-        if known is not None:
-            found[known.day] = known.with_more(row)
-    return list(found.values())
-
-
 def _asked() -> Asked:
     days, by = request.args.get("days", "30"), request.args.get("by", "model")
     if days not in SPANS:
@@ -111,10 +83,6 @@ def _asked() -> Asked:
     if by not in GROUPS:
         raise refuse_field("by", "is nothing that usage is told apart by", f"choose among {', '.join(GROUPS)}")
     return Asked(int(days), by)
-
-
-def _ranked(rows: Sequence[UsageRow]) -> list[UsageRow]:
-    return sorted(rows, key=lambda row: row.prompt_tokens + row.output_tokens, reverse=True)
 
 
 def _totals(rows: Sequence[UsageRow]) -> dict[str, Any]:

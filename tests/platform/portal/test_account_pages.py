@@ -9,6 +9,7 @@ from penstock.auth.models import AuditEntry, User
 from penstock.auth.services import Scope, authenticate
 from penstock.db import Database
 from penstock.errors import Unauthenticated
+from penstock.portal.usage_picture import axis, short
 from penstock.registry.models import Deployment
 from penstock.usage.prices import NewPrice, set_price
 from penstock.webhooks.retries import Answer
@@ -156,3 +157,34 @@ def test_usage_is_summed_by_day_and_group(person: Person, deployment: Deployment
     assert len(table.text.splitlines()) == 3
     for query in ("days=8", "by=mood"):
         assert person.get(f"/usage?{query}").status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("most", "ticks"),
+    [
+        (1, "0 1"), (3, "0 1 2 3"), (4, "0 1 2 3 4"), (7, "0 2 4 6 8"), (9, "0 2.5 5 7.5 10"), (10, "0 2.5 5 7.5 10"),
+        (11, "0 5 10 15"), (999, "0 250 500 750 1K"), (1001, "0 500 1K 1.5K"), (186_020, "0 50K 100K 150K 200K"),
+        (2_400_000, "0 1M 2M 3M"), (9_000_000_000, "0 2.5B 5B 7.5B 10B"),
+    ],
+)  # fmt: skip
+def test_the_axis_has_round_numbers_and_room_for_the_highest_bar(most: int, ticks: str) -> None:
+    made = axis(most)
+    assert " ".join(map(short, made.ticks)) == ticks
+    assert most <= made.top <= max(2 * most, 1)
+
+
+def test_a_models_jobs_with_and_without_a_price_are_one_row(
+    person: Person, deployment: Deployment, database: Database
+) -> None:
+    for currency in (None, "EUR", "USD"):
+        if currency is not None:
+            with database.transaction() as session:
+                price = NewPrice("tiny", currency, Decimal(0), Decimal(0), Decimal(1_000_000))
+                set_price(session, price, created_by="test")
+        person.submit()
+        run_to_end(database, deployment, "one", "two")
+    page = person.get("/usage").text
+    table = text_of(page).partition("By model")[2]
+    assert table.count("tiny") == 1
+    assert re.search(r"tiny 3 .* 2.00 EUR 2.00 USD 1 job without a price", table)
+    assert re.findall(r"<li>([^<]+)</li>", page)[:2] == ["30 tokens", "20"]
