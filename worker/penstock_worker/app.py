@@ -17,8 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from penstock.broker import make_celery, make_redis
-from penstock.db import Database
 from penstock.ids import new_id
 from penstock.jobs.housekeeping import Housekeeper
 from penstock.jobs.journal import Journal
@@ -28,6 +26,7 @@ from penstock.registry.hosting_services import WorkerCard, register_worker, remo
 from penstock.settings import Settings, variable_name
 from penstock.tracing import make_tracing
 
+from penstock_worker.connections import Connections
 from penstock_worker.consumption import ConsumptionWatch
 from penstock_worker.doorbells import Doorbells
 from penstock_worker.engine_process import ENGINE_PROGRAM
@@ -46,9 +45,6 @@ from penstock_worker.worker_metrics import WorkerMetrics
 
 STALLED_EXIT_CODE: Final = 75
 """What a worker ends with that took no jobs any more, so that its supervisor starts another."""
-_PARTS: Final = 4
-"""That use PostgreSQL beside the jobs' threads: heartbeat, hosting, housekeeping and consumption, none of which waits
-for another's connection."""
 DRAINED_EXIT_CODE: Final = 76
 """What a worker ends with that an operator had drained, so that its supervisor starts another."""
 _HAND_BACK_SECONDS: Final = 5.0
@@ -66,52 +62,61 @@ def run_worker(settings: Settings, program: Sequence[str] = ENGINE_PROGRAM) -> i
     return WorkerProcess(settings, signals, program).run()
 
 
+def _card_of(settings: Settings) -> WorkerCard:
+    return WorkerCard(
+        new_id("wrk"),
+        socket.gethostname(),
+        os.getpid(),
+        settings.worker_device,
+        settings.worker_slots,
+        settings.compressions,
+        split_names(settings.worker_labels),
+        models_of(settings),
+    )
+
+
 class WorkerProcess:
     """All parts of one worker."""
 
     def __init__(self, settings: Settings, signals: StopSignals, program: Sequence[str] = ENGINE_PROGRAM) -> None:
         self._settings = settings
         self._signals = signals
-        self._redis = make_redis(settings)
-        self._database = Database(settings)
-        # So that these wait for no job's connection.
-        self._own_database = Database(settings, pool_size=_PARTS + settings.compressions)
+        self._exit_code = 0
         self._stopped = threading.Event()  # the threads that serve jobs may end
         self._impatient = threading.Event()  # nobody waits for PostgreSQL any more
-        self._card = WorkerCard(
-            new_id("wrk"),
-            socket.gethostname(),
-            os.getpid(),
-            settings.worker_device,
-            settings.worker_slots,
-            settings.compressions,
-            split_names(settings.worker_labels),
-            models_of(settings),
-        )
+        self._card = _card_of(settings)
+        self._connections = Connections(settings)
+        self._redis, self._celery = self._connections.redis, self._connections.celery
+        self._own_database = self._connections.own_database
         self._metrics = WorkerMetrics()
-        self._tracing = make_tracing(settings, "worker")
         self._metrics_server = serve_metrics(
             self._metrics.registry,
             settings.metrics_host,
             settings.worker_metrics_port,
             variable_name("worker_metrics_port"),
         )
-        journal = Journal(self._redis, self._card.id)
-        self._celery = make_celery(settings)
+        self._tracing = make_tracing(settings, "worker")
         self._held = HeldJobs()
+        self._doorbells = Doorbells(self._celery)
+        self._journal = Journal(self._redis, self._card.id)
         self._writer = JournalWriter(
-            journal,
+            self._journal,
             linger_seconds=settings.journal_linger_seconds,
             fenced=self._metrics.fenced.labels("journal").inc,
         )
         self._heartbeat = Heartbeat(
             settings, self._card, self._own_database, self._held, self._writer, drain=self._end_as_asked
         )
-        self._exit_code = 0
-        self._doorbells = Doorbells(self._celery)
-        self._host = Host(
+        self._host = self._make_host(program)
+        self._consumption = self._make_consumption()
+        self._serving = self._make_serving()
+        self._files = FileLane(settings, self._card.id, self._own_database, self._journal)
+        self._housekeeper = Housekeeper(self._own_database, self._redis, self._celery, settings, self._metrics.house)
+
+    def _make_host(self, program: Sequence[str]) -> Host:
+        return Host(
             self._card.id,
-            settings,
+            self._settings,
             self._own_database,
             self._writer,
             self._doorbells,
@@ -119,28 +124,31 @@ class WorkerProcess:
             metrics=self._metrics,
             program=program,
         )
-        self._consumption = ConsumptionWatch(
+
+    def _make_consumption(self) -> ConsumptionWatch:
+        return ConsumptionWatch(
             self._own_database,
             self._redis,
             self._host.open_deployments,
             self._restart,
-            stall_seconds=settings.consumption_stall_seconds,
+            stall_seconds=self._settings.consumption_stall_seconds,
         )
-        self._serving = Serving(
+
+    def _make_serving(self) -> Serving:
+        database, settings = self._connections.database, self._settings
+        return Serving(
             worker_id=self._card.id,
-            database=self._database,
-            journal=journal,
+            database=database,
+            journal=self._journal,
             writer=self._writer,
             held=self._held,
-            results=Results(self._database, self._writer, self._impatient, max_own_crashes=settings.max_own_crashes),
+            results=Results(database, self._writer, self._impatient, max_own_crashes=settings.max_own_crashes),
             ready_servers=self._host.ready_servers,
             lease_seconds=settings.lease_seconds,
             looked=self._note_look,
             tracing=self._tracing,
             way=Way(self._held, self._writer, settings.worker_slots),
         )
-        self._files = FileLane(settings, self._card.id, self._own_database, journal)
-        self._housekeeper = Housekeeper(self._own_database, self._redis, self._celery, settings, self._metrics.house)
 
     def run(self) -> int:
         """Serve until a signal says stop; leave no process, lease or row behind. Returns the exit code."""
@@ -248,10 +256,7 @@ class WorkerProcess:
         self._tracing.close()
         if self._metrics_server is not None:
             self._metrics_server.close()
-        self._celery.close()
-        self._redis.close()
-        self._database.close()
-        self._own_database.close()
+        self._connections.close()
         log.info("worker.stopped", worker=self._card.id)
 
     def _remove_row(self) -> None:
