@@ -1,25 +1,20 @@
 """The feed as Server-Sent Events: what is stored after the cursor, then what comes, each event once and in order."""
 
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Final
 
-from flask import Response, json, request
+from flask import Response, json
 
+from penstock import streaming
 from penstock.auth.services import Principal
-from penstock.connection import never, watch
 from penstock.db import Database
 from penstock.endpoints import caller_remains
-from penstock.errors import QuotaExceeded, ServiceUnavailable
 from penstock.events.live import FeedBroadcaster, News
 from penstock.events.services import FeedItem, items_since
-from penstock.jobs.sse import HEARTBEAT_SECONDS
 from penstock.services import Services
 
 _PAGE: Final = 500
 _LOOK_SECONDS: Final = 2.0  # how often a quiet stream looks whether its reader is still there
-_RECONNECT_MILLISECONDS: Final = 1000
-_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def always() -> bool:
@@ -76,39 +71,8 @@ def stream_response(services: Services, principal: Principal, position: int) -> 
     Raises `QuotaExceeded` when the tenant has as many streams open as it may, and `ServiceUnavailable` when as many
     requests wait as the process has places for.
     """
-    leave = services.waiting_places.take()
-    if leave is None:
-        raise ServiceUnavailable(
-            f"{services.waiting_places.count} streams are open, which is this server's limit; try again soon"
-        )
     stream = FeedStream(services.database, services.feed, principal.tenant_id, position, caller_remains())
-    batches = stream.follow()
-    try:
-        counted, end = services.quotas.admit_stream(principal.tenant_id, principal.limits, batches)
-    except QuotaExceeded:
-        leave()
-        raise
-    lines = event_lines(counted, watch(request.environ))
-    response = Response(lines, mimetype="text/event-stream", headers=_HEADERS)
-    response.call_on_close(end)
-    response.call_on_close(leave)
-    return response
-
-
-def event_lines(batches: Iterable[list[FeedItem]], client_gone: Callable[[], bool] = never) -> Iterator[str]:
-    """The text of the stream, a chunk a batch, and a comment when there was nothing for long; until the client goes."""
-    yield f"retry: {_RECONNECT_MILLISECONDS}\n\n"
-    last_sent = time.monotonic()
-    for batch in batches:
-        if batch:
-            yield "".join(map(_event, batch))
-        elif time.monotonic() - last_sent >= HEARTBEAT_SECONDS:
-            yield ": still here\n\n"
-        elif client_gone():
-            return
-        else:
-            continue
-        last_sent = time.monotonic()
+    return streaming.respond(services, principal.tenant_id, principal.limits, stream.follow(), _event)
 
 
 def _event(item: FeedItem) -> str:

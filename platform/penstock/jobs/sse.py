@@ -1,25 +1,15 @@
-"""A job's stream as Server-Sent Events over HTTP (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+"""A job's stream over HTTP."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from flask import Response, json
 
-from flask import Response, json, request
-
+from penstock import streaming
 from penstock.auth.models import Tenant
 from penstock.auth.services import limits_of
-from penstock.connection import never, watch
-from penstock.errors import QuotaExceeded, ServiceUnavailable, ValidationFailed
+from penstock.errors import ValidationFailed
 from penstock.jobs import services as jobs
 from penstock.jobs.states import JobState
 from penstock.jobs.stream import Cursor, JobStream, Sources, StreamItem
 from penstock.services import Services
-
-HEARTBEAT_SECONDS: Final = 15.0
-"""How often a comment is sent while nothing happens, so that both ends notice a dead connection."""
-
-_RECONNECT_MILLISECONDS: Final = 1000
-_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def stream_response(services: Services, *, tenant_id: str, job_id: str, last_event_id: str | None) -> Response:
@@ -42,39 +32,9 @@ def stream_response(services: Services, *, tenant_id: str, job_id: str, last_eve
         )
     if JobState(job.state).final and cursor.event == job.last_event:
         return Response(status=204)
-    leave = services.waiting_places.take()
-    if leave is None:
-        raise ServiceUnavailable(
-            f"{services.waiting_places.count} streams are open, which is this server's limit; try again soon"
-        )
     sources = Sources(services.database, services.journal, services.live)
     batches = JobStream(sources, job_id, cursor).follow()
-    try:
-        counted, end = services.quotas.admit_stream(tenant_id, limits, batches)
-    except QuotaExceeded:
-        leave()
-        raise
-    lines = event_lines(counted, watch(request.environ))
-    response = Response(lines, mimetype="text/event-stream", headers=_HEADERS)
-    response.call_on_close(end)
-    response.call_on_close(leave)
-    return response
-
-
-def event_lines(batches: Iterable[list[StreamItem]], client_gone: Callable[[], bool] = never) -> Iterator[str]:
-    """The text of the stream, a chunk a batch, until the client has gone: a quiet job would not notice by writing."""
-    yield f"retry: {_RECONNECT_MILLISECONDS}\n\n"
-    last_sent = time.monotonic()
-    for batch in batches:
-        if batch:
-            yield "".join(map(_event, batch))
-        elif time.monotonic() - last_sent >= HEARTBEAT_SECONDS:
-            yield ": still here\n\n"
-        elif client_gone():
-            return
-        else:
-            continue
-        last_sent = time.monotonic()
+    return streaming.respond(services, tenant_id, limits, batches, _event)
 
 
 def _event(item: StreamItem) -> str:

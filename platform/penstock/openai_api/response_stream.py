@@ -7,11 +7,11 @@ from typing import Any, Final
 from flask import json
 
 from penstock.errors import PenstockError, ServiceUnavailable
-from penstock.jobs.sse import HEARTBEAT_SECONDS
 from penstock.jobs.stream import StreamItem
 from penstock.openai_api.calls import STOPPING
 from penstock.openai_api.problems import error_document
 from penstock.openai_api.response_forms import ResponseEvents
+from penstock.streaming import HEARTBEAT_SECONDS
 
 _COMMENT: Final = ": still here\n\n"
 _DONE: Final = "data: [DONE]\n\n"

@@ -37,9 +37,10 @@ from penstock.openai_api.response_documents import (
 from penstock.openai_api.response_forms import ResponseEvents, ResponseForm
 from penstock.openai_api.response_request import ResponseRequest
 from penstock.openai_api.response_stream import event_lines
-from penstock.openai_api.views import CLIENT_GONE_STATUS, STREAM_HEADERS, take_place
+from penstock.openai_api.views import CLIENT_GONE_STATUS, take_place
 from penstock.registry.models import Deployment
 from penstock.services import Services, current_services
+from penstock.streaming import STREAM_HEADERS
 
 routes: Final = APIBlueprint("api_responses", __name__, url_prefix="/v1/responses", tag="OpenAI")
 _FROM_THE_BEGINNING: Final = -1

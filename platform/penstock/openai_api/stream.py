@@ -9,11 +9,11 @@ from flask import json
 
 from penstock.errors import JobStopped, PenstockError, ServiceUnavailable
 from penstock.jobs.events import EventType
-from penstock.jobs.sse import HEARTBEAT_SECONDS
 from penstock.jobs.stream import StreamItem
 from penstock.openai_api.calls import STOPPING, Batch, problem_of
 from penstock.openai_api.forms import Form
 from penstock.openai_api.problems import error_document
+from penstock.streaming import HEARTBEAT_SECONDS
 
 _COMMENT: Final = ": still here\n\n"
 _DONE: Final = "data: [DONE]\n\n"

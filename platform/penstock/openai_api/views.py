@@ -26,10 +26,10 @@ from penstock.openai_api.stream import Telling
 from penstock.routing.catalogue import list_models
 from penstock.routing.views import ModelDocument
 from penstock.services import Services, current_services
+from penstock.streaming import STREAM_HEADERS
 
 routes: Final = APIBlueprint("api_openai", __name__, url_prefix="/v1", tag="OpenAI")
 CLIENT_GONE_STATUS: Final = 499  # nginx's, for its logs and ours: nobody reads it
-STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _HOW_IT_IS_CALLED: Final = ErrorForm(OpenAIError.__name__, "application/json", invalid_status=400)
 
 
