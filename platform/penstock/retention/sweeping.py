@@ -23,11 +23,13 @@ from penstock.jobs.journal import Journal
 from penstock.logs import get_logger
 from penstock.metrics import ControlMetrics
 from penstock.quotas.counters import Counters
+from penstock.registry.hosting_services import expire_dead_workers
 from penstock.retention.aging import Kind, delete_some
 from penstock.retention.erasure import Erasure
 from penstock.settings import Settings
 
 _BREATH_SECONDS: Final = 0.02  # between chunks, which others' transactions may wait for
+_SILENT_WORKER_SECONDS: Final = 86_400.0  # a day, in which operators can see who fell silent
 log = get_logger(__name__)
 
 
@@ -58,7 +60,8 @@ class RetentionSweeper:
             stop.wait(self._settings.retention_sweep_seconds)
 
     def sweep(self, stop: threading.Event) -> None:
-        """One round over all tenants, to the end of what is due by now, or until `stop` is set."""
+        """One round over workers and all tenants, to the end of what is due by now, or until `stop` is set."""
+        self._forget_silent_workers()
         for due in self._due():
             for kind, before in due.before.items():
                 while not stop.is_set() and self._delete_some(kind, due.tenant_id, before):
@@ -68,6 +71,13 @@ class RetentionSweeper:
         for tenant_id in self._erasure.erasing():
             while not stop.is_set() and self._erasure.step(tenant_id):
                 stop.wait(_BREATH_SECONDS)
+
+    def _forget_silent_workers(self) -> None:
+        """One that was killed left its row behind. One that wakes after all registers again."""
+        with self._database.transaction() as session:
+            gone = expire_dead_workers(session, _SILENT_WORKER_SECONDS)
+        for worker_id in gone:
+            log.info("worker.forgotten", worker=worker_id)
 
     def _delete_some(self, kind: Kind, tenant_id: str, before: datetime) -> int:
         with self._database.transaction() as session:

@@ -1,16 +1,19 @@
 """What is past its time goes, kind by kind, and nothing else does."""
 
 import threading
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from penstock.auth.models import Tenant
 from penstock.batches.models import Batch
+from penstock.registry.models import Deployment, Worker
 from penstock.settings import Settings
 from penstock.usage.models import UsageEntry
 from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import IntegrityError
 
+from tests.factories import make_worker
 from tests.platform.api.conftest import Caller
 from tests.platform.batches.conftest import native
 from tests.platform.retention.conftest import MARK, Possessions, Stage, days_ago
@@ -176,6 +179,20 @@ def test_a_sweep_stops_between_two_chunks(stage: Stage, old: Possessions) -> Non
     stage.sweeper.sweep(stop)
     assert len(ids_of(stage.caller)) == 6
     stage.sweeper.run(stop)  # returns
+
+
+def test_a_worker_that_was_killed_is_forgotten_after_a_day(stage: Stage) -> None:
+    with stage.database.transaction() as session:
+        deployment = session.get_one(Deployment, stage.bench.deployment_id)
+        silent = {hours: make_worker(session, deployment).id for hours in (23, 25)}
+        for hours, worker_id in silent.items():
+            past = func.now() - timedelta(hours=hours)
+            session.execute(update(Worker).where(Worker.id == worker_id).values(heartbeat_at=past))
+
+    stage.sweep()
+
+    with stage.database.transaction() as session:
+        assert set(session.scalars(select(Worker.id))) == {stage.bench.worker_id, silent[23]}
 
 
 @pytest.mark.parametrize("days", [0, -1, 36_501, "7"])
