@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, ClassVar, Final
 
 import psycopg
@@ -35,6 +36,11 @@ _SESSION_OPTIONS = " ".join(
         "timezone=UTC",
     )
 )
+
+
+def one_of(column: str, values: type[StrEnum]) -> str:
+    """SQL that holds a column to an enum's values."""
+    return f"{column} IN ({', '.join(repr(value.value) for value in values)})"
 
 
 class Base(DeclarativeBase):

@@ -1,7 +1,6 @@
 """Tables `batch` and `batch_line`."""
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, SmallInteger, UniqueConstraint, func, text
@@ -9,11 +8,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from penstock.batches.states import PAUSED, BatchState, LineState
-from penstock.db import Base
-
-
-def _one_of(column: str, values: type[StrEnum]) -> str:
-    return f"{column} IN ({', '.join(repr(value.value) for value in values)})"
+from penstock.db import Base, one_of
 
 
 class Batch(Base):
@@ -25,7 +20,7 @@ class Batch(Base):
 
     __tablename__ = "batch"
     __table_args__ = (
-        CheckConstraint(_one_of("state", BatchState), name="state"),
+        CheckConstraint(one_of("state", BatchState), name="state"),
         CheckConstraint("invalid_lines IN ('refuse', 'skip')", name="invalid_lines"),
         CheckConstraint("ends_as IN ('completed', 'expired')", name="ends_as"),
         CheckConstraint(
@@ -114,7 +109,7 @@ class BatchLine(Base):
 
     __tablename__ = "batch_line"
     __table_args__ = (
-        CheckConstraint(_one_of("state", LineState), name="state"),
+        CheckConstraint(one_of("state", LineState), name="state"),
         CheckConstraint("(state IN ('ready', 'open')) = (position IS NULL)", name="position_when_settled"),
         CheckConstraint("state <> 'open' OR job_id IS NOT NULL", name="open_with_job"),
         UniqueConstraint("batch_id", "position"),

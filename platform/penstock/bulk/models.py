@@ -1,7 +1,6 @@
 """Tables `bulk_operation` and `bulk_item`."""
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, text
@@ -9,11 +8,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from penstock.bulk.states import BulkAction, BulkState, ItemState
-from penstock.db import Base
-
-
-def _one_of(column: str, values: type[StrEnum]) -> str:
-    return f"{column} IN ({', '.join(repr(value.value) for value in values)})"
+from penstock.db import Base, one_of
 
 
 class BulkOperation(Base):
@@ -25,8 +20,8 @@ class BulkOperation(Base):
 
     __tablename__ = "bulk_operation"
     __table_args__ = (
-        CheckConstraint(_one_of("state", BulkState), name="state"),
-        CheckConstraint(_one_of("action", BulkAction), name="action"),
+        CheckConstraint(one_of("state", BulkState), name="state"),
+        CheckConstraint(one_of("action", BulkAction), name="action"),
         CheckConstraint("done + skipped + failed <= total", name="no_more_than_all"),
         CheckConstraint("(state IN ('gathering', 'running')) = (finished_at IS NULL)", name="finished_at_when_final"),
         UniqueConstraint("tenant_id", "idempotency_key"),
@@ -69,7 +64,7 @@ class BulkItem(Base):
 
     __tablename__ = "bulk_item"
     __table_args__ = (
-        CheckConstraint(_one_of("state", ItemState), name="state"),
+        CheckConstraint(one_of("state", ItemState), name="state"),
         CheckConstraint("state <> 'failed' OR error IS NOT NULL", name="failed_with_error"),
         Index("ix_bulk_item_ready", "operation_id", "target_id", postgresql_where=text("state = 'ready'")),
         Index("ix_bulk_item_failed", "operation_id", "target_id", postgresql_where=text("state = 'failed'")),

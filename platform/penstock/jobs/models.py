@@ -7,13 +7,9 @@ from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, Sma
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from penstock.db import Base
+from penstock.db import Base, one_of
 from penstock.jobs.states import JobClass, JobState, RunOutcome
 from penstock.usage.spent import Spent
-
-
-def _one_of(column: str, values: type[JobState] | type[RunOutcome]) -> str:
-    return f"{column} IN ({', '.join(repr(value.value) for value in values)})"
 
 
 class Job(Base):
@@ -21,7 +17,7 @@ class Job(Base):
 
     __tablename__ = "job"
     __table_args__ = (
-        CheckConstraint(_one_of("state", JobState), name="state"),
+        CheckConstraint(one_of("state", JobState), name="state"),
         CheckConstraint("job_class BETWEEN 0 AND 2", name="job_class"),
         CheckConstraint("token_budget > 0", name="token_budget"),
         CheckConstraint("(batch_id IS NULL) = (batch_line IS NULL)", name="line_of_batch"),
@@ -164,7 +160,7 @@ class JobRun(Base):
 
     __tablename__ = "job_run"
     __table_args__ = (
-        CheckConstraint(f"outcome IS NULL OR {_one_of('outcome', RunOutcome)}", name="outcome"),
+        CheckConstraint(f"outcome IS NULL OR {one_of('outcome', RunOutcome)}", name="outcome"),
         CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended_with_outcome"),
         Index("ix_job_run_crashed", "ended_at", postgresql_where=text("outcome = 'crashed_alone'")),
     )

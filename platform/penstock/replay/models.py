@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, fun
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from penstock.db import Base
+from penstock.db import Base, one_of
 
 
 class ReplayState(StrEnum):
@@ -45,10 +45,6 @@ class ComparisonState(StrEnum):
 UNFINISHED: Final = (ReplayState.GATHERING, ReplayState.RUNNING)
 
 
-def _one_of(column: str, values: type[StrEnum]) -> str:
-    return f"{column} IN ({', '.join(repr(value.value) for value in values)})"
-
-
 class Replay(Base):
     """Stored jobs of `reference_id` against `candidate_id`, at the lowest class. `filter` says which jobs.
 
@@ -57,8 +53,8 @@ class Replay(Base):
 
     __tablename__ = "replay"
     __table_args__ = (
-        CheckConstraint(_one_of("state", ReplayState), name="state"),
-        CheckConstraint(_one_of("mode", Mode), name="mode"),
+        CheckConstraint(one_of("state", ReplayState), name="state"),
+        CheckConstraint(one_of("mode", Mode), name="mode"),
         CheckConstraint("done + lost <= total", name="no_more_than_all"),
         CheckConstraint("(state IN ('gathering', 'running')) = (finished_at IS NULL)", name="finished_at_when_final"),
         Index("ix_replay_due", "due_at", postgresql_where=text("state IN ('gathering', 'running')")),
@@ -91,7 +87,7 @@ class Comparison(Base):
 
     __tablename__ = "comparison"
     __table_args__ = (
-        CheckConstraint(_one_of("state", ComparisonState), name="state"),
+        CheckConstraint(one_of("state", ComparisonState), name="state"),
         CheckConstraint("num_nonnulls(rollout_id, replay_id) = 1", name="one_purpose"),
         CheckConstraint("(state = 'lost') = (problem IS NOT NULL)", name="lost_with_problem"),
         UniqueConstraint("rollout_id", "source_id", name="uq_comparison_rollout_source"),
