@@ -14,6 +14,23 @@ import torch
 
 from penstock_engine.batch import ScheduleBatch, StepSamples
 from penstock_engine.request import Generation
+from penstock_engine.scheduler import Scheduler
+
+
+def search(batch: ScheduleBatch, run: Callable[[ScheduleBatch], StepSamples], scheduler: Scheduler) -> None:
+    """Find who makes `batch` fail, once its tokens are to be run again: they end, the others' are committed."""
+
+    def commit(part: ScheduleBatch, samples: StepSamples) -> None:
+        scheduler.launched(part)
+        scheduler.commit(part, samples)
+        batch.absorb(part)
+
+    def blame(generation: Generation, cause: Exception) -> None:
+        code = "out_of_memory" if lacks_memory(cause) else "forward_failed"
+        problem = f"the model fails on it alone with {type(cause).__name__}: {cause}"
+        scheduler.fail(generation, batch, code, problem)
+
+    isolate(batch, run=run, commit=commit, blame=blame)
 
 
 def isolate(

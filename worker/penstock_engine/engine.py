@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from penstock_engine.admission import Limits, admitted, check_tokens, grammars_for
-from penstock_engine.batch import ScheduleBatch, StepSamples
-from penstock_engine.bisection import isolate, lacks_memory
+from penstock_engine.batch import ScheduleBatch
+from penstock_engine.bisection import lacks_memory, search
 from penstock_engine.choices import LiveRequests
 from penstock_engine.config import EngineConfig
 from penstock_engine.determinism import check_determinism
@@ -371,18 +371,7 @@ class Engine:
             raise StepFailed(self._steps, batch.request_ids, cause) from cause
         if lacks_memory(cause):
             self._scheduler.shrink()
-
-        def commit(part: ScheduleBatch, samples: StepSamples) -> None:
-            self._scheduler.launched(part)
-            self._scheduler.commit(part, samples)
-            batch.absorb(part)
-
-        def blame(generation: Generation, cause: Exception) -> None:
-            code = "out_of_memory" if lacks_memory(cause) else "forward_failed"
-            problem = f"the model fails on it alone with {type(cause).__name__}: {cause}"
-            self._scheduler.fail(generation, batch, code, problem)
-
-        isolate(batch, run=self._runner.run, commit=commit, blame=blame)
+        search(batch, self._runner.run, self._scheduler)
 
     def _report(self, flight: Flight) -> StepOutput:
         batch, now = flight.batch, self._steady()
@@ -395,19 +384,12 @@ class Engine:
         admitted = self._live.begin(batch.admitted)
         self._live.discard(failure.request_id for failure in batch.failures)
         deltas = self._live.tell(batch.deltas)
-        counts = StepCounts(
-            requests=len(batch.generations),
-            tokens=sum(batch.extend_lens),
-            decoding=batch.extend_lens.count(1),
-            preempted=len(batch.preempted),
-            running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
-        )
+        running, waiting = len(self._scheduler.running), len(self._scheduler.waiting)
         return StepOutput(
             step=self._steps,
             deltas=deltas,
             failed=batch.failures,
-            counts=counts,
+            counts=StepCounts.of(batch, running=running, waiting=waiting),
             admitted=admitted,
             prompt_logprobs=batch.prompt_logprobs,
             measures=self._meter.take_ended(),

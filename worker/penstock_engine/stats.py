@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
+from penstock_engine.batch import ScheduleBatch
 from penstock_engine.measures import RequestMeasures, StepShare
 from penstock_engine.request import PromptLogprobs, RequestFailure, TokenDelta
 
@@ -17,6 +18,17 @@ class StepCounts(NamedTuple):
     preempted: int
     running: int
     waiting: int
+
+    @classmethod
+    def of(cls, batch: ScheduleBatch, *, running: int, waiting: int) -> Self:
+        return cls(
+            requests=len(batch.generations),
+            tokens=sum(batch.extend_lens),
+            decoding=batch.extend_lens.count(1),
+            preempted=len(batch.preempted),
+            running=running,
+            waiting=waiting,
+        )
 
 
 class StepOutput(NamedTuple):
