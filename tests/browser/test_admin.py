@@ -129,3 +129,22 @@ def test_the_navigation_folds_away_on_narrow_screens(site: Site, scene: Scene, o
     navigation.get_by_role("link", name="Tenants").click()
     tab.page.wait_for_url("**/admin/tenants")
     tab.check()
+
+
+def test_a_page_that_follows_leaves_an_open_question_alone(site: Site, scene: Scene, open_tab: OpenTab) -> None:
+    """Also where the next state of the page was on its way when the question was asked."""
+    on_their_way: list[Route] = []
+    tab = open_tab(site.base)
+    tab.open("/admin/workers")
+    tab.sign_in_to("**/admin/workers")
+    page = tab.page
+    with page.expect_request("**/admin/workers/parts*"):
+        page.route("**/admin/workers/parts*", lambda route: on_their_way.append(route))
+    page.get_by_role("region", name="gpu-7").first.get_by_role("button", name="Drain").click()
+    question = page.get_by_role("dialog")
+    expect(question).to_be_visible()
+    with page.expect_event("requestfinished"):
+        on_their_way[0].continue_()
+    page.wait_for_timeout(100)  # in which it would be swapped in
+    expect(question).to_be_visible()
+    tab.check()

@@ -20,7 +20,16 @@ from penstock.settings import Settings
 from redis import Redis
 from sqlalchemy import select
 
-from tests.worker.conftest import Jobs, StartWorker, WorkerProcess, deploy, eventually, is_alive, is_ready
+from tests.worker.conftest import (
+    PATIENCE_SECONDS,
+    Jobs,
+    StartWorker,
+    WorkerProcess,
+    deploy,
+    eventually,
+    is_alive,
+    is_ready,
+)
 from tests.worker.proxy import Proxy
 from tests.worker.world import DEMANDING, assert_same_output
 
@@ -177,11 +186,16 @@ def test_worker_and_redis_lost_at_once_cost_at_most_the_last_second_and_readers_
 def test_a_stopping_worker_lets_jobs_finish_for_a_while_and_hands_the_rest_back(
     database: Database, jobs: Jobs, journal: Callable[[str], list[JournalEntry]], start_worker: StartWorker
 ) -> None:
-    worker = start_worker(worker_drain_seconds=0.1)  # the long one takes twice that at least
+    worker = start_worker(worker_drain_seconds=3)
     (engine,) = worker.children
     long, short = jobs.submit(params=LONG), jobs.submit(params=LONG | {"max_tokens": 35})
     in_flight(jobs, journal, long)
-    assert worker.stop() == 0
+    worker.process.send_signal(signal.SIGTERM)
+    eventually(lambda: jobs.get(short).state == "succeeded", "the short one's end")
+    os.kill(engine, signal.SIGSTOP)  # so that the long one does not end
+    eventually(lambda: jobs.get(long).state == "queued", "the long one's return")
+    os.kill(engine, signal.SIGCONT)
+    assert worker.process.wait(PATIENCE_SECONDS) == 0
     assert not is_alive(engine)
     assert (jobs.get(short).state, jobs.get(short).runs) == ("succeeded", 1)
     assert jobs.get(long).state == "queued"

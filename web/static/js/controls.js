@@ -67,11 +67,16 @@ export function serveDialogs() {
   });
 }
 
-// What a page asks again and again must not take a question away that its reader is answering.
+// What a page asks again and again must not take a question away that its reader is answering: neither does it ask
+// meanwhile, nor does an answer count that was on its way.
 export function serveHeldPolls() {
+  const held = (element) =>
+    element.getAttribute?.("hx-trigger")?.includes("every") && document.querySelector("dialog[open], .live :focus");
   document.addEventListener("htmx:beforeRequest", (event) => {
-    const polls = event.target.getAttribute?.("hx-trigger")?.includes("every");
-    if (polls && document.querySelector("dialog[open], .live :focus")) event.preventDefault();
+    if (held(event.target)) event.preventDefault();
+  });
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    if (held(event.detail.requestConfig.elt)) event.detail.shouldSwap = false;
   });
 }
 
