@@ -127,7 +127,7 @@ def decisions(client: Client, limit: int, as_json: bool, **filters: Any) -> None
             each.model,
             each.rollout_id or "by hand",
             f"{each.number} {each.move}",
-            f"{each.from_status or each.from_version} to {each.to_status or each.to_version}",
+            f"{each.from_status or each.from_version or 'nothing'} to {each.to_status or each.to_version or 'nothing'}",
             each.actor["name"],
             each.reason or (each.judgement.reasons[0].text if each.judgement else ""),
         )
