@@ -17,6 +17,7 @@ from penstock.auth.audit import Actor, ActorKind
 from penstock.auth.models import User
 from penstock.auth.services import Role, create_tenant
 from penstock.broker import make_redis
+from penstock.clock import utc_now
 from penstock.db import Database
 from penstock.dead_letters.models import DeadLetter
 from penstock.embedded import EmbeddedServices
@@ -32,8 +33,11 @@ from tests.browser.screenshots import picture
 from tests.factories import WordCounter
 from tests.platform.portal.conftest import password_hash
 from tests.platform.portal.scene import Scene, set_scene
+from tests.platform.portal.traffic import write_traffic
 
 Scheme = Literal["light", "dark"]
+A_DAY: Final = 25 * 60
+"""Minutes of traffic in the overview's charts."""
 EVERYWHERE: Final = ("overview", "workers", "rollout")
 """Pages of which there are pictures on a narrow screen as well, in the dark; of the others there is one."""
 
@@ -93,6 +97,7 @@ def people_the(database: Database) -> dict[str, str]:
         session.add(user)
         session.flush()
         scene = set_scene(session, tenant, Actor(ActorKind.USER, user.id, user.email, None, scopes=()), rollouts_of)
+        write_traffic(session, utc_now(), minutes=A_DAY)
         letter = session.scalars(select(DeadLetter.id).where(DeadLetter.job_id == scene.letter_job_id)).one()
         return pages_of(scene, tenant.id, letter)
 
@@ -101,10 +106,11 @@ def pages_of(scene: Scene, tenant_id: str, letter_id: str) -> dict[str, str]:
     """Each page's name and address."""
     rollout = f"/admin/rollouts/{scene.rollout_id}"
     return {
-        "overview": "/admin/",
+        "overview": "/admin/?range=24h",
         "workers": "/admin/workers",
         "models": "/admin/models",
         "model": f"/admin/models/{scene.model}",
+        "version": f"/admin/models/{scene.model}/versions/2",
         "rollouts": "/admin/rollouts",
         "new-rollout": f"/admin/rollouts/new?candidate={scene.model}:2",
         "rollout": rollout,

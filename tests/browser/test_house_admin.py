@@ -189,6 +189,36 @@ def test_a_rollout_is_started_moved_and_taken_back(
     tab.check()
 
 
+def test_a_version_is_placed_elsewhere_and_back(
+    platform: RunningPlatform, program: httpx.Client, open_tab: OpenTab, rival: str
+) -> None:
+    (deployment,) = deployments(program, rival)
+    here = f"/admin/models/{MODEL}/versions/{rival}"
+    tab = enter(platform, open_tab, f"/admin/models/{MODEL}")
+    page = tab.page
+    page.get_by_role("link", name=f"Place version {rival}").click()
+    page.wait_for_url(f"**{here}")
+    hosts = page.get_by_role("region", name="Where it is").locator("tbody tr")
+    expect(hosts).to_contain_text("Ready")
+    page.get_by_label("Share of the memory").fill("2")
+    tab.expected_statuses.add(422)
+    page.get_by_role("button", name="Place it").click()
+    expect(page.locator("#kv_share-error")).to_be_visible()
+    look_at(tab)
+    page.get_by_label("Share of the memory").fill("")
+    page.get_by_label("On how many of them").fill("0")
+    page.get_by_role("button", name="Place it").click()
+    told(page, "Wanted on no worker")
+    expect(page.get_by_text("No worker should have it")).to_be_visible()
+    expect(hosts).to_contain_text("No worker has it", timeout=PATIENCE_SECONDS * 1000)  # the page follows by itself
+    page.get_by_label("On how many of them").fill("")
+    page.get_by_role("button", name="Place it").click()
+    told(page, "Wanted on all workers, warm")
+    expect(hosts).to_contain_text("Ready", timeout=PATIENCE_SECONDS * 1000)
+    look_at(tab)
+    assert set(recorded(program, deployment["id"])) == {"deployment.placed"}
+
+
 def test_another_rollout_is_ended_without_a_verdict(
     platform: RunningPlatform, program: httpx.Client, open_tab: OpenTab, rival: str
 ) -> None:

@@ -14,7 +14,7 @@ from penstock.workers.services import DeploymentStanding, standings_of
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A live worker that has the version, and its share of what all versions there have for K and V; None if unknown."""
+    """A live worker that has the version. `kv_share` is its share of the K and V of all versions there, where known."""
 
     worker: Worker
     hosting: Hosting
@@ -49,7 +49,7 @@ def wanted_in_words(desired: Desired) -> str:
     where = " or ".join(desired.workers) if desired.workers is not None else "all workers"
     count = f"{desired.replicas} of " if desired.replicas is not None else ""
     share = f", {desired.kv_share:.0%} of K and V" if desired.kv_share is not None else ""
-    return "nowhere" if desired.replicas == 0 else f"{count}{where}, {HostingMode(desired.mode)}{share}"
+    return "no worker" if desired.replicas == 0 else f"{count}{where}, {HostingMode(desired.mode)}{share}"
 
 
 def _kv_bytes(session: Session, worker_ids: Sequence[str]) -> dict[str, float]:

@@ -44,7 +44,7 @@ def change(name: str, version: str) -> tuple[str, int] | Response:
         deployment = placed(session, name, version).standing.deployment
         place(session, deployment.id, asked.desired(), actor(), tenant_id=tenant_id())
     here = url_for("portal_versions.show", name=name, version=version)
-    return back_to(here, f"It is wanted on {wanted_in_words(asked.desired())}. Workers follow within seconds.")
+    return back_to(here, f"Wanted on {wanted_in_words(asked.desired())}. Workers follow within seconds.")
 
 
 def _members(given: dict[str, str]) -> dict[str, Any]:

@@ -20,15 +20,12 @@ from penstock.rollouts.evidence import Evidence
 from penstock.rollouts.models import GatePoint, GateResult, Rollout
 from penstock.rollouts.policy import Policy
 from penstock.rollouts.statistics import Sample, Tally
-from penstock.rollups import writing
-from penstock.rollups.counting import Point
-from penstock.rollups.models import MetricProgress
-from penstock.rollups.series import SAMPLES
 from penstock.webhooks.models import WebhookEndpoint
 from sqlalchemy import delete, update
 from sqlalchemy.orm import Session
 
 from tests.factories import make_deployment, submit_job
+from tests.platform.portal.traffic import write_traffic
 
 STATS = {
     "pages_total": 4096,
@@ -46,6 +43,15 @@ STATS = {
 
 
 Rollouts = Callable[[Session, Tenant, Actor], str]
+SMALL_STATS = STATS | {
+    "pages_total": 1024,
+    "pages_in_use": 212,
+    "running": 2,
+    "waiting": 0,
+    "tokens_generated": 93_118,
+    "kv_bytes": 9_663_676_416,
+    "weight_bytes": 4_738_514_944,
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def set_scene(session: Session, tenant: Tenant, actor: Actor, rollouts: Rollouts
     _evaluation(session, tenant, candidate)
     letters = [_letter(session, tenant, code) for code in ("engine_crashed", "forward_failed", "forward_failed")]
     _endpoint(session, tenant)
-    _metrics(session, utc_now())
+    write_traffic(session, utc_now())
     return Scene(worker.id, rollouts(session, tenant, actor), letters[0].id)
 
 
@@ -97,8 +103,10 @@ def _workers(session: Session, *versions: Deployment) -> Worker:
     works, silent = _worker("gpu-7", -600), _worker("gpu-9", 340)  # alive for as long as somebody looks
     session.add_all((works, silent))
     session.flush()
-    for version in versions:
-        session.add(Hosting(worker_id=works.id, deployment_id=version.id, state="ready", free_slots=11, stats=STATS))
+    for version, stats in zip(versions, (STATS, SMALL_STATS), strict=True):
+        since = utc_now() - timedelta(hours=8)
+        row = {"worker_id": works.id, "deployment_id": version.id, "free_slots": 11, "ready_at": since}
+        session.add(Hosting(**row, state="ready", stats=stats))
     session.flush()
     return works
 
@@ -211,44 +219,3 @@ def _evidence(units: int) -> Evidence:
         failures=Tally().plus(0.01, candidate=units // 30, champion=units * 3),
         pairs={"errors": differences, "slow": differences},
     )
-
-
-def _metrics(session: Session, now: datetime) -> None:
-    """An hour of points, as the keeper writes them."""
-    minute = now.replace(second=0, microsecond=0)
-    for name in ("counts", "samples"):
-        session.merge(MetricProgress(name=name, since=minute - timedelta(days=40), through=now))
-    labels = {"model": "invoice-extractor", "version": "1", "class": "interactive"}
-    hosted = {"model": "invoice-extractor", "version": "1"}
-    points = []
-    for back in range(60):
-        at, wave = minute - timedelta(minutes=back), (back * 7919) % 23
-        counts = {
-            "jobs.submitted": 180 + wave,
-            "tokens.output": 21_000 + 300 * wave,
-            "tokens.input": 88_000 + 900 * wave,
-        }
-        counts |= {"tokens.cached": 51_000 + 500 * wave}
-        points += [Point(name, at, labels, 1, float(value), float(value)) for name, value in counts.items()]
-        points += [
-            Point("jobs.finished", at, labels | {"state": state}, share, float(share), float(share))
-            for state, share in (("succeeded", 170 + wave), ("failed", wave % 4), ("cancelled", 2))
-        ]
-        points.append(Point("jobs.failed", at, labels | {"code": "forward_failed"}, 1, float(wave % 4), 1.0))
-        points += [
-            Point(name, at, labels, 100, total, total / 50, {str(start): 60, str(start + 18): 30, str(start + 34): 10})
-            for name, start, total in (
-                ("ttft.seconds", -34 + wave // 6, 31.0),
-                ("latency.seconds", 4 + wave // 8, 170.0),
-            )
-        ]
-        points += [
-            Point(name, at, of, 6, value * 6.0, float(value))
-            for name, value, of in (
-                ("queue.depth", wave, labels), ("queue.oldest_seconds", wave / 4, labels),
-                ("kv.pages_in_use", 2400 + 20 * wave, hosted), ("kv.pages", 4096, hosted),
-                ("batch.running", 18 + wave // 3, hosted), ("batch.places", 32, hosted),
-            )
-        ]  # fmt: skip
-        points.append(Point(SAMPLES, at, {}, 6, 6.0, 1.0))
-    writing.replace(session, points)

@@ -117,7 +117,7 @@ def test_the_overview_tells_of_now_and_its_charts_of_an_hour(operator: Person, s
 def test_a_worker_is_drained_once_and_the_record_says_by_whom(operator: Person, scene: Scene) -> None:
     page = said(operator.get("/admin/workers").text)
     assert "gpu-7" in page
-    assert "51.0 GiB 15.0 GiB of weights" in page
+    assert "51.0 GiB 15.0 GiB of weights, 80 % of K and V" in page
     for _ in range(2):
         assert operator.post(f"/admin/workers/{scene.worker_id}/drain").status_code == 303
     with operator.database.transaction() as session:
@@ -365,8 +365,7 @@ def test_a_version_is_placed_from_a_form_by_the_apis_own_checks(operator: Person
         assert f'href="{here}"' in operator.get(page).text
     shown = said(operator.get(here).text)
     assert "Wanted on all workers, warm" in shown
-    assert "gpu-7 cuda:0 H200 Ready 50 %" in shown
-    assert "51.0 GiB" in shown
+    assert "gpu-7 cuda:0 H200 Ready 20 % 13.4 GiB" in shown
 
     wrong = {
         "workers": "no such name!,x" * 200,
