@@ -23,6 +23,7 @@ from tests.browser.test_pages import violations
 OpenTab = Callable[..., Tab]
 MODEL = "invoice-extractor"
 PATIENCE_SECONDS = 120.0
+PATIENCE = PATIENCE_SECONDS * 1000
 SHADOW = "offline: null\nshadow: {sampling: 1.0}"
 CANARY = '{"offline": null, "shadow": null}'
 
@@ -148,13 +149,24 @@ def test_a_rollout_is_started_moved_and_taken_back(
     look_at(tab)
     page.get_by_role("link", name=f"Start a rollout of version {rival}").click()
     expect(page.get_by_label("Version")).to_have_value(f"{MODEL}:{rival}")
-    page.get_by_label("Policy").fill("canary: {steps: []}")
+    expect(page.locator(".cost")).to_contain_text("is as good passes after some", timeout=PATIENCE)
+    page.get_by_label("By which policy").select_option("written")
+    policy = page.get_by_label("Policy", exact=True)
+    expect(policy).to_have_value(re.compile("minimum_tokens: 10000"))  # in full, with every default
+    policy.fill("shadow: null\ncanary: {steps: []}")
+    told_mistakes = page.locator("#policy-told .mistakes")
+    expect(told_mistakes).to_contain_text("canary.steps")
+    look_at(tab)
+    told_mistakes.get_by_role("button", name="Line 2").click()
+    assert page.evaluate("getSelection().toString()") == "canary: {steps: []}"
     page.get_by_label("Reason").fill("it is smaller")
     tab.expected_statuses.add(422)
     page.get_by_role("button", name="Start it").click()
     expect(page.locator("#policy-error")).to_contain_text("canary.steps")
     look_at(tab)
-    page.get_by_label("Policy").fill(SHADOW)
+    expect(policy).to_have_value("shadow: null\ncanary: {steps: []}")
+    policy.fill(SHADOW)
+    expect(page.locator("#policy-told")).to_contain_text("offline {")  # what it says otherwise than the default
     page.get_by_role("button", name="Start it").click()
     page.wait_for_url("**/admin/rollouts/rol_*")
     told(page, "The rollout has begun.")
@@ -224,13 +236,26 @@ def test_another_rollout_is_ended_without_a_verdict(
 ) -> None:
     tab = enter(platform, open_tab, "/admin/rollouts")
     page = tab.page
+    page.get_by_role("link", name="Policies").click()
+    look_at(tab)
+    page.get_by_role("link", name=MODEL).click()
+    page.get_by_label("Policy", exact=True).fill(CANARY)
+    page.get_by_label("Reason").fill("text is scarce")
+    expect(page.locator(".cost:not([hx-trigger])")).to_contain_text("Fails 10 times as often", timeout=PATIENCE)
+    look_at(tab)
+    page.get_by_role("button", name="Save as number 1").click()
+    told(page, "Number 1 holds from the next rollout on.")
+    expect(page.get_by_role("region", name="Versions").get_by_role("row").nth(1)).to_contain_text("text is scarce")
+    page.get_by_role("link", name="Rollouts").first.click()
     page.get_by_role("link", name="Start a rollout").click()
     page.get_by_label("Version").select_option(f"{MODEL}:{rival}")
-    page.get_by_label("Policy").fill(CANARY)
+    expect(page.locator("#policy-part")).to_contain_text("number 1")
     page.get_by_label("Reason").fill("once more")
     page.get_by_role("button", name="Start it").click()
     page.wait_for_url("**/admin/rollouts/rol_*")
     rollout_id = page.url.rpartition("/")[2]
+    expect(page.locator(".course li").nth(1)).to_contain_text("Canary step 1")  # as the model's own policy has it
+    expect(page.locator(".cost")).to_contain_text("as good passes after some", timeout=PATIENCE)
     act(page, "Abort", "End it without a verdict?", "it was a trial")
     expect(page.locator("#course-title + .badge")).to_have_text("Aborted")
     assert recorded(program, rollout_id) == {"rollout.started": "once more", "rollout.aborted": "it was a trial"}
