@@ -5,7 +5,6 @@ end is what one process would have decided that lived through all of it: each mo
 job once.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -36,12 +35,12 @@ from penstock.settings import Settings
 from sqlalchemy import func, select
 
 from tests.factories import make_tenant, make_worker, submit_job
+from tests.patience import eventually
 from tests.platform.registry.conftest import Registrar
 from tests.platform.replay.house import SURE, House
 from tests.platform.rollouts.test_offline import INT4, evaluation
 from tests.registry.controlling import Control, controlled
 
-PATIENCE = 30.0
 ANN = Actor(ActorKind.USER, "usr_1", "Ann", "127.0.0.1", ())
 FIRST, THEN = 6, 36
 """Jobs of a gate before its control process dies, and after: the first do not suffice."""
@@ -53,14 +52,6 @@ POLICY = Policy(
     ab=AB(feedback_margin=0.9, minimum_jobs=FIRST + 1),
     latency=None,
 )
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    """Wait until it holds."""
-    until = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < until, f"waited in vain until {what}"
-        time.sleep(0.02)
 
 
 class Journey:

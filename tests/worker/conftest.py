@@ -6,11 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import pytest
 from penstock.auth.models import Tenant
@@ -25,20 +24,9 @@ from sqlalchemy import select
 
 from tests.conftest import ROOT
 from tests.factories import make_deployment, make_tenant, submit_job
+from tests.patience import PATIENCE_SECONDS, eventually
 
-PATIENCE_SECONDS = 60.0
 START_SECONDS = 200.0  # the first worker on a machine compiles the kernels, perhaps beside another that does
-T = TypeVar("T")
-
-
-def eventually(look: Callable[[], T | None], what: str, patience: float = PATIENCE_SECONDS) -> T:
-    """What `look` finds as soon as it finds anything, within `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        if found := look():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"waited {patience:.0f} s in vain for {what}")
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from penstock_worker.messages import EngineSpec
 from penstock_worker.requests import request_of
 from penstock_worker.running import Finished, GivenBack
 
+from tests.patience import eventually
 from tests.worker.bridging import OpenBridge, idle_writer, opened_bridge
-from tests.worker.conftest import eventually
 
 PLACES = 3
 

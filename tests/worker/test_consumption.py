@@ -16,7 +16,8 @@ from redis.retry import Retry
 from sqlalchemy import select, text
 
 from tests.factories import make_deployment, make_tenant, submit_job
-from tests.worker.conftest import PATIENCE_SECONDS, Jobs, StartWorker, eventually
+from tests.patience import PATIENCE_SECONDS, eventually
+from tests.worker.conftest import Jobs, StartWorker
 
 LONG = {"temperature": 0.0, "max_tokens": 900, "ignore_eos": True}
 

@@ -18,7 +18,8 @@ from penstock_worker.app import DRAINED_EXIT_CODE
 from redis import Redis
 from sqlalchemy import select
 
-from tests.worker.conftest import PATIENCE_SECONDS, Jobs, StartWorker, eventually
+from tests.patience import PATIENCE_SECONDS, eventually
+from tests.worker.conftest import Jobs, StartWorker
 
 pytestmark = pytest.mark.drill
 

@@ -23,7 +23,7 @@ from penstock.jobs.states import RunOutcome
 from penstock.settings import Settings
 from sqlalchemy import select
 
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 from tests.worker.world import World, open_world
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}

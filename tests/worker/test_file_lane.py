@@ -37,7 +37,8 @@ from penstock_worker.tool_process import ToolProcess
 from redis import Redis
 from sqlalchemy import select, update
 
-from tests.worker.conftest import Jobs, eventually, is_alive
+from tests.patience import eventually
+from tests.worker.conftest import Jobs, is_alive
 
 pytestmark = pytest.mark.usefixtures("deployment")
 TOOL = "tests.worker.stand_in_tool"

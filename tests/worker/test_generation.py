@@ -17,7 +17,7 @@ from penstock.registry.tokenizer import ModelTokenizer
 from penstock.settings import Settings
 from penstock_engine import Engine, EngineConfig
 
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 from tests.worker.world import DEMANDING, SAMPLED, World, assert_same_output, open_world
 
 SCHEMA = {

@@ -30,7 +30,7 @@ from penstock_worker.running import Finished, Lost, RunningJob
 from redis import Redis
 
 from tests.factories import make_deployment, make_tenant, submit_job
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 
 class Pulse:

@@ -15,8 +15,8 @@ from penstock_worker.hosted_model import KILL_PAUSES, HostedModel
 from penstock_worker.messages import EngineSpec
 from penstock_worker.room import Room
 
+from tests.patience import PATIENCE_SECONDS
 from tests.worker.bridging import idle_writer
-from tests.worker.conftest import PATIENCE_SECONDS
 
 TIMES = len(KILL_PAUSES)
 KILLED, EXITED = "os.kill(os.getpid(), 9)", "os._exit(3)"

@@ -16,7 +16,8 @@ from penstock.settings import Settings
 from penstock_worker.hosting import models_of
 from sqlalchemy import select
 
-from tests.worker.conftest import START_SECONDS, Jobs, StartWorker, deploy, eventually, is_alive
+from tests.patience import eventually
+from tests.worker.conftest import START_SECONDS, Jobs, StartWorker, deploy, is_alive
 
 ROOM_FOR_ONE = 12_000_000  # bytes: 3.7 million for weights, 2.7 for steps, 2.2 for K and V of the longest sequence
 SHORT = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 8}

@@ -17,7 +17,7 @@ from penstock_worker.running import Finished, Lost, RunningJob
 from pydantic import SecretStr
 from redis import Redis
 
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 from tests.worker.proxy import Proxy
 
 

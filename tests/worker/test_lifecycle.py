@@ -20,16 +20,8 @@ from penstock.settings import Settings
 from redis import Redis
 from sqlalchemy import select
 
-from tests.worker.conftest import (
-    PATIENCE_SECONDS,
-    Jobs,
-    StartWorker,
-    WorkerProcess,
-    deploy,
-    eventually,
-    is_alive,
-    is_ready,
-)
+from tests.patience import PATIENCE_SECONDS, eventually
+from tests.worker.conftest import Jobs, StartWorker, WorkerProcess, deploy, is_alive, is_ready
 from tests.worker.proxy import Proxy
 from tests.worker.world import DEMANDING, assert_same_output
 

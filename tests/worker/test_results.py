@@ -25,7 +25,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DataError
 
 from tests.factories import make_deployment, make_tenant, submit_job
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 from tests.worker.proxy import Proxy
 
 METRICS = WorkerMetrics().of("tiny", "1", "dep")

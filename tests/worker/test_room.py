@@ -8,7 +8,7 @@ from penstock_worker.device_memory import MIB, DoesNotFit, Party
 from penstock_worker.messages import Needs
 from penstock_worker.room import Admission, Room, _Place
 
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 PAGE = 10
 

@@ -16,8 +16,8 @@ from penstock_worker.messages import EngineSpec
 from penstock_worker.run_trace import trace_run
 from penstock_worker.running import Finished, RunningJob
 
+from tests.patience import eventually
 from tests.worker.bridging import OpenBridge, opened_bridge
-from tests.worker.conftest import eventually
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 

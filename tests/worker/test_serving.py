@@ -32,7 +32,7 @@ from redis import Redis
 from sqlalchemy import select
 
 from tests.factories import make_deployment, make_tenant, submit_job
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 
 @dataclass

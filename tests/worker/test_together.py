@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from penstock_worker.together import GroupFailed, Together
 
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 ASKING = 5
 

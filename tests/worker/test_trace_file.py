@@ -16,8 +16,8 @@ from penstock_worker.engine_child import EngineFailed
 from penstock_worker.messages import EngineSpec
 from penstock_worker.traces.file import KEPT, TraceFile, read_kept
 
+from tests.patience import eventually
 from tests.worker.bridging import idle_writer, opened_bridge
-from tests.worker.conftest import eventually
 
 Steps = Callable[[int], Iterator[StepTrace]]
 

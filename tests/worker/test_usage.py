@@ -20,7 +20,8 @@ from sqlalchemy import func, select
 
 from tests.conftest import ROOT, empty
 from tests.factories import make_tenant
-from tests.worker.conftest import Jobs, deploy, eventually, worker_starter
+from tests.patience import eventually
+from tests.worker.conftest import Jobs, deploy, worker_starter
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 

@@ -13,8 +13,9 @@ from penstock_worker.messages import EngineSpec
 from redis import Redis
 
 from tests.conftest import ROOT
+from tests.patience import eventually
 from tests.worker.bridging import OpenBridge, opened_bridge
-from tests.worker.conftest import Jobs, StartWorker, eventually, is_alive
+from tests.worker.conftest import Jobs, StartWorker, is_alive
 
 STALL_SECONDS = 2.0
 HOW = "the engine process took no step for 2 s"

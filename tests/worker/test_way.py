@@ -10,7 +10,7 @@ from penstock_worker.messages import EngineSpec, StepReport
 from penstock_worker.way import MADE_WAY, Way
 from sqlalchemy import literal, select, update
 
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 from tests.worker.test_serving import House, Server, run_reasons
 from tests.worker.test_serving import house as house
 from tests.worker.test_serving import tokenizer as tokenizer

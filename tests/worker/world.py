@@ -18,7 +18,8 @@ from sqlalchemy import select
 
 from tests.conftest import empty
 from tests.factories import make_tenant
-from tests.worker.conftest import Jobs, WorkerProcess, deploy, eventually, worker_starter
+from tests.patience import eventually
+from tests.worker.conftest import Jobs, WorkerProcess, deploy, worker_starter
 
 # Among few candidates: a resumed run prefills what it decoded before, and the last bits of its sums may differ.
 SAMPLED = {"temperature": 4.0, "top_k": 3, "seed": 11, "ignore_eos": True}

@@ -27,8 +27,9 @@ from sqlalchemy import text
 
 from tests.conftest import ROOT, empty
 from tests.factories import make_tenant
+from tests.patience import eventually
 from tests.platform.api.conftest import Received, read_events
-from tests.worker.conftest import Jobs, StartWorker, WorkerProcess, deploy, eventually, is_alive, worker_starter
+from tests.worker.conftest import Jobs, StartWorker, WorkerProcess, deploy, is_alive, worker_starter
 from tests.worker.proxy import Proxy
 
 LEASE_SECONDS: Final = 3.0
@@ -279,7 +280,7 @@ def _process(name: str, settings: Settings, folder: Path, **more: str) -> Iterat
         "PENSTOCK_SECRET_KEY": settings.secret_key.get_secret_value(),
         "PENSTOCK_ENVIRONMENT": settings.environment,
         "PENSTOCK_LEASE_SECONDS": str(LEASE_SECONDS),
-        "PENSTOCK_SWEEP_SECONDS": "0.2",
+        "PENSTOCK_SWEEP_SECONDS": "0.4",
         "PENSTOCK_FILES_URL": str(folder / "files"),
         "PENSTOCK_LOG_FORMAT": "console",
     } | more

@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 
 from tests.acceptance.promises.house import ENDLESS, House
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 pytestmark = pytest.mark.drill
 HELD_TABLES: Final = ("job", "job_run", "job_journal")

@@ -16,7 +16,8 @@ from penstock.jobs.models import Job, JobJournal, JobRun
 from sqlalchemy import Connection, inspect, select, text
 
 from tests.acceptance.promises.house import House
-from tests.worker.conftest import WorkerProcess, eventually
+from tests.patience import eventually
+from tests.worker.conftest import WorkerProcess
 
 pytestmark = pytest.mark.drill
 LOCK: Final = 20261121

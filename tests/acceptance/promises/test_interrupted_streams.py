@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.acceptance.promises.house import ENDLESS, House, assert_whole
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 pytestmark = pytest.mark.drill
 

@@ -21,7 +21,7 @@ from penstock.usage.prices import NewPrice, set_price
 from sqlalchemy import func, select, text
 
 from tests.acceptance.promises.house import ENDLESS, SHORT, SLOTS, House, body_of
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 pytestmark = pytest.mark.drill
 CLIENTS: Final = 200

@@ -19,7 +19,7 @@ from penstock.registry.models import Worker
 from sqlalchemy import select
 
 from tests.acceptance.promises.house import SHORT, House
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 pytestmark = pytest.mark.drill
 

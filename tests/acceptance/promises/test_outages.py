@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.acceptance.promises.house import LEASE_SECONDS, SHORT, House, assert_whole, body_of
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 from tests.worker.proxy import Proxy
 
 pytestmark = pytest.mark.drill

@@ -1,13 +1,14 @@
 """How the tests look at services from outside."""
 
 import os
-import time
 from collections.abc import Callable
 
 import psutil
 import psycopg
 import redis
 from penstock.embedded import EmbeddedServices
+
+from tests.patience import looks
 
 
 def connect(url: str) -> psycopg.Connection:
@@ -34,12 +35,7 @@ def read_marks(services: EmbeddedServices) -> tuple[list[str], list[str]]:
 
 def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     """Whether the condition comes true; the time is only what a hanging test may take."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
+    return any(condition() for _ in looks(seconds))
 
 
 def alive(pid: int) -> bool:

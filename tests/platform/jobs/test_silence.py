@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import text
 
 from tests.factories import make_deployment, make_tenant, make_worker, submit_job
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 KeepHouse = Callable[..., None]
 

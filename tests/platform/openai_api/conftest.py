@@ -22,8 +22,9 @@ from penstock.registry.tokenizer import ModelTokenizer
 from penstock.settings import Settings
 from sqlalchemy import select
 
+from tests.patience import eventually
 from tests.platform.registry.tool_templates import HERMES
-from tests.worker.conftest import copy_demo_model, eventually
+from tests.worker.conftest import copy_demo_model
 from tests.worker.world import World, open_world
 
 GREEDY: dict[str, Any] = {"model": "tiny", "temperature": 0, "extra_body": {"ignore_eos": True}}

@@ -28,7 +28,7 @@ def test_every_example_runs(
     scope: dict[str, Any] = {"__name__": "examples"}
     with tended(house):
         for example in examples:
-            text = example.replace("http://127.0.0.1:8000", house.url).replace("psk_…", house.key)
+            text = example.replace("http://127.0.0.1:8080", house.url).replace("psk_…", house.key)
             exec(text.replace("invoice-extractor", "tiny"), scope)
         said = capsys.readouterr().out
         shell = run_shell(scope["batch"].id)

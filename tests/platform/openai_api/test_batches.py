@@ -8,9 +8,9 @@ import pytest
 from openai import BadRequestError, OpenAI
 from openai.types import Batch
 
+from tests.patience import eventually
 from tests.platform.openai_api.conftest import CHAT, House
 from tests.platform.openai_api.tending import tended
-from tests.worker.conftest import eventually
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 

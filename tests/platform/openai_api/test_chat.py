@@ -11,8 +11,8 @@ from openai.types.chat import ChatCompletionChunk
 from penstock.jobs import services as jobs
 from pydantic import BaseModel
 
+from tests.patience import eventually
 from tests.platform.openai_api.conftest import CHAT, GREEDY, House
-from tests.worker.conftest import eventually
 
 SAMPLED: dict[str, Any] = GREEDY | {"temperature": 1, "seed": 7, "max_tokens": 12}
 

@@ -22,7 +22,7 @@ def test_every_example_runs(house: House, capsys: pytest.CaptureFixture[str]) ->
     scope: dict[str, Any] = {"__name__": "examples"}
     said = []
     for example in examples:
-        ours = example.replace("http://127.0.0.1:8000", house.url).replace("psk_…", house.key).replace(CALLER, "tiny")
+        ours = example.replace("http://127.0.0.1:8080", house.url).replace("psk_…", house.key).replace(CALLER, "tiny")
         exec(ours, scope)
         said.append(capsys.readouterr().out)
     scope["client"].close()

@@ -24,9 +24,10 @@ from penstock_worker.file_lane import FileLane
 from redis import Redis
 
 from tests.factories import DEMO_MODEL
+from tests.patience import eventually
 from tests.platform.api.conftest import Caller, Worker, app, caller, make_caller, worker
 from tests.platform.registry.model_folders import make_folder
-from tests.worker.conftest import deploy, eventually
+from tests.worker.conftest import deploy
 
 __all__ = ["app", "caller", "make_caller", "worker"]  # fixtures
 QUANTIZE: dict[str, Any] = {

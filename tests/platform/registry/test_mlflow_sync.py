@@ -2,8 +2,7 @@
 
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 import pytest
@@ -16,6 +15,7 @@ from penstock.settings import Settings
 from pydantic import SecretStr
 from sqlalchemy import select
 
+from tests.patience import eventually
 from tests.platform.registry.conftest import Registrar
 from tests.platform.registry.outage import way_to
 
@@ -36,12 +36,6 @@ def at(settings: Settings, address: str) -> Settings:
     return settings.model_copy(update={"mlflow_tracking_uri": address})
 
 
-def eventually(holds: Callable[[], bool]) -> None:
-    """Wait until it holds; the test's own time limit is the only one."""
-    while not holds():
-        time.sleep(0.01)
-
-
 def champion(database: Database) -> str | None:
     with database.transaction() as session:
         policy = session.get(RoutingPolicy, "tiny")
@@ -55,9 +49,9 @@ def test_it_follows_until_it_is_told_to_stop(
 ) -> None:
     with running(synchroniser):
         registrar(alias="champion")
-        eventually(lambda: champion(database) == "1")
+        eventually(lambda: champion(database) == "1", "version 1 as the champion")
         registrar(alias="champion")
-        eventually(lambda: champion(database) == "2")
+        eventually(lambda: champion(database) == "2", "version 2 as the champion")
 
 
 def test_without_an_address_it_says_so_and_ends(database: Database, settings: Settings) -> None:
@@ -81,15 +75,15 @@ def test_an_outage_changes_nothing_and_is_said_once(
 
         synchroniser = Synchroniser(database, at(registry_settings, way.url))
         with running(synchroniser):
-            eventually(lambda: champion(database) == "1")
+            eventually(lambda: champion(database) == "1", "version 1 as the champion")
             way.cut()
-            eventually(lambda: synchroniser.failures >= 3)
+            eventually(lambda: synchroniser.failures >= 3, "three failed turns")
             registrar(alias="champion")
             assert champion(database) == "1"
             assert said("registry.unreachable") == 1
             way.open = True
-            eventually(lambda: champion(database) == "2")
-            eventually(lambda: said("registry.followed_again") == 1)
+            eventually(lambda: champion(database) == "2", "version 2 as the champion")
+            eventually(lambda: said("registry.followed_again") == 1, "word of it")
 
 
 def test_a_tick_without_mlflow_raises_and_changes_nothing(
