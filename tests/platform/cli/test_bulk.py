@@ -78,9 +78,16 @@ def test_all_jobs_with_a_tag_are_cancelled_and_submitted_again(connected_call: C
     assert {job.retry_of for job in made} == {job.id for job in connected.jobs.list(status="cancelled")}
     assert connected_call("list", "--tag", "red", "--status", "cancelled", "--class", "batch").stdout == ""
 
+    one, other = (job.id for job in made)
+    named = connected_call("jobs", "cancel", one)
+    assert named.exit_code == 0, named.output
+    assert connected.bulk.get(named.stdout.strip()).filter == {}
+    assert [connected.jobs.get(job_id).status for job_id in (one, other)] == ["cancelled", "queued"]
+
 
 def test_without_a_filter_nothing_is_begun(connected_call: Call, connected: Client) -> None:
     assert connected_call("jobs", "cancel").exit_code == 2
+    assert connected_call("jobs", "cancel", "job_1", "--tag", "red").exit_code == 2
     assert list(connected.bulk.list()) == []
 
 
