@@ -62,6 +62,12 @@ def gate_page(rollout: Document, state: str | None = None, step: int = 0) -> Gat
     return _page(rollout, find_gate(rollout, state, step))
 
 
+def why_it_ended(rollout: Document) -> str | None:
+    """The reason that its last gate's harm was proven by; none where no gate ended it."""
+    last = gate_page(rollout)
+    return last.guards[0].why if last is not None and last.guards[0].verdict == "rollback" else None
+
+
 def find_gate(rollout: Document, state: str, step: int) -> Document:
     """The gate's document. Raises `NotFound` for one that was not judged."""
     found: Document | None = next(

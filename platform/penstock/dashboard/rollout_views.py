@@ -8,7 +8,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from penstock.dashboard.beginning import FIELDS, Which, asked_for, candidates, errors_at, which_of
 from penstock.dashboard.gate import back_to, live, operators_pages, part, told_of
-from penstock.dashboard.gate_page import find_gate, gate_page, unit_of
+from penstock.dashboard.gate_page import find_gate, gate_page, unit_of, why_it_ended
 from penstock.dashboard.gate_pictures import confidence_chart
 from penstock.dashboard.policy_views import cost_of
 from penstock.errors import NotFound, PenstockError
@@ -172,7 +172,7 @@ def _parts(rollout_id: str, state: str | None, step: int) -> str:
         story = reading.story(session, rollout_id)
         rollout = rollout_detail(story)
     gate = gate_page(rollout, state, step)
-    return render_template("admin/rollout-parts.html", rollout=rollout, gate=gate)
+    return render_template("admin/rollout-parts.html", rollout=rollout, gate=gate, ended=why_it_ended(rollout))
 
 
 def _parts_address(rollout_id: str, state: str | None, step: int) -> str:

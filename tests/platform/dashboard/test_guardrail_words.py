@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from penstock.dashboard.gate_page import GatePage, gate_page
+from penstock.dashboard.gate_page import GatePage, gate_page, why_it_ended
 from penstock.dashboard.guardrail_words import between, figure, lasting, percent, points
 from penstock.rollouts.evidence import Comparison, Evidence, OfflineFigures
 from penstock.rollouts.free_running import Ended, FreeRun
@@ -28,14 +28,19 @@ FIGURES = OfflineFigures(
 ALIKE = Sample(((-1000, 4), (0, 101), (1000, 4)))
 
 
-def page(position: Position, evidence: Evidence, policy: Policy = POLICY) -> GatePage:
-    """The gate as its page would show it, judged on that evidence."""
-    gate = {
+def gate_of(position: Position, evidence: Evidence, policy: Policy = POLICY) -> dict[str, Any]:
+    """The gate's document, judged on that evidence."""
+    return {
         "status": position.state.value, "step": position.step, "title": position.title, "judged_at": "now",
         "judgement": JUDGEMENT.dump_python(judge(position, policy, evidence), mode="json"),
         "evidence": evidence_document(evidence, policy), "history": [],
     }  # fmt: skip
-    found = gate_page({"policy": policy.model_dump(mode="json"), "gates": [gate]})
+
+
+def page(position: Position, evidence: Evidence, policy: Policy = POLICY) -> GatePage:
+    """The gate as its page would show it."""
+    gates = [gate_of(position, evidence, policy)]
+    found = gate_page({"policy": policy.model_dump(mode="json"), "gates": gates})
     assert found is not None
     return found
 
@@ -59,6 +64,15 @@ def test_intervals_are_told_in_points_beside_their_margin() -> None:
     assert told["Enough seen"] == "110 jobs of the candidate were seen; 20 are wanted at least."
     first = said(replace(CANARY, step=0), canary())
     assert first["Failures"].endswith("(109 pairs of jobs); up to 25 points more are allowed.")
+
+
+def test_a_rollout_ended_for_what_its_last_gate_proved() -> None:
+    shadow = gate_of(Position(State.SHADOW), Evidence())
+    harmed = gate_of(CANARY, canary(failures=Tally().plus(0.05, 9, 21)))
+    rollout = {"policy": POLICY.model_dump(mode="json"), "gates": [shadow, harmed]}
+    assert str(why_it_ended(rollout)).startswith("9 of the 30 failures are the candidate's")
+    assert why_it_ended(rollout | {"gates": [shadow]}) is None
+    assert why_it_ended(rollout | {"gates": []}) is None
 
 
 def test_harm_is_told_by_whose_events_they_were() -> None:
