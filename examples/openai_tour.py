@@ -1,7 +1,7 @@
 """OpenAI's own client against a running Penstock: a chat, a stream, a broken background response, a batch of invoices.
 
     penstock up --model invoice-extractor=examples/invoices/model      # prints the key
-    OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=psk_... python -m examples.openai_tour
+    OPENAI_BASE_URL=http://127.0.0.1:8080/v1 OPENAI_API_KEY=psk_... python -m examples.openai_tour
 
 Ends with 1 when anything was not as it should be.
 """

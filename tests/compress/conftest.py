@@ -4,11 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.engine.tiny import TinyModel, make_tiny
 
 LENGTH = 32
+
+
+def all_tensors(folder: Path) -> dict[str, Tensor]:
+    """What a checkpoint holds, by name."""
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 @pytest.fixture(scope="session")

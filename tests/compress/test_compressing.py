@@ -12,10 +12,10 @@ from penstock_compress.calibration import read_tokens
 from penstock_compress.grids import Grid
 from penstock_compress.packing import from_tensors
 from penstock_compress.recipe import SCHEMES
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
+from tests.compress.conftest import all_tensors
 from tests.engine.tiny import TinyModel, make_tiny
 
 PROMPT = torch.randint(8, 199, (3, 20), generator=torch.Generator().manual_seed(11))
@@ -43,10 +43,6 @@ def loaded(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, quantization_config=CompressedTensorsConfig(dequantize=True)
     ).eval()
-
-
-def all_tensors(folder: Path) -> dict[str, Tensor]:
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 @pytest.mark.parametrize("scheme", list(SCHEMES))

@@ -17,10 +17,10 @@ from penstock_compress.lessons import Answering, Lesson, answer, read_lessons
 from penstock_compress.pruning import Cut, prune
 from penstock_compress.training import IGNORED, Batch, Batches, Training, loss_of
 from penstock_compress.training_cli import distil as command
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.compress.conftest import all_tensors
 from tests.engine.tiny import TinyModel, make_tiny
 
 MODEL = Path("examples/invoices/model")
@@ -46,10 +46,6 @@ def student(tiny: TinyModel, tokens: Tensor, tmp_path_factory: pytest.TempPathFa
 
 def lessons_of(tokens: Tensor) -> list[Lesson]:
     return [Lesson(tuple(row), 8) for row in tokens.tolist()]
-
-
-def all_tensors(folder: Path) -> dict[str, Tensor]:
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def loaded(folder: Path) -> Any:

@@ -11,10 +11,10 @@ from penstock_compress.errors import CalibrationUnusable, InvalidRecipe, SourceU
 from penstock_compress.pruning import Cut, influence, prune, refit, strongest
 from penstock_compress.pruning_cli import prune as command
 from penstock_engine import Engine, EngineConfig, Request, SamplingParams
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tests.compress.conftest import all_tensors
 from tests.engine.tiny import TinyModel, make_tiny
 
 PROMPT = torch.randint(8, 199, (2, 20), generator=torch.Generator().manual_seed(11))
@@ -44,10 +44,6 @@ def greedy(folder: Path, count: int) -> list[int]:
     while engine.has_work:
         said += [delta.token_id for delta in engine.step().deltas]
     return said
-
-
-def all_tensors(folder: Path) -> dict[str, Tensor]:
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def with_dead_parts(folder: Path, kind: str) -> TinyModel:

@@ -23,10 +23,10 @@ from penstock_compress.recipe import SCHEMES, Recipe
 from penstock_compress.source import Source
 from penstock_compress.training import STATE, Training
 from penstock_compress.training_cli import qat as command
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
+from tests.compress.conftest import all_tensors
 from tests.engine.tiny import TinyModel, make_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
@@ -46,10 +46,6 @@ def one_thread() -> Iterator[None]:
 
 def lessons_of(tokens: Tensor) -> list[Lesson]:
     return [Lesson(tuple(row), 8) for row in tokens.tolist()]
-
-
-def all_tensors(folder: Path) -> dict[str, Tensor]:
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def divergence(reference: Any, folder: Path, tokens: Tensor) -> float:
