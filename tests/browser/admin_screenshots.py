@@ -22,6 +22,8 @@ from penstock.db import Database
 from penstock.dead_letters.models import DeadLetter
 from penstock.embedded import EmbeddedServices
 from penstock.ids import new_id
+from penstock.rollouts.models import Rollout
+from penstock.rollouts.states import State
 from penstock.settings import Settings
 from playwright.sync_api import Browser, sync_playwright
 from pydantic import SecretStr
@@ -99,10 +101,11 @@ def people_the(database: Database) -> dict[str, str]:
         scene = set_scene(session, tenant, Actor(ActorKind.USER, user.id, user.email, None, scopes=()), rollouts_of)
         write_traffic(session, utc_now(), minutes=A_DAY)
         letter = session.scalars(select(DeadLetter.id).where(DeadLetter.job_id == scene.letter_job_id)).one()
-        return pages_of(scene, tenant.id, letter)
+        ended = session.scalars(select(Rollout.id).where(Rollout.state == State.ROLLED_BACK)).one()
+        return pages_of(scene, tenant.id, letter, ended)
 
 
-def pages_of(scene: Scene, tenant_id: str, letter_id: str) -> dict[str, str]:
+def pages_of(scene: Scene, tenant_id: str, letter_id: str, ended_id: str) -> dict[str, str]:
     """Each page's name and address."""
     rollout = f"/admin/rollouts/{scene.rollout_id}"
     return {
@@ -114,6 +117,8 @@ def pages_of(scene: Scene, tenant_id: str, letter_id: str) -> dict[str, str]:
         "rollouts": "/admin/rollouts",
         "new-rollout": f"/admin/rollouts/new?candidate={scene.model}:2",
         "rollout": rollout,
+        "rollout-shadow": f"{rollout}/gates/shadow/0",
+        "rollout-rolled-back": f"/admin/rollouts/{ended_id}",
         "flips": f"{rollout}/flips",
         "policies": "/admin/policies",
         "policy": f"/admin/policies/{scene.model}",
