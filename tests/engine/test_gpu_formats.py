@@ -31,7 +31,7 @@ from triton.runtime import interpreter
 from tests.engine.driving import Parity, greedy, parity, run_all
 from tests.engine.parity_table import LOGPROB_TOLERANCE
 from tests.engine.rounded import rounded
-from tests.engine.tiny import VOCABULARY, TinyModel, random_prompt
+from tests.engine.tiny import SCORES, VOCABULARY, TinyModel, random_prompt
 
 LAYERS = 2
 WIDE = {"num_hidden_layers": LAYERS, "hidden_size": 128, "intermediate_size": 256, "initializer_range": 0.1}
@@ -104,6 +104,7 @@ class TestRoundedWeights:
             "Linear": "2",
             "PoolAttention": "1",
             "W8A8": str(2 + 2 * 2),
+            "scores": SCORES,
         }
         assert told == expected
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tests.engine.driving import greedy, parity, run_all
 from tests.engine.parity_table import LOGPROB_TOLERANCE
-from tests.engine.tiny import VOCABULARY, TinyModel, random_prompt
+from tests.engine.tiny import SCORES, VOCABULARY, TinyModel, random_prompt
 
 LAYERS = 2
 WINDOW = 11
@@ -237,7 +237,7 @@ class TestWhatIsChosen:
         assert (
             self.chosen(model)
             == self.chosen(model, kernels="compiled")
-            == {"layers": "compiled by Triton", "tiles": "in code", **counts}
+            == {"layers": "compiled by Triton", "tiles": "in code", "scores": SCORES, **counts}
         )
         assert self.chosen(model, kernels="torch")["layers"] == "torch (as asked for)"
 

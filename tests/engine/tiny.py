@@ -120,6 +120,7 @@ class TinyModel:
             return torch.cat(passes).log_softmax(-1)
 
 
+SCORES = "torch" if support.lacking() else "compiled for AVX-512"  # what reads scores of logits in a CPU's memory
 compiled_only = pytest.mark.skipif(bool(support.lacking()), reason=f"compiled kernels: {support.lacking()}")
 KERNELS = ("torch", pytest.param("compiled", marks=compiled_only))
 
