@@ -37,6 +37,8 @@ SCREENS: Final[dict[str, ViewportSize]] = {
     "wide": {"width": 1440, "height": 900},
     "narrow": {"width": 390, "height": 844},
 }
+_RARE: Final = 160
+"""Of a picture's 256 colours, those that are chosen for the pixels of few."""
 EVERYWHERE: Final = ("sign-in", "jobs", "job", "playground", "batch", "usage")
 """Pages of which there are pictures in every look; of the others there is one, light and wide."""
 USED: Final = """
@@ -160,7 +162,7 @@ def _walk(page: Page, platform: Platform, pages: Mapping[str, str], folder: Path
 
 
 def picture(page: Page, target: Path, *, whole: bool) -> None:
-    """Write what the page shows as a PNG of its 256 most frequent colours, which is a third of the size."""
+    """Write what the page shows as a PNG of 256 colours, which is a third of the size."""
     page.mouse.move(0, 0)
     page.wait_for_timeout(700)
     image = Image.open(BytesIO(page.screenshot(full_page=whole))).convert("RGB")
@@ -169,12 +171,13 @@ def picture(page: Page, target: Path, *, whole: bool) -> None:
 
 
 def _of_few_colours(image: Image.Image) -> Image.Image:
-    """The picture in its 256 most frequent colours, which stay as they are; other pixels get the nearest of them."""
+    """The picture in 256 colours: the most frequent as they are, and such as come near to all others, however rare."""
     pixels = np.asarray(image, dtype=np.int64)
     packed = (pixels[..., 0] << 16) | (pixels[..., 1] << 8) | pixels[..., 2]
     codes, where, counts = np.unique(packed, return_inverse=True, return_counts=True)
     colours = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1)
-    palette = colours[np.argsort(-counts)[:256]]
+    rare = image.quantize(_RARE, method=Image.Quantize.MAXCOVERAGE).getpalette() or []
+    palette = np.concatenate([colours[np.argsort(-counts)[: 256 - _RARE]], np.reshape(rare, (-1, 3))])
     nearest = ((colours[:, None] - palette[None]) ** 2).sum(axis=2).argmin(axis=1)
     few = Image.fromarray(nearest[where].reshape(pixels.shape[:2]).astype(np.uint8))
     few.putpalette(palette.astype(np.uint8).tobytes())
