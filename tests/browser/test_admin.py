@@ -38,7 +38,8 @@ def test_pages_are_accessible_and_fit(site: Site, scene: Scene, open_tab: OpenTa
     tab.sign_in_to("**/admin/")
     for path in (
         "/admin/", "/admin/workers", "/admin/models", f"/admin/models/{scene.model}", "/admin/rollouts", rollout,
-        f"{rollout}/flips", "/admin/dead-letters", "/admin/tenants", f"/admin/tenants/{site.tenant.id}",
+        f"{rollout}/flips", "/admin/policies", f"/admin/policies/{scene.model}",
+        "/admin/dead-letters", "/admin/tenants", f"/admin/tenants/{site.tenant.id}",
         "/admin/audit", "/admin/health",
     ):  # fmt: skip
         tab.open(path)
