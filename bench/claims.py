@@ -21,8 +21,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
 from penstock import __version__
 from penstock.clock import utc_now
 from penstock.db import Database
@@ -32,6 +30,7 @@ from penstock.fairness.turns import NEXT
 from penstock.jobs import lease
 from penstock.jobs.models import Job
 from penstock.jobs.states import JobState
+from penstock.migrate import upgrade
 from penstock.settings import Settings
 from pydantic import SecretStr
 from sqlalchemy import text
@@ -92,12 +91,8 @@ def empty_database() -> Iterator[Database]:
                 secret_key=SecretStr("only-for-the-bench"),
                 database_pool_size=16,
             )
+            upgrade(settings)
             database = Database(settings)
-            with database.engine.begin() as connection:
-                config = Config()
-                config.set_main_option("script_location", str(ROOT / "migrations"))
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
             yield database
             database.close()
 
