@@ -6,7 +6,6 @@ forgets is made again.
 """
 
 import json
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from redis import Redis
 from penstock.places import Places
 from penstock.rollouts.policy import Policy
 from penstock.rollouts.rehearsal import HARMLESS, Effect, rehearse
+from penstock.rollouts.simulation import quantile
 from penstock.rollouts.verdicts import Verdict
 
 CHAMPION_FAILS: Final = 0.01
@@ -71,11 +71,11 @@ class Outcome:
 
     def jobs(self, level: float) -> int:
         """Within so many jobs that part of the runs with the usual end had it."""
-        return _quantile([end.jobs for end in self._usual], level)
+        return round(quantile([end.jobs for end in self._usual], level))
 
     def served(self, level: float) -> int:
         """The same of jobs that the candidate served."""
-        return _quantile([end.served for end in self._usual], level)
+        return round(quantile([end.served for end in self._usual], level))
 
     @property
     def _usual(self) -> list[End]:
@@ -136,7 +136,3 @@ def _field(kind: Kind, piece: int) -> str:
 
 def _read(text: bytes) -> tuple[End, ...]:
     return tuple(End(Verdict(verdict), jobs, served) for verdict, jobs, served in json.loads(text))
-
-
-def _quantile(values: list[int], level: float) -> int:
-    return sorted(values)[max(math.ceil(level * len(values)) - 1, 0)]

@@ -5,7 +5,7 @@ figures can be had again to the digit.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,7 +80,7 @@ class Alarms:
         return quantile(self.jobs, level), quantile(self.exposed, level)
 
 
-def quantile(values: tuple[float, ...], level: float) -> float:
+def quantile(values: Sequence[float], level: float) -> float:
     """The least value that so many of them do not exceed."""
     return sorted(values)[max(math.ceil(level * len(values)) - 1, 0)]
 

@@ -112,10 +112,6 @@ class Interval:
     low: float
     high: float
 
-    def narrowed_by(self, later: "Interval") -> "Interval":
-        """Both together, which is as sure as each: the running intersection."""
-        return Interval(max(self.low, later.low), min(self.high, later.high))
-
 
 def log_threshold(alpha: float, tests: int = 1) -> float:
     """What a log capital must reach. One of `tests` that may each alarm bears `alpha / tests` (Bonferroni)."""

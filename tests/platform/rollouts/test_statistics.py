@@ -148,10 +148,6 @@ def test_without_values_the_mean_may_be_anything() -> None:
     assert mean_interval(same, alpha_low=0.05, alpha_high=0.05).low > 0.75
 
 
-def test_a_later_interval_narrows_an_earlier_one() -> None:
-    assert Interval(-0.2, 0.1).narrowed_by(Interval(-0.3, 0.05)) == Interval(-0.2, 0.05)
-
-
 def test_values_are_kept_in_thousandths_and_within_their_bounds() -> None:
     sample = Sample().plus(0.1234, 0.1226, -1.0).plus(0.1234)
     assert sample.counts == ((-1000, 1), (123, 3))
