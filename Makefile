@@ -32,9 +32,9 @@ demo: setup  ## Start everything on embedded services, run real invoices through
 up: setup  ## Start the whole platform on this machine; Ctrl-C stops it
 	@$(BIN)/penstock up
 
-test: setup  ## Run all tests, in six processes (installs Chromium for the browser tests when it can)
+test: setup  ## Run all tests, in four processes (installs Chromium for the browser tests when it can)
 	@deploy/install-chromium
-	@$(BIN)/python -m pytest -n 6 --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 4 --no-loadscope-reorder
 
 lint: setup  ## Style, types and the import rule
 	@$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import cast
 
+import psycopg
 import pytest
 from alembic import command
 from alembic.config import Config
@@ -23,7 +24,7 @@ from penstock.settings import Settings
 from penstock.tables import Base
 from pydantic import SecretStr
 from redis import Redis
-from sqlalchemy import text
+from sqlalchemy import event, text
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
@@ -67,9 +68,9 @@ FIRST = (
 """Files for the processes to begin with: engines that start at once would compile the same kernels."""
 LONGEST = ("worker", "embedded", "browser", "openai_api", "acceptance", "registry", "bench", "examples", "cli")
 """Rooms whose tests wait for processes that they start. The others compute."""
-COMPUTING = 2
-"""So many of several test processes compute while there is something to compute, one for each core: beside tests that
-wait no core then stands idle."""
+COMPUTING = 1
+"""So many of several test processes compute while there is something to compute: beside tests that wait no core then
+stands idle."""
 ONE_HOUSE = ("tests/platform/openai_api", "tests/acceptance/promises", "tests/registry", "tests/browser")
 """Rooms whose files share a fixture that takes seconds to start: one process runs them all."""
 
@@ -165,6 +166,7 @@ def settings(services: EmbeddedServices) -> Settings:
 def migrated(settings: Settings) -> Iterator[Database]:
     """The test database, migrated to the newest revision."""
     database = Database(settings)
+    event.listen(database.engine, "connect", _be_patient)
     with database.engine.connect() as connection:
         config = Config()
         config.set_main_option("script_location", str(ROOT / "migrations"))
@@ -173,6 +175,13 @@ def migrated(settings: Settings) -> Iterator[Database]:
         connection.commit()
     yield database
     database.close()
+
+
+def _be_patient(connection: psycopg.Connection, _record: object) -> None:
+    """Tests hold transactions open on purpose: on a slow machine for longer than a process may that has frozen."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET idle_in_transaction_session_timeout = '60s'")
+    connection.commit()
 
 
 @pytest.fixture

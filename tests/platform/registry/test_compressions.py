@@ -1,13 +1,12 @@
 """A quantization from the request to the registered version: the real tool, the real registry, and a crash between."""
 
-import os
-import signal
-import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import psutil
 import pytest
 from penstock.compressions.publication import Publication, publish
 from penstock.compressions.publishing import Publisher
@@ -54,6 +53,14 @@ def run_of(client: mlflow.MlflowClient, job_id: str) -> Any:
     return client.get_run(run.info.run_id)  # a search leaves inputs out
 
 
+def tool_of(job_id: str) -> psutil.Process | None:
+    for process in psutil.process_iter(["cmdline"]):
+        given = process.info["cmdline"] or []
+        if "quantize" in given and any(job_id in argument for argument in given):
+            return process
+    return None
+
+
 def test_a_quantization_survives_a_crash_and_ends_as_a_registered_version(
     caller: Caller, worker: Worker, database: Database, redis: Redis, registry_settings: Settings, tmp_path: Path
 ) -> None:
@@ -63,10 +70,12 @@ def test_a_quantization_survives_a_crash_and_ends_as_a_registered_version(
     job_id = caller.post("/v1/jobs", QUANTIZE).json["id"]
     thread = threading.Thread(target=lambda: [lane.work_once() for _ in range(2)])
     thread.start()
-    making = tmp_path / ".making" / job_id
-    eventually((making / "model.partial" / "progress.json").exists, "the first part")
-    (tool,) = subprocess.check_output(["pgrep", "-f", f"penstock_compress quantize.*{job_id}"], text=True).split()
-    os.kill(int(tool), signal.SIGKILL)
+    tool = eventually(lambda: tool_of(job_id), "the tool")
+    first_part = tmp_path / ".making" / job_id / "model.partial" / "progress.json"
+    while not first_part.exists():
+        assert tool.is_running(), "it ended before it was seen at work"
+        time.sleep(0.002)  # all parts together take a third of a second
+    tool.kill()
     eventually(lambda: Publisher(database, settings).publish_next(), "something to publish")
     thread.join(30)
 

@@ -239,13 +239,13 @@ def test_jobs_of_a_time_are_found_by_indexes(database: Database, ended: Ended) -
     more = {"first_id": first_id("job", NOW), "last_id": first_id("job", NOW), "smallest": 0.1, "log_growth": 0.1}
     with database.transaction() as session:
         session.execute(text("SET LOCAL enable_seqscan = off"))
-        for statement, index in (
+        for statement, sign in (
             (counting._FINISHED, "ix_job_tenant_finished"),
             (counting._SPREADS, "ix_job_tenant_finished"),
-            (counting._SUBMITTED, "pk_job"),
+            (counting._SUBMITTED, "Index Cond: ((id >= "),  # two indexes have it: of so few rows either is as good
         ):
             plan = session.execute(text(f"EXPLAIN {statement.text}"), span | more).scalars().all()
-            assert any(f"{index}" in step for step in plan), plan
+            assert any(sign in step for step in plan), plan
 
 
 @pytest.mark.parametrize(
