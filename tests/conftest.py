@@ -27,7 +27,6 @@ from redis import Redis
 from sqlalchemy import event, text
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
-from xdist.workermanage import WorkerController
 
 from tests.factories import WordCounter
 
@@ -66,11 +65,7 @@ FIRST = (
     "browser/test_live_page.py",
 )
 """Files for the processes to begin with: engines that start at once would compile the same kernels."""
-LONGEST = ("worker", "embedded", "browser", "openai_api", "acceptance", "registry", "bench", "examples", "cli")
-"""Rooms whose tests wait for processes that they start. The others compute."""
-COMPUTING = 1
-"""So many of several test processes compute while there is something to compute: beside tests that wait no core then
-stands idle."""
+LONGEST = ("worker", "embedded", "browser", "openai_api", "acceptance", "bench", "examples", "cli")
 ONE_HOUSE = ("tests/platform/openai_api", "tests/acceptance/promises", "tests/registry", "tests/browser")
 """Rooms whose files share a fixture that takes seconds to start: one process runs them all."""
 
@@ -82,15 +77,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         file = item.nodeid.removeprefix("tests/").partition("::")[0]
         if file in FIRST:
             return FIRST.index(file) - len(FIRST)
-        room = room_of(item.nodeid)
+        room = file.removeprefix("platform/").split("/")[0]
         return LONGEST.index(room) if room in LONGEST else len(LONGEST)
 
     items.sort(key=rank)
-
-
-def room_of(place: str) -> str:
-    """The folder that names what is tested: `worker`, `engine`, of the platform's `jobs`, `api`..."""
-    return place.removeprefix("tests/").removeprefix("platform/").partition("/")[0]
 
 
 def pytest_collection_finish() -> None:
@@ -101,24 +91,12 @@ def pytest_collection_finish() -> None:
 
 
 class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist ships no types
-    """Gives a process a file at a time, or a room of `ONE_HOUSE`; one that waits, while not too many others do."""
+    """Gives a process a file at a time, or a room of `ONE_HOUSE`."""
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)
         room = file.rpartition("/")[0]
         return room if room in ONE_HOUSE else file
-
-    def _assign_work_unit(self, node: WorkerController) -> None:
-        busy = sum(self._is_waiting(other) for other in self.nodes if other is not node)
-        wanted = busy < len(self.nodes) - COMPUTING
-        fitting = (scope for scope in self.workqueue if (room_of(scope) in LONGEST) == wanted)
-        if (scope := next(fitting, None)) is not None:
-            self.workqueue.move_to_end(scope, last=False)
-        super()._assign_work_unit(node)
-
-    def _is_waiting(self, node: WorkerController) -> bool:
-        units = self.assigned_work[node].items()
-        return any(room_of(scope) in LONGEST and not all(done.values()) for scope, done in units)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -68,7 +68,8 @@ def test_a_quantization_survives_a_crash_and_ends_as_a_registered_version(
     lane = FileLane(settings, "wrk_1", database, Journal(redis, "test"))
     answered(caller, worker)
     job_id = caller.post("/v1/jobs", QUANTIZE).json["id"]
-    thread = threading.Thread(target=lambda: [lane.work_once() for _ in range(2)])
+    published = threading.Event()
+    thread = threading.Thread(target=lambda: [lane.work_once() for _ in iter(published.is_set, True)])
     thread.start()
     tool = eventually(lambda: tool_of(job_id), "the tool")
     first_part = tmp_path / ".making" / job_id / "model.partial" / "progress.json"
@@ -76,7 +77,8 @@ def test_a_quantization_survives_a_crash_and_ends_as_a_registered_version(
         assert tool.is_running(), "it ended before it was seen at work"
         time.sleep(0.002)  # all parts together take a third of a second
     tool.kill()
-    eventually(lambda: Publisher(database, settings).publish_next(), "something to publish")
+    eventually(lambda: Publisher(database, settings).publish_next(), "something to publish", patience=200)
+    published.set()
     thread.join(30)
 
     job = caller.get(f"/v1/jobs/{job_id}").json
