@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
 PATIENCE_SECONDS: Final = 60.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.06  # a look often asks a database: those who wait leave the cores to the others
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.02  # what is to be disturbed while it runs must be seen in time
 T = TypeVar("T")
 
 

@@ -162,11 +162,16 @@ def test_what_a_slow_service_logs_is_told_until_it_is_ready(
     assert told[begun:] == [line, line, line, ("program", "ready")]
 
 
+def grandchild_of(program: Program) -> int:
+    assert eventually(lambda: bool(program.log.last_lines())), "it has not said whom it started"
+    return int(program.log.last_lines()[0].split()[1])
+
+
 def test_stopping_leaves_no_grandchild(folder: StateFolder, supervisor: Supervisor) -> None:
     program = Program(folder, PARENT)
     supervisor.start(program)
     session = supervisor.processes["program"]
-    grandchild = int(program.log.last_lines()[0].split()[1])
+    grandchild = grandchild_of(program)
     assert set(session_members(session)) == {session, grandchild}
     supervisor.stop()
     assert not any(alive(pid) for pid in (grandchild, *session_members(session)))
@@ -177,7 +182,7 @@ def test_a_grandchild_of_a_crashed_service_is_ended_before_the_restart(
 ) -> None:
     program = Program(folder, PARENT)
     supervisor.start(program)
-    grandchild = int(program.log.last_lines()[0].split()[1])
+    grandchild = grandchild_of(program)
     os.kill(supervisor.processes["program"], signal.SIGKILL)
     assert eventually(lambda: ("program", "ready again") in told)
     assert not alive(grandchild)

@@ -1,4 +1,5 @@
-// Bars by day: the one under the pointer, or which the arrow keys came to, is told below the picture.
+// Bars by day: the one under the pointer, or which the arrow keys came to, is told below the picture. It stays told: were
+// its words taken away as something else is pressed, that would move from under the pointer.
 
 export function serveDays(figure) {
   const days = [...figure.querySelectorAll("g[data-says]")];
@@ -14,8 +15,6 @@ export function serveDays(figure) {
   }
 
   days.forEach((day, at) => day.addEventListener("pointerenter", () => show(at)));
-  picture.addEventListener("pointerleave", () => show(-1));
-  picture.addEventListener("blur", () => show(-1));
   picture.addEventListener("keydown", (event) => {
     const last = days.length - 1;
     const from = shown < 0 ? last + 1 : shown;
